@@ -1,0 +1,3 @@
+//! Linker arguments of the init.
+
+fn main() {}

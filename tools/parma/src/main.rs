@@ -1,0 +1,3 @@
+//! Parma's command line.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Builds, measures, tests and demonstrates Parma.
+
+fn main() {}
