@@ -1,3 +1,10 @@
 //! What runs in a Parma guest, and what guest and host must agree on.
+//!
+//! Without features this is the part that host tools share: the [`wire`] protocol and the names of the enforcement
+//! points. The feature `guest` adds everything that makes system calls.
 #![cfg_attr(not(test), no_std)]
 extern crate alloc;
+
+pub mod gate;
+pub mod point;
+pub mod wire;

@@ -1,0 +1,209 @@
+//! Actions: what the guest can do, and the permit without which it does none of it.
+//!
+//! Paper, section 3.2: the inductive step. An [`Actor`] changes the guest only in functions that take a [`Permit`] by
+//! value, and only [`super::Gate`] can make one, after the policy allowed exactly the action inside it. So that nothing
+//! happens without a decision is checked by the compiler, and so is that what happens is what was decided on.
+
+use super::fields::{
+    Args, CapabilitySets, ContainerId, DataBlocks, Env, RootHash, Serial, Signal, Slot, Umask, UserSpec,
+    WorkingDir,
+};
+use crate::wire::{Stdio, Step};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Leave to do one action, once.
+#[derive(Debug)]
+#[must_use = "an action that was allowed is done, or its decision undone"]
+pub struct Permit<A> {
+    action: A,
+}
+
+impl<A> Permit<A> {
+    /// Only the gate calls this, after a decision.
+    pub(super) fn granted(action: A) -> Self {
+        Self { action }
+    }
+
+    /// A permit for a unit test of an actor.
+    #[cfg(test)]
+    pub(crate) fn for_test(action: A) -> Self {
+        Self { action }
+    }
+
+    /// Uses the permit up.
+    pub fn into_action(self) -> A {
+        self.action
+    }
+}
+
+/// Number of a process: unique until power-off, from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessId(pub(crate) u32);
+
+impl ProcessId {
+    /// As it travels.
+    pub fn get(self) -> u32 {
+        self.0
+    }
+}
+
+/// Map a device through dm-verity and mount it read-only at its slot.
+#[derive(Debug, Clone)]
+pub struct MountDevice {
+    /// The device.
+    pub device: Serial,
+    /// Where it goes.
+    pub slot: Slot,
+    /// Root of its hash tree; the policy allowed this one.
+    pub root_hash: RootHash,
+    /// Its size. The actor refuses a filesystem that says otherwise (difference D4).
+    pub data_blocks: DataBlocks,
+}
+
+/// Unmount a layer and remove its mapping.
+#[derive(Debug, Clone)]
+pub struct UnmountDevice {
+    /// Where it is.
+    pub slot: Slot,
+}
+
+/// Assemble a container's root filesystem.
+#[derive(Debug, Clone)]
+pub struct MountOverlay {
+    /// The container.
+    pub container: ContainerId,
+    /// Its layers, top first.
+    pub layers: Vec<Slot>,
+}
+
+/// Take it apart.
+#[derive(Debug, Clone)]
+pub struct UnmountOverlay {
+    /// The container.
+    pub container: ContainerId,
+}
+
+/// A process to start.
+#[derive(Debug, Clone)]
+pub struct StartProcess<'a> {
+    /// Its number.
+    pub process: ProcessId,
+    /// Its argument vector.
+    pub args: Args<'a>,
+    /// Its environment, after what the policy dropped.
+    pub env: Env<'a>,
+    /// Its working directory, inside the container.
+    pub working_dir: WorkingDir<'a>,
+    /// Who it runs as, already resolved.
+    pub user: User,
+    /// Its file mode creation mask.
+    pub umask: Umask,
+    /// Its capabilities, after what the policy dropped.
+    pub capabilities: CapabilitySets,
+    /// Whether it can never gain privileges.
+    pub no_new_privileges: bool,
+    /// Streams to keep for the host; the others are `/dev/null`.
+    pub stdio: Stdio,
+}
+
+/// Create a container on its overlay and start its init process.
+#[derive(Debug, Clone)]
+pub struct CreateContainer<'a> {
+    /// The container.
+    pub container: ContainerId,
+    /// Its init process.
+    pub init: StartProcess<'a>,
+}
+
+/// Start a further process in a container.
+#[derive(Debug, Clone)]
+pub struct ExecInContainer<'a> {
+    /// The container.
+    pub container: ContainerId,
+    /// The process.
+    pub process: StartProcess<'a>,
+}
+
+/// Send a signal to a process.
+#[derive(Debug, Clone, Copy)]
+pub struct SignalProcess {
+    /// The process.
+    pub process: ProcessId,
+    /// The signal.
+    pub signal: Signal,
+}
+
+/// Kill what runs in a container and remove it.
+#[derive(Debug, Clone, Copy)]
+pub struct ShutdownContainer {
+    /// The container.
+    pub container: ContainerId,
+}
+
+/// Turn the guest's own log on or off.
+#[derive(Debug, Clone, Copy)]
+pub struct SetLogging {
+    /// On or off.
+    pub enabled: bool,
+}
+
+/// A user and its groups as the kernel and the policy know them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Its name in the container's `/etc/passwd`, or empty.
+    pub name: String,
+    /// Primary group first, then the supplementary ones in the order of `/etc/group`.
+    pub groups: Vec<Group>,
+}
+
+/// A group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Group id.
+    pub gid: u32,
+    /// Its name in the container's `/etc/group`, or empty.
+    pub name: String,
+}
+
+/// Why an action was not done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActError {
+    /// The step that failed.
+    pub step: Step,
+    /// The Linux error number, 0 where there is none.
+    pub errno: u16,
+    /// Whether everything before that step was undone. If not, the gate is poisoned (difference D5).
+    pub undone: bool,
+}
+
+/// What can act: the kernel's side of the guest, or a recording of it in tests.
+///
+/// Every function that takes a permit either does the whole action, or leaves the guest as it was and says
+/// [`ActError::undone`], or says that it could not.
+pub trait Actor {
+    /// Does it.
+    fn mount_device(&mut self, permit: Permit<MountDevice>) -> Result<(), ActError>;
+    /// Does it.
+    fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError>;
+    /// Does it.
+    fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError>;
+    /// Does it.
+    fn unmount_overlay(&mut self, permit: Permit<UnmountOverlay>) -> Result<(), ActError>;
+    /// Does it; when it returns, the program has been executed.
+    fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError>;
+    /// Does it; when it returns, the program has been executed.
+    fn exec_in_container(&mut self, permit: Permit<ExecInContainer<'_>>) -> Result<(), ActError>;
+    /// Does it. A process that has just ended is not an error.
+    fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError>;
+    /// Does it; when it returns, no process of the container is left.
+    fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError>;
+    /// Does it.
+    fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError>;
+
+    /// Looks a user up in the container's own files. Changes nothing. Done once per request: the policy decides on the
+    /// very value that the process then gets (C06).
+    fn resolve_user(&self, container: &ContainerId, user: UserSpec<'_>) -> Result<User, ActError>;
+}

@@ -1,0 +1,391 @@
+//! What a request's fields must be before anything looks at them.
+//!
+//! Each type here has one constructor, which refuses and never repairs. A value proves that it has the form its type
+//! describes and nothing else: not that the thing exists, and not that the policy allows it.
+
+use crate::wire::{self, Field, List, MAX_ARGS, MAX_ENV, Rule};
+use alloc::vec::Vec;
+use core::fmt;
+
+/// Why a value is not valid in itself. `value` is the offending part, as the host sent it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Invalid<'a> {
+    /// The field.
+    pub field: Field,
+    /// The rule it breaks.
+    pub rule: Rule,
+    /// The host's own value.
+    pub value: &'a str,
+}
+
+fn invalid<T>(field: Field, rule: Rule, value: &str) -> Result<T, Invalid<'_>> {
+    Err(Invalid { field, rule, value })
+}
+
+/// A container's id: 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerId([u8; Self::LENGTH]);
+
+impl ContainerId {
+    /// Its length in bytes.
+    pub const LENGTH: usize = 64;
+
+    /// SECURITY (I09): a fixed alphabet and length leave no room for `..`, `/` or NUL.
+    pub fn parse(text: &str) -> Result<Self, Invalid<'_>> {
+        match text.as_bytes().try_into() {
+            Ok(bytes) if text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) => Ok(Self(bytes)),
+            _ => invalid(Field::Container, Rule::ContainerId, text),
+        }
+    }
+
+    /// The digits.
+    pub fn as_str(&self) -> &str {
+        // The constructor admits ASCII only, so the empty string is never taken.
+        core::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A virtio-blk serial: 1 to 20 of `A–Z a–z 0–9 - _` (virtio 1.2, 5.2.6.1: at most 20 bytes).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Serial(heapless::String<{ Serial::MAX }>);
+
+impl Serial {
+    /// Most bytes.
+    pub const MAX: usize = 20;
+
+    /// The serial of these characters.
+    pub fn parse(text: &str) -> Result<Self, Invalid<'_>> {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        match heapless::String::try_from(text) {
+            Ok(serial) if plain && !text.is_empty() => Ok(Self(serial)),
+            _ => invalid(Field::Device, Rule::Serial, text),
+        }
+    }
+
+    /// The characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Where the guest puts a mounted layer: `/run/mounts/scsi/m<slot>`. The guest chooses the slot; see difference D3.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Slot(pub(crate) u16);
+
+impl Slot {
+    /// Longest path, in bytes.
+    pub const PATH_MAX: usize = 24;
+
+    /// Its number.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
+    /// Its mount point.
+    pub fn path(self) -> heapless::String<{ Self::PATH_MAX }> {
+        let mut path = heapless::String::new();
+        // 18 bytes and at most five digits always fit.
+        let _ = fmt::Write::write_fmt(&mut path, format_args!("/run/mounts/scsi/m{}", self.0));
+        path
+    }
+}
+
+/// A dm-verity root hash, SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RootHash(pub [u8; 32]);
+
+impl RootHash {
+    /// The 64 lower-case hexadecimal digits that policies use.
+    pub fn hex(&self) -> heapless::String<64> {
+        let mut hex = heapless::String::new();
+        for byte in self.0 {
+            // 32 bytes are 64 digits.
+            let _ = fmt::Write::write_fmt(&mut hex, format_args!("{byte:02x}"));
+        }
+        hex
+    }
+}
+
+impl fmt::Debug for RootHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hex())
+    }
+}
+
+/// A number of 4096-byte data blocks, at most 128 GiB of them (`layer-format`: the largest disk of Azure's policies).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct DataBlocks(u64);
+
+impl DataBlocks {
+    /// Most blocks.
+    pub const MAX: u64 = (128 << 30) / 4096;
+
+    /// This many.
+    pub fn new(blocks: u64) -> Result<Self, Invalid<'static>> {
+        if (1..=Self::MAX).contains(&blocks) {
+            Ok(Self(blocks))
+        } else {
+            invalid(Field::DataBlocks, Rule::Range, "")
+        }
+    }
+
+    /// How many.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// An argument vector: at least one, the first not empty, no NUL inside (C07, the pwnkit class).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Args<'a>(List<&'a str, MAX_ARGS>);
+
+impl<'a> Args<'a> {
+    /// These arguments.
+    pub fn parse(args: &List<&'a str, MAX_ARGS>) -> Result<Self, Invalid<'a>> {
+        match args.first() {
+            None => return invalid(Field::Command, Rule::NotEmpty, ""),
+            Some(&"") => return invalid(Field::Command, Rule::CString, ""),
+            Some(_) => {}
+        }
+        match args.iter().find(|arg| arg.contains('\0')) {
+            Some(arg) => invalid(Field::Command, Rule::CString, arg),
+            None => Ok(Self(args.clone())),
+        }
+    }
+
+    /// In order.
+    pub fn as_slice(&self) -> &[&'a str] {
+        &self.0
+    }
+}
+
+/// An environment: `NAME=value` each, no name twice, no NUL inside, in the host's order (difference D7).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Env<'a>(List<&'a str, MAX_ENV>);
+
+impl<'a> Env<'a> {
+    /// These variables.
+    pub fn parse(env: &List<&'a str, MAX_ENV>) -> Result<Self, Invalid<'a>> {
+        let mut names: Vec<&str> = Vec::with_capacity(env.len());
+        for variable in env.iter() {
+            match variable.split_once('=') {
+                Some((name, _)) if !name.is_empty() && !variable.contains('\0') => names.push(name),
+                _ => return invalid(Field::Environment, Rule::Variable, variable),
+            }
+        }
+        // SECURITY (C05): which of two equal names a program takes differs between programs.
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => invalid(Field::Environment, Rule::UniqueNames, pair[0]),
+            None => Ok(Self(env.clone())),
+        }
+    }
+
+    /// In order.
+    pub fn as_slice(&self) -> &[&'a str] {
+        &self.0
+    }
+
+    /// Only the variables that `keep` names, in the host's order.
+    pub(super) fn retain(self, keep: impl Fn(&str) -> bool) -> Self {
+        let kept = self.0.into_vec().into_iter().filter(|variable| keep(variable)).collect();
+        // Fewer than before, so within the limit.
+        Self(List::from_vec(kept).unwrap_or_default())
+    }
+}
+
+/// An absolute path without NUL, `.`, `..` or empty components.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WorkingDir<'a>(&'a str);
+
+impl<'a> WorkingDir<'a> {
+    /// Longest, in bytes (Linux's PATH_MAX less the NUL).
+    pub const MAX: usize = 4095;
+
+    /// This path.
+    pub fn parse(path: &'a str) -> Result<Self, Invalid<'a>> {
+        let clean = path == "/"
+            || path.strip_prefix('/').is_some_and(|rest| {
+                rest.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+            });
+        if clean && path.len() <= Self::MAX && !path.contains('\0') {
+            Ok(Self(path))
+        } else {
+            invalid(Field::WorkingDir, Rule::AbsolutePath, path)
+        }
+    }
+
+    /// The path.
+    pub fn as_str(self) -> &'a str {
+        self.0
+    }
+}
+
+/// One half of an OCI user: a number or a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IdOrName<'a> {
+    /// A numeric id; never 2³²−1, which means "unchanged" to the kernel.
+    Id(u32),
+    /// A name: 1 to 32 of `A–Z a–z 0–9 . _ -`, not starting with a digit or `-`.
+    Name(&'a str),
+}
+
+impl<'a> IdOrName<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        match text.bytes().next()? {
+            b'0'..=b'9' => {
+                let id = text.parse().ok().filter(|&id| id != u32::MAX)?;
+                // SECURITY (C06): one spelling only, so that the policy's string compare sees every number.
+                (text == "0" || !text.starts_with('0')).then_some(Self::Id(id))
+            }
+            b'-' => None,
+            _ => {
+                let plain =
+                    text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+                (plain && text.len() <= 32).then_some(Self::Name(text))
+            }
+        }
+    }
+}
+
+/// The user of an OCI image: `user[:group]`; empty means `0`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UserSpec<'a> {
+    /// The user.
+    pub user: IdOrName<'a>,
+    /// The group, where it is given; otherwise the user's own from `/etc/passwd`, or 0.
+    pub group: Option<IdOrName<'a>>,
+}
+
+impl<'a> UserSpec<'a> {
+    /// This user.
+    pub fn parse(text: &'a str) -> Result<Self, Invalid<'a>> {
+        if text.is_empty() {
+            return Ok(Self { user: IdOrName::Id(0), group: None });
+        }
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (IdOrName::parse(user), Some(IdOrName::parse(group))),
+            None => (IdOrName::parse(text), None),
+        };
+        match (user, group) {
+            (Some(user), None) => Ok(Self { user, group: None }),
+            (Some(user), Some(Some(group))) => Ok(Self { user, group: Some(group) }),
+            _ => invalid(Field::User, Rule::UserSpec, text),
+        }
+    }
+}
+
+/// A file mode creation mask, at most 0o777.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Umask(u16);
+
+impl Umask {
+    /// This mask.
+    pub fn new(bits: u16) -> Result<Self, Invalid<'static>> {
+        if bits <= 0o777 { Ok(Self(bits)) } else { invalid(Field::Umask, Rule::Range, "") }
+    }
+
+    /// Its bits.
+    pub fn bits(self) -> u16 {
+        self.0
+    }
+}
+
+/// Five capability sets that exist and that the kernel can hold together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CapabilitySets(wire::Capabilities);
+
+/// The names of Linux's capabilities, by number (`linux/capability.h`, 6.12).
+pub const CAPABILITY_NAMES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+impl CapabilitySets {
+    /// These sets: effective within permitted, permitted and inheritable within bounding, ambient within both
+    /// (capabilities(7)).
+    pub fn new(sets: wire::Capabilities) -> Result<Self, Invalid<'static>> {
+        let wire::Capabilities { bounding, effective, inheritable, permitted, ambient } = sets;
+        let within = |inner: u64, outer: u64| inner & !outer == 0;
+        let known = (1u64 << CAPABILITY_NAMES.len()) - 1;
+        if within(bounding, known)
+            && within(permitted, bounding)
+            && within(effective, permitted)
+            && within(inheritable, bounding)
+            && within(ambient, permitted & inheritable)
+        {
+            Ok(Self(sets))
+        } else {
+            invalid(Field::Capabilities, Rule::CapabilitySets, "")
+        }
+    }
+
+    /// The five sets.
+    pub fn get(&self) -> &wire::Capabilities {
+        &self.0
+    }
+}
+
+/// A signal number, 1 to 64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Signal(u8);
+
+impl Signal {
+    /// Kills.
+    pub const KILL: Self = Self(9);
+
+    /// This signal; 0, which only probes, is none (C11).
+    pub fn new(number: u8) -> Result<Self, Invalid<'static>> {
+        if (1..=64).contains(&number) { Ok(Self(number)) } else { invalid(Field::Signal, Rule::Range, "") }
+    }
+
+    /// Its number.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+}

@@ -1,0 +1,4 @@
+//! The reference monitor: request → decision → permit → act → commit.
+
+pub mod action;
+pub mod fields;

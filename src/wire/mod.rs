@@ -1,0 +1,519 @@
+//! The control protocol: what the host may ask and what the guest answers.
+//!
+//! One control connection, from CID 2 to [`CONTROL_PORT`], carries frames (see [`frame`]). The guest speaks first
+//! ([`FromGuest::Hello`]); from then on the host sends one [`ToGuest`] at a time, numbered 1, 2, 3, …, and waits for the
+//! [`FromGuest::Reply`] of the same number. Events may arrive between replies. A process's standard streams travel on
+//! connections of their own to [`STREAM_PORT`], which begin with one [`Attach`] frame and one [`Attached`] answer and
+//! carry raw bytes after that.
+//!
+//! The types here are what travels, not what may be acted on: strings are only known to be UTF-8, numbers only to fit.
+//! [`crate::gate`] turns a request into checked values, once, before it decides. No path, no mount option and no device
+//! node of the host's choosing has a field here, so there is nothing to validate for them.
+//!
+//! `docs/wire-protocol.md` describes the same bytes for someone who writes another client.
+
+pub mod frame;
+mod list;
+
+use serde::{Deserialize, Serialize};
+
+pub use list::List;
+
+pub use crate::point::Point;
+
+/// Version of this protocol, sent in [`FromGuest::Hello`]; a client refuses any other.
+pub const PROTOCOL: u16 = 1;
+/// vsock port on which the guest accepts the control connection.
+pub const CONTROL_PORT: u32 = 5041;
+/// vsock port on which the guest accepts connections for standard streams.
+pub const STREAM_PORT: u32 = 5042;
+
+/// Longest policy image, in bytes.
+pub const MAX_POLICY: usize = 1 << 20;
+/// Most arguments of one process.
+pub const MAX_ARGS: usize = 1024;
+/// Most environment variables of one process.
+pub const MAX_ENV: usize = 1024;
+/// Most layers of one overlay. Overlayfs itself stops at 500.
+pub const MAX_LAYERS: usize = 128;
+/// Most supplementary groups, processes or containers named in one reply.
+pub const MAX_LISTED: usize = 1024;
+/// Most failed fields named in one denial.
+pub const MAX_FIELDS: usize = 8;
+/// Longest excerpt of the host's own value that a refusal repeats, in bytes.
+pub const MAX_EXCERPT: usize = 96;
+
+/// A request with its number: 1 for the first on a connection, then one more each time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToGuest<'a> {
+    /// Position of this request on its connection, from 1. Any other number is refused and the connection closed.
+    pub sequence: u32,
+    /// What is asked.
+    #[serde(borrow)]
+    pub request: Request<'a>,
+}
+
+/// What the host may ask for. Which of these is accepted when is one table: [`crate::gate::Phase::accepts`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request<'a> {
+    /// Deliver the compiled policy. Its SHA-256 must equal HOST_DATA of the guest's own report. Once.
+    SetPolicy {
+        /// The compiled policy, as `parma policy compile` writes it.
+        #[serde(borrow)]
+        image: &'a [u8],
+    },
+    /// Map a layer device through dm-verity and mount it read-only.
+    MountDevice {
+        /// The virtio-blk serial of the device: 1 to 20 of `A–Z a–z 0–9 - _`.
+        device: &'a str,
+        /// The dm-verity root hash that the host claims, SHA-256.
+        root_hash: [u8; 32],
+        /// Number of 4096-byte data blocks before the verity superblock.
+        data_blocks: u64,
+    },
+    /// Unmount a layer device and remove its mapping.
+    UnmountDevice {
+        /// Its serial.
+        device: &'a str,
+    },
+    /// Assemble the root filesystem of a container from mounted layer devices.
+    MountOverlay {
+        /// The container's id: 64 lower-case hexadecimal digits.
+        container: &'a str,
+        /// Serials of the layers, top first.
+        layers: List<&'a str, MAX_LAYERS>,
+    },
+    /// Take a container's root filesystem apart.
+    UnmountOverlay {
+        /// The container's id.
+        container: &'a str,
+    },
+    /// Create a container on its overlay and start its init process.
+    CreateContainer {
+        /// The container's id.
+        container: &'a str,
+        /// Whether the container asks for elevated privileges.
+        privileged: bool,
+        /// Its init process.
+        process: Process<'a>,
+    },
+    /// Start a further process in a running container.
+    ExecInContainer {
+        /// The container's id.
+        container: &'a str,
+        /// The process.
+        process: Process<'a>,
+    },
+    /// Send a signal to one process.
+    SignalContainerProcess {
+        /// The container's id.
+        container: &'a str,
+        /// The process, as numbered in [`Reply::Started`].
+        process: u32,
+        /// The signal, 1 to 64.
+        signal: u8,
+    },
+    /// Kill whatever still runs in a container and remove it. Its id is never accepted again.
+    ShutdownContainer {
+        /// The container's id.
+        container: &'a str,
+    },
+    /// List devices, containers and processes.
+    GetProperties,
+    /// Turn the guest's own log on the console on or off.
+    RuntimeLogging {
+        /// On or off.
+        enabled: bool,
+    },
+    /// End the virtual machine.
+    PowerOff,
+}
+
+/// A process that a request asks for. Names and strings are resolved and checked in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process<'a> {
+    /// Its argument vector; the first is also the program. Not empty, no NUL bytes.
+    #[serde(borrow)]
+    pub args: List<&'a str, MAX_ARGS>,
+    /// Its environment, `NAME=value`, in order.
+    pub env: List<&'a str, MAX_ENV>,
+    /// Its working directory, an absolute path inside the container.
+    pub working_dir: &'a str,
+    /// As in an OCI image: empty (root), `user`, `uid`, `user:group`, `uid:gid` and mixtures; names are looked up in the
+    /// container's own `/etc/passwd` and `/etc/group`.
+    pub user: &'a str,
+    /// File mode creation mask, at most 0o777.
+    pub umask: u16,
+    /// The five capability sets.
+    pub capabilities: Capabilities,
+    /// Whether the process and its children can never gain privileges.
+    pub no_new_privileges: bool,
+    /// Which standard streams the host will attach to; the others are `/dev/null`.
+    pub stdio: Stdio,
+}
+
+/// The five capability sets of a process, bit *n* for capability number *n* (`linux/capability.h`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Limit of what an exec can gain.
+    pub bounding: u64,
+    /// What is in force.
+    pub effective: u64,
+    /// What is kept through an exec of a file with inheritable capabilities.
+    pub inheritable: u64,
+    /// What may be made effective.
+    pub permitted: u64,
+    /// What is kept through an exec of an ordinary file.
+    pub ambient: u64,
+}
+
+/// Which standard streams are carried to the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stdio {
+    /// Bytes from the host to the process.
+    pub stdin: bool,
+    /// Bytes from the process to the host.
+    pub stdout: bool,
+    /// Bytes from the process to the host.
+    pub stderr: bool,
+}
+
+/// One message of the guest on the control connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromGuest<'a> {
+    /// The first message of every control connection.
+    Hello {
+        /// [`PROTOCOL`].
+        protocol: u16,
+        /// Where the guest stands.
+        phase: Phase,
+    },
+    /// The answer to the request of this number.
+    Reply {
+        /// The request's number; 0 where the request could not be read.
+        sequence: u32,
+        /// What came of it.
+        #[serde(borrow)]
+        result: Result<Reply<'a>, Refusal<'a>>,
+    },
+    /// A process ended. Sent once on every connection that was there when it ended or came later, until its container
+    /// is shut down.
+    Exited {
+        /// The process.
+        process: u32,
+        /// How it ended.
+        status: ExitStatus,
+    },
+}
+
+/// What a phase is for; see [`crate::gate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Nothing but the policy is accepted.
+    AwaitPolicy,
+    /// The policy decides.
+    Running,
+    /// An undo failed: the guest's state is no longer known to match the policy's. Only [`Request::PowerOff`] is accepted.
+    Poisoned,
+    /// The guest is powering off.
+    Stopping,
+}
+
+/// What came of a request that was allowed and done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply<'a> {
+    /// Done, nothing to tell.
+    Done,
+    /// The policy is in force.
+    PolicyAccepted {
+        /// The attestation report that vouches for it: 1184 bytes, exactly as the PSP signed them.
+        #[serde(borrow)]
+        report: &'a [u8],
+    },
+    /// A process runs.
+    Started {
+        /// Its number: unique until power-off, never used again.
+        process: u32,
+    },
+    /// What exists in the guest.
+    Properties(Properties<'a>),
+}
+
+/// What exists in the guest, in the order in which it came to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Properties<'a> {
+    /// Serials of mounted layer devices.
+    #[serde(borrow)]
+    pub devices: List<&'a str, MAX_LISTED>,
+    /// Containers that have an overlay.
+    pub containers: List<&'a str, MAX_LISTED>,
+    /// Processes of those containers, exited ones included.
+    pub processes: List<ProcessProperties<'a>, MAX_LISTED>,
+}
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessProperties<'a> {
+    /// Its number.
+    pub process: u32,
+    /// Its container's id.
+    pub container: &'a str,
+    /// Whether it is the container's init process.
+    pub init: bool,
+    /// Its status once it has ended.
+    pub exited: Option<ExitStatus>,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(u8),
+    /// This signal killed it.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// The number a shell would give: the code, or 128 and the signal.
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => 128u8.saturating_add(signal),
+        }
+    }
+}
+
+/// First frame on a connection to [`STREAM_PORT`], from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The process.
+    pub process: u32,
+    /// The stream. Each can be attached once.
+    pub stream: Stream,
+}
+
+/// The guest's answer to [`Attach`]; raw bytes follow an `Ok`.
+pub type Attached<'a> = Result<(), Refusal<'a>>;
+
+/// A standard stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    /// Closing the connection's sending side closes the process's standard input.
+    Stdin,
+    /// Ends when every writer in the container has closed it.
+    Stdout,
+    /// As [`Stream::Stdout`].
+    Stderr,
+}
+
+/// Why nothing was done. After every refusal but [`Reason::Poisoned`] the guest's state is what it was before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal<'a> {
+    /// Who has to change something.
+    pub culprit: Culprit,
+    /// What is wrong.
+    #[serde(borrow)]
+    pub reason: Reason<'a>,
+}
+
+/// Whose fault a refusal is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Culprit {
+    /// The host asked for something malformed, out of order or not there.
+    Host,
+    /// The policy does not allow it, or is itself not acceptable.
+    Policy,
+    /// The container image or layer device is not what it claims to be.
+    Image,
+    /// The guest itself failed.
+    Guest,
+}
+
+/// What is wrong with a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason<'a> {
+    /// The frame is not a canonical encoding of a request.
+    Malformed,
+    /// The request's number is not the next one.
+    OutOfSequence {
+        /// The number that was expected.
+        expected: u32,
+    },
+    /// This phase does not accept this request.
+    WrongPhase {
+        /// The phase.
+        phase: Phase,
+    },
+    /// A field's value is not valid in itself.
+    Invalid {
+        /// The field.
+        field: Field,
+        /// Its rule.
+        rule: Rule,
+        /// The start of the host's own value, control characters replaced.
+        value: &'a str,
+    },
+    /// SHA-256 of the policy is not HOST_DATA.
+    NotHostData,
+    /// The bytes that HOST_DATA vouches for are not a valid policy image.
+    PolicyInvalid,
+    /// The policy does not allow it.
+    Denied {
+        /// The enforcement point that decided.
+        point: Point,
+        /// How the decision failed.
+        how: Denied,
+        /// The fields for which no policy entry was left, where the policy can tell.
+        fields: List<Field, MAX_FIELDS>,
+        /// The start of the host's own value of the first such field, control characters replaced.
+        value: &'a str,
+    },
+    /// It names something that does not exist.
+    Unknown {
+        /// What.
+        field: Field,
+    },
+    /// It names something that is still in use, or that exists already, or an id that was used before.
+    InUse {
+        /// What.
+        field: Field,
+    },
+    /// A named limit of the guest is reached.
+    Limit {
+        /// Of what.
+        field: Field,
+    },
+    /// The policy allowed it, doing it failed, and it was undone.
+    Failed {
+        /// Which step failed.
+        step: Step,
+        /// The Linux error number, 0 where there is none.
+        errno: u16,
+    },
+    /// Undoing a failed step failed too. Nothing but [`Request::PowerOff`] is accepted any more.
+    Poisoned,
+}
+
+/// How a decision was not an allowance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Denied {
+    /// The policy has no rule for this point, or the rule has no value for this request.
+    Undefined,
+    /// The rule's value says no.
+    No,
+    /// Evaluation stopped: conflict, overflow, out of fuel or memory.
+    Fault,
+}
+
+/// A part of a request, as far as a refusal names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Field {
+    /// The policy image.
+    Policy,
+    /// A container id.
+    Container,
+    /// A device serial or the mount point derived from it.
+    Device,
+    /// A root hash.
+    RootHash,
+    /// A device's size.
+    DataBlocks,
+    /// The layers of an overlay.
+    Layers,
+    /// The argument vector.
+    Command,
+    /// The environment.
+    Environment,
+    /// The working directory.
+    WorkingDir,
+    /// The user, or the groups it is in.
+    User,
+    /// The file mode creation mask.
+    Umask,
+    /// The capability sets.
+    Capabilities,
+    /// The no-new-privileges flag.
+    NoNewPrivileges,
+    /// The privileged flag.
+    Privileged,
+    /// The mounts of the container.
+    Mounts,
+    /// The seccomp profile.
+    Seccomp,
+    /// The standard streams.
+    Stdio,
+    /// A process number.
+    Process,
+    /// A signal number.
+    Signal,
+}
+
+/// The rule that an invalid value breaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rule {
+    /// 64 lower-case hexadecimal digits.
+    ContainerId,
+    /// 1 to 20 of `A–Z a–z 0–9 - _`.
+    Serial,
+    /// At least one.
+    NotEmpty,
+    /// No NUL byte inside, and the first argument is not empty.
+    CString,
+    /// `NAME=value` with a non-empty name and no NUL byte.
+    Variable,
+    /// No name twice.
+    UniqueNames,
+    /// An absolute path without NUL, `.` or `..` components, at most 4095 bytes.
+    AbsolutePath,
+    /// `user[:group]`, each a name or a number below 2³²−1.
+    UserSpec,
+    /// Inside the range that the field's description gives.
+    Range,
+    /// Only capabilities that exist, and sets that the kernel can hold together.
+    CapabilitySets,
+    /// No element twice.
+    NoDuplicates,
+}
+
+/// The step of an allowed action that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Step {
+    /// Finding the block device of this serial.
+    FindDevice,
+    /// The device is too small for its data and hash blocks.
+    DeviceSize,
+    /// Making the device-mapper target.
+    MapDevice,
+    /// The filesystem behind dm-verity is not one of our layers, or not of the claimed size.
+    LayerFilesystem,
+    /// Mounting.
+    Mount,
+    /// Unmounting.
+    Unmount,
+    /// Removing the device-mapper target.
+    UnmapDevice,
+    /// Looking up the user in the container's image.
+    ResolveUser,
+    /// Making or configuring the control group.
+    Cgroup,
+    /// Making pipes or file descriptors.
+    Descriptors,
+    /// Making the process with its namespaces.
+    Clone,
+    /// Entering a running container's namespaces.
+    EnterNamespaces,
+    /// Building the container's filesystem view.
+    Rootfs,
+    /// Dropping privileges.
+    Privileges,
+    /// Changing to the working directory.
+    WorkingDir,
+    /// Executing the program.
+    Execute,
+    /// Sending the signal.
+    Signal,
+    /// Waiting for killed processes to be gone.
+    Reap,
+    /// The guest's memory is exhausted.
+    Memory,
+}
