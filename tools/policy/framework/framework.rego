@@ -1,0 +1,909 @@
+# The enforcement framework: one rule for each thing that the host may ask of the guest.
+#
+# A policy is data (its containers and flags) and aliases such as
+#
+#     mount_device := data.framework.mount_device
+#
+# The guest asks `data.policy.<point>` with the request as `input` and its own memory of earlier decisions
+# as `data.metadata`. The answer is `{"allowed": bool, ...}`; `metadata` lists what the guest has to remember
+# if it allows and the action succeeds. What no rule allows is denied: every point's default says so.
+#
+# How to read it. First the tools and what is fixed by the policy alone, then a section for each point, in
+# the order in which a container meets them, then the reasons of denials.
+#
+# The rule behind all rules: a request is allowed only if *one* entry of the policy allows every field of
+# it. `data.metadata.matches[id]` holds the entries that a container may still turn out to be; each
+# decision keeps those that allow all of the request, and denies if none is left.
+#
+# docs/policy-framework.md has the input of each point, the metadata, and the differences to other
+# implementations (D1 to D12), which are referred to here by those names.
+package framework
+
+import rego.v1
+
+version := "0.5.0"
+
+# --- Tools ----------------------------------------------------------------------------------------------
+
+# Patterns are regular expressions in RE2's syntax and match the whole string, never a part of it (D2).
+# The first line makes an expression that is none by itself, such as "a)|(?:b", match nothing.
+# The compiler recognises this function and anchors the parsed expression instead of its text.
+whole_match(pattern, value) if {
+	regex.match(pattern, "") in {true, false}
+	regex.match(concat("", ["^(?:", pattern, ")$"]), value)
+}
+
+# The same items, in any order.
+same_items(these, those) if {
+	count(these) == count(those)
+	every item in these { item in those }
+	every item in those { item in these }
+}
+
+# Operations on the guest's memory.
+add(map, key, value) := {"name": map, "action": "add", "key": key, "value": value}
+
+update(map, key, value) := {"name": map, "action": "update", "key": key, "value": value}
+
+remove(map, key) := {"name": map, "action": "remove", "key": key}
+
+# --- What the policy fixes ------------------------------------------------------------------------------
+# Nothing here depends on a request or on the guest's memory: the compiler evaluates it once.
+
+policy_version := data.policy.framework_version
+
+policy_version := data.policy.framework_svn
+
+# Every layer of every container: what may be attached as a read-only device.
+known_layers := {layer |
+	some container in data.policy.containers
+	some layer in container.layers
+}
+
+# The containers of the policy, complete. A policy for an older framework gets that version's meaning of
+# fields which it could not know; a policy without a version, or for a newer framework, has no containers.
+default candidates := []
+
+candidates := data.policy.containers if semver.compare(policy_version, version) == 0
+
+candidates := [completed(container) | some container in data.policy.containers] if {
+	semver.compare(policy_version, version) < 0
+}
+
+default external_processes := []
+
+external_processes := data.policy.external_processes if semver.compare(policy_version, version) <= 0
+
+env_dropping if data.policy.allow_environment_variable_dropping == true
+
+capability_dropping if {
+	data.policy.allow_capability_dropping == true
+	not older_than("0.2.2")
+}
+
+older_than(introduced) if semver.compare(policy_version, introduced) < 0
+
+completed(container) := {
+	"command": container.command,
+	"env_rules": container.env_rules,
+	"layers": container.layers,
+	"mounts": container.mounts,
+	"working_dir": container.working_dir,
+	"exec_processes": container.exec_processes,
+	"allow_elevated": container.allow_elevated,
+	"allow_stdio_access": container.allow_stdio_access,
+	"no_new_privileges": no_new_privileges_of(container),
+	"user": user_of(container),
+	"capabilities": capabilities_of(container),
+	"seccomp_profile_sha256": seccomp_of(container),
+	"signals": signals_of(container),
+}
+
+no_new_privileges_of(container) := container.no_new_privileges if not older_than("0.2.0")
+
+no_new_privileges_of(_) := false if older_than("0.2.0")
+
+user_of(container) := container.user if not older_than("0.2.1")
+
+user_of(_) := user if {
+	older_than("0.2.1")
+	anyone := {"pattern": "", "strategy": "any"}
+	user := {"umask": "0022", "user_idname": anyone, "group_idnames": [anyone]}
+}
+
+capabilities_of(container) := container.capabilities if not older_than("0.2.2")
+
+capabilities_of(_) := null if older_than("0.2.2")
+
+seccomp_of(container) := container.seccomp_profile_sha256 if not older_than("0.2.3")
+
+seccomp_of(_) := "" if older_than("0.2.3")
+
+signals_of(container) := container.signals if not older_than("0.4.1")
+
+signals_of(container) := array.concat(container.signals, [9, 15]) if older_than("0.4.1")
+
+# --- Devices: layers, read-only, under dm-verity --------------------------------------------------------
+
+device_path := "/run/mounts/scsi/m[0-9]+"
+
+default mount_device := {"allowed": false}
+
+mount_device := {"allowed": true, "metadata": [add("devices", input.target, input.deviceHash)]} if {
+	device_target_free
+	input.deviceHash in known_layers
+	device_path_ok
+}
+
+device_target_free if {
+	not data.metadata.devices[input.target]
+	not data.metadata.rw_devices[input.target]
+}
+
+# The guest names the pattern that it derives paths by; a pattern is never taken from a request.
+device_path_ok if {
+	input.mountPathRegex == device_path
+	whole_match(device_path, input.target)
+}
+
+default unmount_device := {"allowed": false}
+
+unmount_device := {"allowed": true, "metadata": [remove("devices", input.unmountTarget)]} if {
+	data.metadata.devices[input.unmountTarget]
+}
+
+# --- Devices: scratch space, writable -------------------------------------------------------------------
+
+rw_device_path := "/run/gcs/c/[0-9a-fA-F]{64}"
+
+default rw_mount_device := {"allowed": false}
+
+rw_mount_device := {"allowed": true, "metadata": [add("rw_devices", input.target, true)]} if {
+	device_target_free
+	encryption_ok
+	input.ensureFilesystem == true
+	input.filesystem in {"ext4", "xfs"}
+	rw_device_path_ok
+}
+
+encryption_ok if input.encrypted == true
+
+encryption_ok if data.policy.allow_unencrypted_scratch == true
+
+rw_device_path_ok if {
+	input.mountPathRegex == rw_device_path
+	whole_match(rw_device_path, input.target)
+}
+
+default rw_unmount_device := {"allowed": false}
+
+rw_unmount_device := {"allowed": true, "metadata": [remove("rw_devices", input.unmountTarget)]} if {
+	data.metadata.rw_devices[input.unmountTarget]
+}
+
+# --- Devices without dm-verity: never -------------------------------------------------------------------
+
+mount_blockdev := {"allowed": false}
+
+unmount_blockdev := {"allowed": false}
+
+# --- Scratch space of a container's overlay -------------------------------------------------------------
+
+default scratch_mount := {"allowed": false}
+
+scratch_mount := {
+	"allowed": true,
+	"metadata": [add("scratch_mounts", input.target, {"encrypted": input.encrypted})],
+} if {
+	not data.metadata.scratch_mounts[input.target]
+	encryption_ok
+}
+
+default scratch_unmount := {"allowed": false}
+
+scratch_unmount := {"allowed": true, "metadata": [remove("scratch_mounts", input.unmountTarget)]} if {
+	data.metadata.scratch_mounts[input.unmountTarget]
+}
+
+# --- Overlays: a container's root filesystem ------------------------------------------------------------
+
+default mount_overlay := {"allowed": false}
+
+mount_overlay := {
+	"allowed": true,
+	"metadata": [
+		add("matches", input.containerID, containers),
+		add("overlayTargets", input.target, true),
+	],
+} if {
+	not data.metadata.matches[input.containerID]
+	not data.metadata.overlayTargets[input.target]
+	containers := [container | some container in candidates; layers_ok(container.layers)]
+	count(containers) > 0
+}
+
+# Exactly the container's layers. A policy lists them from the bottom, an overlay is mounted from the top.
+layers_ok(layers) if {
+	count(layers) == count(input.layerPaths)
+	every i, path in input.layerPaths {
+		layers[(count(layers) - i) - 1] == data.metadata.devices[path]
+	}
+}
+
+default unmount_overlay := {"allowed": false}
+
+unmount_overlay := {"allowed": true, "metadata": [remove("overlayTargets", input.unmountTarget)]} if {
+	data.metadata.overlayTargets[input.unmountTarget]
+}
+
+# --- Starting a container -------------------------------------------------------------------------------
+
+default create_container := {"allowed": false}
+
+# The id is burned: `started` is never removed, and the guest keeps it even if the creation then fails (D12).
+create_container := {
+	"allowed": true,
+	"env_list": env_list,
+	"caps_list": caps_list,
+	"allow_stdio_access": allow_stdio_access,
+	"metadata": [
+		update("matches", input.containerID, containers),
+		add("started", input.containerID, {"privileged": input.privileged}),
+	],
+} if {
+	not data.metadata.started[input.containerID]
+	input.devices == []
+	fitting := [container |
+		some container in data.metadata.matches[input.containerID]
+		container.command == input.argList
+		container.working_dir == input.workingDir
+		user_ok(container.user)
+		privileged_ok(container)
+		no_new_privileges_ok(container)
+		container.seccomp_profile_sha256 == input.seccompProfileSHA256
+		mounts_ok(container)
+	]
+	env_list := environment_for(fitting)
+	equipped := [container | some container in fitting; environment_ok(container.env_rules, env_list)]
+	caps_list := capabilities_for(equipped, input.privileged)
+	containers := [container |
+		some container in equipped
+		capabilities_ok(allowed_capabilities(container, input.privileged), caps_list)
+	]
+	allow_stdio_access := containers[0].allow_stdio_access
+	every container in containers { container.allow_stdio_access == allow_stdio_access }
+}
+
+# --- Another process in a running container -------------------------------------------------------------
+
+default exec_in_container := {"allowed": false}
+
+exec_in_container := {
+	"allowed": true,
+	"env_list": env_list,
+	"caps_list": caps_list,
+	"metadata": [update("matches", input.containerID, containers)],
+} if {
+	privileged := data.metadata.started[input.containerID].privileged
+	fitting := [container |
+		some container in data.metadata.matches[input.containerID]
+		exec_command_ok(container)
+		container.working_dir == input.workingDir
+		user_ok(container.user)
+		no_new_privileges_ok(container)
+	]
+	env_list := environment_for(fitting)
+	equipped := [container | some container in fitting; environment_ok(container.env_rules, env_list)]
+	caps_list := capabilities_for(equipped, privileged)
+	containers := [container |
+		some container in equipped
+		capabilities_ok(allowed_capabilities(container, privileged), caps_list)
+	]
+	count(containers) > 0
+}
+
+exec_command_ok(container) if {
+	some process in container.exec_processes
+	process.command == input.argList
+}
+
+# --- A process of the guest itself, outside every container ---------------------------------------------
+
+default exec_external := {"allowed": false}
+
+exec_external := {
+	"allowed": true,
+	"env_list": env_list,
+	"allow_stdio_access": allow_stdio_access,
+} if {
+	fitting := [process |
+		some process in external_processes
+		process.command == input.argList
+		process.working_dir == input.workingDir
+	]
+	env_list := environment_for(fitting)
+	processes := [process | some process in fitting; environment_ok(process.env_rules, env_list)]
+	allow_stdio_access := processes[0].allow_stdio_access
+	every process in processes { process.allow_stdio_access == allow_stdio_access }
+}
+
+# --- Signals --------------------------------------------------------------------------------------------
+
+default signal_container_process := {"allowed": false}
+
+signal_container_process := {
+	"allowed": true,
+	"metadata": [update("matches", input.containerID, containers)],
+} if {
+	data.metadata.started[input.containerID]
+	containers := [container |
+		some container in data.metadata.matches[input.containerID]
+		signal_ok(container)
+	]
+	count(containers) > 0
+}
+
+signal_ok(container) if {
+	input.isInitProcess == true
+	input.signal in container.signals
+}
+
+signal_ok(container) if {
+	input.isInitProcess == false
+	some process in container.exec_processes
+	process.command == input.argList
+	input.signal in process.signals
+}
+
+# --- The end of a container -----------------------------------------------------------------------------
+
+default shutdown_container := {"allowed": false}
+
+shutdown_container := {"allowed": true, "metadata": [remove("matches", input.containerID)]} if {
+	data.metadata.started[input.containerID]
+}
+
+# --- Host directories (Plan 9) --------------------------------------------------------------------------
+
+plan9_path := "/mounts/m[0-9]+"
+
+default plan9_mount := {"allowed": false}
+
+plan9_mount := {"allowed": true, "metadata": [add("p9mounts", input.target, id)]} if {
+	not data.metadata.p9mounts[input.target]
+	some id, _ in data.metadata.matches
+	plan9_path_ok(id)
+}
+
+plan9_path_ok(id) if {
+	input.mountPathPrefix == plan9_path
+	home := concat("/", [input.rootPrefix, id])
+	startswith(input.target, home)
+	whole_match(plan9_path, substring(input.target, count(home), -1))
+}
+
+default plan9_unmount := {"allowed": false}
+
+plan9_unmount := {"allowed": true, "metadata": [remove("p9mounts", input.unmountTarget)]} if {
+	data.metadata.p9mounts[input.unmountTarget]
+}
+
+# --- Looking into the guest -----------------------------------------------------------------------------
+
+default get_properties := {"allowed": false}
+
+get_properties := {"allowed": true} if data.policy.allow_properties_access == true
+
+default dump_stacks := {"allowed": false}
+
+dump_stacks := {"allowed": true} if data.policy.allow_dump_stacks == true
+
+default runtime_logging := {"allowed": false}
+
+runtime_logging := {"allowed": true} if data.policy.allow_runtime_logging == true
+
+default host_network := {"allowed": false}
+
+host_network := {"allowed": true} if data.policy.allow_host_network == true
+
+# --- Additions to the policy ----------------------------------------------------------------------------
+
+load_fragment := {"allowed": false}
+
+load_transparency_trust_list := {"allowed": false}
+
+# --- Windows: not this guest ----------------------------------------------------------------------------
+
+mount_cims := {"allowed": false}
+
+registry_changes := {"allowed": false}
+
+log_provider := {"allowed": false}
+
+# --- Who a process runs as ------------------------------------------------------------------------------
+
+user_ok(user) if {
+	user.umask == input.umask
+	id_name_ok(user.user_idname, input.user)
+	every group in input.groups {
+		some idname in user.group_idnames
+		id_name_ok(idname, group)
+	}
+}
+
+id_name_ok(idname, _) if idname.strategy == "any"
+
+id_name_ok(idname, who) if {
+	idname.strategy == "id"
+	idname.pattern == who.id
+}
+
+id_name_ok(idname, who) if {
+	idname.strategy == "name"
+	idname.pattern == who.name
+}
+
+id_name_ok(idname, who) if {
+	idname.strategy == "re2"
+	whole_match(idname.pattern, who.name)
+}
+
+privileged_ok(_) if input.privileged == false
+
+privileged_ok(container) if elevated(container, input.privileged)
+
+elevated(container, privileged) if {
+	privileged == true
+	container.allow_elevated == true
+}
+
+no_new_privileges_ok(container) if container.no_new_privileges == false
+
+no_new_privileges_ok(container) if {
+	container.no_new_privileges == true
+	input.noNewPrivileges == true
+}
+
+# --- Environment ----------------------------------------------------------------------------------------
+
+# The environment of the process, in the order of the request (D7): as asked or, where the policy lets
+# variables be dropped, what the most generous of the entries allows. Two entries that are equally
+# generous and allow different variables leave it undefined, which denies: nobody chose between them.
+environment_for(_) := input.envList if not env_dropping
+
+environment_for(entries) := environment if {
+	env_dropping
+	kept := {variables |
+		some entry in entries
+		variables := allowed_variables(entry.env_rules)
+	}
+	most := max({count(variables) | some variables in kept})
+	largest := [variables | some variables in kept; count(variables) == most]
+	count(largest) == 1
+	environment := largest[0]
+}
+
+allowed_variables(rules) := [variable |
+	some variable in input.envList
+	variable_allowed(rules, variable)
+]
+
+variable_allowed(rules, variable) if {
+	some rule in rules
+	variable_matches(rule, variable)
+}
+
+environment_ok(rules, environment) if {
+	every variable in environment { variable_allowed(rules, variable) }
+	every required in [rule | some rule in rules; rule.required] {
+		some variable in environment
+		variable_matches(required, variable)
+	}
+	names_ok(rules, environment)
+}
+
+# A name occurs once (D7), unless the policy spells out each variable that shares it.
+names_ok(_, environment) if count({name_of(variable) | some variable in environment}) == count(environment)
+
+names_ok(rules, environment) if {
+	count({variable | some variable in environment}) == count(environment)
+	every variable in environment { name_ok(rules, environment, variable) }
+}
+
+name_ok(_, environment, variable) if {
+	count([other | some other in environment; name_of(other) == name_of(variable)]) == 1
+}
+
+name_ok(rules, _, variable) if {
+	some rule in rules
+	rule.strategy == "string"
+	rule.pattern == variable
+}
+
+name_of(variable) := split(variable, "=")[0]
+
+# A rule speaks about the whole "NAME=value", or about name and value apart, or in both ways.
+variable_matches(rule, variable) if text_matches(rule.strategy, rule.pattern, variable)
+
+variable_matches(rule, variable) if {
+	equals := indexof(variable, "=")
+	equals >= 0
+	text_matches(rule.name_strategy, rule.name, substring(variable, 0, equals))
+	text_matches(rule.value_strategy, rule.value, substring(variable, equals + 1, -1))
+}
+
+text_matches("string", pattern, text) if pattern == text
+
+text_matches("re2", pattern, text) if whole_match(pattern, text)
+
+# --- Capabilities ---------------------------------------------------------------------------------------
+
+capability_sets := {"bounding", "effective", "inheritable", "permitted", "ambient"}
+
+# What an entry of the policy allows. `null` stands for the usual set of a container, or of a privileged one.
+allowed_capabilities(container, _) := container.capabilities if container.capabilities != null
+
+allowed_capabilities(container, privileged) := {
+	"bounding": data.defaultPrivilegedCapabilities,
+	"effective": data.defaultPrivilegedCapabilities,
+	"inheritable": data.defaultPrivilegedCapabilities,
+	"permitted": data.defaultPrivilegedCapabilities,
+	"ambient": [],
+} if {
+	container.capabilities == null
+	elevated(container, privileged)
+}
+
+allowed_capabilities(container, privileged) := {
+	"bounding": data.defaultUnprivilegedCapabilities,
+	"effective": data.defaultUnprivilegedCapabilities,
+	"inheritable": [],
+	"permitted": data.defaultUnprivilegedCapabilities,
+	"ambient": [],
+} if {
+	container.capabilities == null
+	not elevated(container, privileged)
+}
+
+# The capabilities of the process: as asked or, where the policy lets them be dropped, what the most
+# generous of the entries allows, chosen as for the environment.
+capabilities_for(_, _) := input.capabilities if not capability_dropping
+
+capabilities_for(containers, privileged) := capabilities if {
+	capability_dropping
+	kept := {sets |
+		some container in containers
+		sets := kept_capabilities(allowed_capabilities(container, privileged))
+	}
+	most := max({capability_count(sets) | some sets in kept})
+	largest := [sets | some sets in kept; capability_count(sets) == most]
+	count(largest) == 1
+	capabilities := largest[0]
+}
+
+kept_capabilities(allowed) := {name: kept |
+	some name in capability_sets
+	kept := {capability | some capability in input.capabilities[name]; capability in allowed[name]}
+}
+
+capability_count(sets) := (privileges + count(sets.inheritable)) + count(sets.ambient) if {
+	privileges := (count(sets.bounding) + count(sets.effective)) + count(sets.permitted)
+}
+
+capabilities_ok(allowed, capabilities) if {
+	every name in capability_sets { same_items(capabilities[name], allowed[name]) }
+}
+
+# --- Mounts ---------------------------------------------------------------------------------------------
+
+# Every mount that is asked for is allowed; none has to be asked for.
+mounts_ok(container) if {
+	every mount in input.mounts { mount_ok(container, mount) }
+}
+
+mount_ok(container, mount) if {
+	some constraint in container.mounts
+	mount_matches(constraint, mount)
+}
+
+mount_ok(_, mount) if {
+	some constraint in data.defaultMounts
+	mount_matches(constraint, mount)
+}
+
+mount_ok(container, mount) if {
+	container.allow_elevated == true
+	some constraint in data.privilegedMounts
+	mount_matches(constraint, mount)
+}
+
+# The container that holds a pod's namespaces may have a writable /sys.
+mount_ok(_, mount) if {
+	input.isSandboxContainer == true
+	mount.type == "sysfs"
+	mount.source == "sysfs"
+	mount.destination == "/sys"
+	same_items(mount.options, ["nosuid", "noexec", "nodev", "rw"])
+}
+
+mount_matches(constraint, mount) if {
+	constraint.type == mount.type
+	mount.destination != ""
+	constraint.destination == mount.destination
+	same_items(constraint.options, mount.options)
+	source_ok(constraint.source, mount.source)
+}
+
+source_ok(constraint, source) if constraint == source
+
+# "sandbox://" and "hugepages://" stand for directories that only the guest knows. What follows is a pattern
+# for the path below, so that a directory's name is never read as a part of a pattern.
+source_ok(constraint, source) if below(constraint, data.sandboxPrefix, source, input.sandboxDir)
+
+source_ok(constraint, source) if below(constraint, data.hugePagesPrefix, source, input.hugePagesDir)
+
+source_ok(constraint, source) if {
+	startswith(constraint, data.plan9Prefix)
+	data.metadata.p9mounts[source] == input.containerID
+}
+
+below(constraint, prefix, source, directory) if {
+	startswith(constraint, prefix)
+	startswith(source, directory)
+	whole_match(substring(constraint, count(prefix), -1), substring(source, count(directory), -1))
+}
+
+# --- Reasons of a denial --------------------------------------------------------------------------------
+# Asked only after a denial, with `input.rule` naming the point. The texts are fixed and listed in errors.txt
+# for the guest; nothing of the policy and nothing of the request is ever part of one (D11). A reason names
+# a check that no entry passes by itself; an empty list means that each check has an entry that passes it,
+# but no single entry passes all of them.
+
+reason := {"errors": errors}
+
+errors contains "framework_version is missing" if not policy_version
+
+errors contains "framework_version is newer than the framework" if semver.compare(policy_version, version) > 0
+
+errors contains "api_version is missing" if {
+	not data.policy.api_version
+	not data.policy.api_svn
+}
+
+errors contains "not supported" if {
+	input.rule in {
+		"mount_blockdev", "unmount_blockdev", "load_fragment", "load_transparency_trust_list",
+		"mount_cims", "registry_changes", "log_provider",
+	}
+}
+
+errors contains "device already mounted" if {
+	input.rule in {"mount_device", "rw_mount_device"}
+	not device_target_free
+}
+
+errors contains "invalid device hash" if {
+	input.rule == "mount_device"
+	not input.deviceHash in known_layers
+}
+
+errors contains "invalid device path" if {
+	input.rule == "mount_device"
+	not device_path_ok
+}
+
+errors contains "invalid device path" if {
+	input.rule == "rw_mount_device"
+	not rw_device_path_ok
+}
+
+errors contains "device not mounted" if {
+	input.rule == "unmount_device"
+	not data.metadata.devices[input.unmountTarget]
+}
+
+errors contains "device not mounted" if {
+	input.rule == "rw_unmount_device"
+	not data.metadata.rw_devices[input.unmountTarget]
+}
+
+errors contains "invalid filesystem" if {
+	input.rule == "rw_mount_device"
+	not input.filesystem in {"ext4", "xfs"}
+}
+
+errors contains "filesystem not ensured" if {
+	input.rule == "rw_mount_device"
+	not input.ensureFilesystem
+}
+
+errors contains "unencrypted scratch not allowed" if {
+	input.rule in {"rw_mount_device", "scratch_mount"}
+	not encryption_ok
+}
+
+errors contains "scratch already mounted" if {
+	input.rule == "scratch_mount"
+	data.metadata.scratch_mounts[input.target]
+}
+
+errors contains "scratch not mounted" if {
+	input.rule == "scratch_unmount"
+	not data.metadata.scratch_mounts[input.unmountTarget]
+}
+
+errors contains "container id already used" if {
+	input.rule == "mount_overlay"
+	data.metadata.matches[input.containerID]
+}
+
+errors contains "overlay already mounted" if {
+	input.rule == "mount_overlay"
+	data.metadata.overlayTargets[input.target]
+}
+
+errors contains "invalid layers" if {
+	input.rule == "mount_overlay"
+	count([container | some container in candidates; layers_ok(container.layers)]) == 0
+}
+
+errors contains "overlay not mounted" if {
+	input.rule == "unmount_overlay"
+	not data.metadata.overlayTargets[input.unmountTarget]
+}
+
+errors contains "container already started" if {
+	input.rule == "create_container"
+	data.metadata.started[input.containerID]
+}
+
+errors contains "container has no overlay" if {
+	input.rule == "create_container"
+	not data.metadata.matches[input.containerID]
+}
+
+errors contains "container not started" if {
+	input.rule in {"exec_in_container", "signal_container_process", "shutdown_container"}
+	not data.metadata.started[input.containerID]
+}
+
+# The points that start a process in a container.
+process_request if input.rule in {"create_container", "exec_in_container"}
+
+# The entries that the container of the request may still be.
+default possible := []
+
+possible := data.metadata.matches[input.containerID]
+
+errors contains "invalid command" if {
+	input.rule == "create_container"
+	count([container | some container in possible; container.command == input.argList]) == 0
+}
+
+errors contains "invalid command" if {
+	input.rule == "exec_in_container"
+	count([container | some container in possible; exec_command_ok(container)]) == 0
+}
+
+errors contains "invalid command" if {
+	input.rule == "exec_external"
+	count([process | some process in external_processes; process.command == input.argList]) == 0
+}
+
+errors contains "invalid working directory" if {
+	process_request
+	count([container | some container in possible; container.working_dir == input.workingDir]) == 0
+}
+
+errors contains "invalid working directory" if {
+	input.rule == "exec_external"
+	count([process | some process in external_processes; process.working_dir == input.workingDir]) == 0
+}
+
+errors contains "invalid environment" if {
+	process_request
+	count([container | some container in possible; own_environment_ok(container)]) == 0
+}
+
+errors contains "invalid environment" if {
+	input.rule == "exec_external"
+	count([process | some process in external_processes; own_environment_ok(process)]) == 0
+}
+
+own_environment_ok(entry) if {
+	not env_dropping
+	environment_ok(entry.env_rules, input.envList)
+}
+
+own_environment_ok(entry) if {
+	env_dropping
+	environment_ok(entry.env_rules, allowed_variables(entry.env_rules))
+}
+
+errors contains "invalid user" if {
+	process_request
+	count([container | some container in possible; user_ok(container.user)]) == 0
+}
+
+errors contains "invalid capabilities" if {
+	process_request
+	not capability_dropping
+	count([container | some container in possible; own_capabilities_ok(container)]) == 0
+}
+
+own_capabilities_ok(container) if {
+	input.rule == "create_container"
+	capabilities_ok(allowed_capabilities(container, input.privileged), input.capabilities)
+}
+
+own_capabilities_ok(container) if {
+	input.rule == "exec_in_container"
+	privileged := data.metadata.started[input.containerID].privileged
+	capabilities_ok(allowed_capabilities(container, privileged), input.capabilities)
+}
+
+errors contains "no_new_privileges is required" if {
+	process_request
+	count([container | some container in possible; no_new_privileges_ok(container)]) == 0
+}
+
+errors contains "privileged container not allowed" if {
+	input.rule == "create_container"
+	count([container | some container in possible; privileged_ok(container)]) == 0
+}
+
+errors contains "invalid seccomp profile" if {
+	input.rule == "create_container"
+	hash := input.seccompProfileSHA256
+	count([container | some container in possible; container.seccomp_profile_sha256 == hash]) == 0
+}
+
+errors contains "invalid mount list" if {
+	input.rule == "create_container"
+	count([container | some container in possible; mounts_ok(container)]) == 0
+}
+
+errors contains "devices not allowed" if {
+	input.rule == "create_container"
+	input.devices != []
+}
+
+errors contains "invalid signal" if {
+	input.rule == "signal_container_process"
+	count([container | some container in possible; signal_ok(container)]) == 0
+}
+
+errors contains "share already mounted" if {
+	input.rule == "plan9_mount"
+	data.metadata.p9mounts[input.target]
+}
+
+errors contains "invalid share path" if {
+	input.rule == "plan9_mount"
+	count([id | some id, _ in data.metadata.matches; plan9_path_ok(id)]) == 0
+}
+
+errors contains "share not mounted" if {
+	input.rule == "plan9_unmount"
+	not data.metadata.p9mounts[input.unmountTarget]
+}
+
+errors contains "properties not allowed" if {
+	input.rule == "get_properties"
+	not data.policy.allow_properties_access == true
+}
+
+errors contains "stacks not allowed" if {
+	input.rule == "dump_stacks"
+	not data.policy.allow_dump_stacks == true
+}
+
+errors contains "logging not allowed" if {
+	input.rule == "runtime_logging"
+	not data.policy.allow_runtime_logging == true
+}
+
+errors contains "host network not allowed" if {
+	input.rule == "host_network"
+	not data.policy.allow_host_network == true
+}

@@ -1,0 +1,145 @@
+//! What the tests of the framework share: something that answers queries, and a guest that remembers.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::num::{NonZeroU32, NonZeroUsize};
+
+use serde_json::{Map, Value, json};
+
+/// The framework, as policies alias it.
+pub const FRAMEWORK: &str = include_str!("../../framework/framework.rego");
+/// The data that the framework refers to.
+pub const DATA: &str = include_str!("../../framework/data.json");
+
+/// Answers queries against one policy: the oracle, or the compiler and machine.
+pub trait Engine {
+    /// The value of `data.<rule>`, `None` where it is undefined or faults. `rule` is `package.name`.
+    fn query(&mut self, rule: &str, input: &Value, metadata: &Value) -> Option<Value>;
+}
+
+/// regorus, whose answers serve as the oracle.
+pub struct Oracle {
+    /// The modules, parsed, with no data yet: every query starts from a copy.
+    modules: regorus::Engine,
+}
+
+impl Oracle {
+    /// Parses the framework and `policy`.
+    pub fn new(policy: &str) -> Self {
+        let mut modules = regorus::Engine::new();
+        modules.set_policy_length_config(regorus::PolicyLengthConfig {
+            max_col: NonZeroU32::MAX,
+            max_file_bytes: NonZeroUsize::MAX,
+            max_lines: NonZeroUsize::MAX,
+        });
+        modules.set_strict_builtin_errors(false);
+        for (name, text) in [("framework.rego", FRAMEWORK), ("policy.rego", policy)] {
+            if let Err(error) = modules.add_policy(name.into(), text.into()) {
+                panic!("{name}: {error:#}");
+            }
+        }
+        Self { modules }
+    }
+}
+
+impl Engine for Oracle {
+    fn query(&mut self, rule: &str, input: &Value, metadata: &Value) -> Option<Value> {
+        let mut engine = self.modules.clone();
+        let mut data: Value = serde_json::from_str(DATA).unwrap();
+        data["metadata"] = metadata.clone();
+        engine.add_data_json(&data.to_string()).unwrap();
+        engine.set_input_json(&input.to_string()).unwrap();
+        let value = engine.eval_rule(format!("data.{rule}")).ok()?;
+        if value == regorus::Value::Undefined {
+            return None;
+        }
+        Some(serde_json::from_str(&value.to_json_str().unwrap()).unwrap())
+    }
+}
+
+/// A guest's side of a policy: it asks, and it remembers what an allowed decision says.
+pub struct Guest<E> {
+    engine: E,
+    /// What earlier decisions left.
+    pub metadata: Value,
+}
+
+/// A decision, as the policy gave it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// The whole result object.
+    Allowed(Value),
+    /// The reasons, sorted.
+    Denied(Vec<String>),
+}
+
+impl Decision {
+    /// The result of an allowed request.
+    #[track_caller]
+    pub fn allowed(self) -> Value {
+        match self {
+            Self::Allowed(result) => result,
+            Self::Denied(reasons) => panic!("denied: {reasons:?}"),
+        }
+    }
+
+    /// The reasons of a denied request.
+    #[track_caller]
+    pub fn denied(self) -> Vec<String> {
+        match self {
+            Self::Allowed(result) => panic!("allowed: {result}"),
+            Self::Denied(reasons) => reasons,
+        }
+    }
+}
+
+impl<E: Engine> Guest<E> {
+    /// A guest that remembers nothing yet.
+    pub fn new(engine: E) -> Self {
+        Self { engine, metadata: json!({}) }
+    }
+
+    /// Decides, without remembering. Anything but `"allowed": true` is a denial, so is no rule at all (D1).
+    pub fn decide(&mut self, point: &str, input: &Value) -> Decision {
+        let result = self.engine.query(&format!("policy.{point}"), input, &self.metadata);
+        match result {
+            Some(result) if result["allowed"] == true => Decision::Allowed(result),
+            _ => {
+                let mut asked = input.clone();
+                asked["rule"] = point.into();
+                let reason = self.engine.query("policy.reason", &asked, &self.metadata);
+                let errors = reason.and_then(|reason| reason["errors"].as_array().cloned());
+                let texts = errors.into_iter().flatten().map(|text| text.as_str().unwrap().to_owned());
+                Decision::Denied(texts.collect())
+            }
+        }
+    }
+
+    /// Decides, and remembers if the request was allowed, as a guest does whose action then succeeded.
+    pub fn ask(&mut self, point: &str, input: &Value) -> Decision {
+        let decision = self.decide(point, input);
+        if let Decision::Allowed(result) = &decision {
+            for operation in result["metadata"].as_array().into_iter().flatten() {
+                apply(&mut self.metadata, operation);
+            }
+        }
+        decision
+    }
+}
+
+/// Carries out one operation on the guest's memory.
+///
+/// # Panics
+/// Where an operation does not fit what is remembered: adding what is there, or the reverse.
+pub fn apply(metadata: &mut Value, operation: &Value) {
+    let text = |field: &str| operation[field].as_str().unwrap_or_else(|| panic!("{field}: {operation}"));
+    let maps = metadata.as_object_mut().unwrap();
+    let map = maps.entry(text("name")).or_insert_with(|| Value::Object(Map::new()));
+    let map = map.as_object_mut().unwrap();
+    let (key, value) = (text("key").to_owned(), operation["value"].clone());
+    match text("action") {
+        "add" => assert_eq!(map.insert(key, value), None, "added twice: {operation}"),
+        "update" => assert_ne!(map.insert(key, value), None, "updated before added: {operation}"),
+        "remove" => assert_ne!(map.remove(&key), None, "removed what is not there: {operation}"),
+        other => panic!("unknown action {other}"),
+    }
+}
