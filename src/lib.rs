@@ -7,4 +7,5 @@ extern crate alloc;
 
 pub mod gate;
 pub mod point;
+pub mod policy;
 pub mod wire;

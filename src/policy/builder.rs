@@ -1,0 +1,589 @@
+//! The one encoder of images: collects constants, automata and code, and lays them out canonically.
+//!
+//! Constants get provisional numbers as they come; [`Builder::finish`] drops the unused, sorts the
+//! rest and renumbers the code. The same content gives the same bytes, whatever the order of the
+//! calls that made its constants. Functions, DFAs and patterns keep the order in which they were made.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+
+use super::format::{
+    Const, FORMAT_VERSION, FunctionRecord, HEADER_SIZE, Image, ImageError, Kind, MAGIC, MAX_IMAGE, Part,
+    Section,
+};
+use super::instruction::{Instruction, Reg};
+
+/// A function that was added; callees are added before their callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FunctionId(pub u32);
+
+/// A DFA that was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DfaId(pub u32);
+
+/// A pattern that was added. The number is what `MatchAt` takes from a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PatternId(pub u32);
+
+/// Why an image cannot be built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuildError {
+    /// An object literal has one key twice with different values.
+    KeyConflict,
+    /// Two sources or two entries have this name.
+    Duplicate(String),
+    /// The image would exceed this limit of the format.
+    Limit(&'static str),
+    /// The result does not verify: the caller emitted code that breaks a rule.
+    Image(ImageError),
+}
+
+/// A body that was opened and must be closed.
+#[derive(Debug)]
+#[must_use = "an open body must be closed"]
+pub struct Open {
+    /// Where its owner starts in the code, in bytes.
+    at: usize,
+}
+
+/// The code of one function.
+///
+/// ```
+/// # use parma_guest::policy::builder::*;
+/// # use parma_guest::policy::instruction::*;
+/// # let mut builder = Builder::new(1);
+/// # let field = builder.string("target");
+/// // { "is_mounted": not input.target }  as a function of no arguments
+/// let mut code = FunctionBuilder::new("is_free", 0);
+/// let (input, target, result) = (code.register(), code.register(), code.register());
+/// code.emit(Instruction::Input { dst: input });
+/// let not = code.open(Instruction::Not { body: 0 });
+/// code.emit(Instruction::GetConst { dst: target, from: input, key: field });
+/// code.emit(Instruction::Test { value: target });
+/// code.close(not);
+/// code.emit(Instruction::Const { dst: result, value: builder.bool(true) });
+/// code.emit(Instruction::ReturnLast { value: result });
+/// builder.function(code);
+/// ```
+#[derive(Debug)]
+pub struct FunctionBuilder {
+    name: String,
+    arity: u8,
+    registers: usize,
+    memo: bool,
+    nesting: usize,
+    controls: usize,
+    code: Vec<u8>,
+}
+
+impl FunctionBuilder {
+    /// A function with `arity` arguments in the registers `0..arity`.
+    pub fn new(name: &str, arity: u8) -> FunctionBuilder {
+        FunctionBuilder {
+            name: name.to_string(),
+            arity,
+            registers: usize::from(arity),
+            memo: false,
+            nesting: 0,
+            controls: 0,
+            code: Vec::new(),
+        }
+    }
+
+    /// Remember the result during one decision. Only for functions without arguments.
+    pub fn memo(mut self) -> FunctionBuilder {
+        self.memo = true;
+        self
+    }
+
+    /// A register not handed out before. Registers may be chosen by hand as well; they are counted
+    /// by use. Beyond the limit the same one comes again, and `finish` says so.
+    pub fn register(&mut self) -> Reg {
+        let register = self.registers;
+        self.registers += 1;
+        u8::try_from(register).unwrap_or(254).min(254)
+    }
+
+    /// Appends an instruction without a body.
+    ///
+    /// # Panics
+    /// If it has a body: that is [`open`](Self::open)'s.
+    pub fn emit(&mut self, instruction: Instruction<'_>) {
+        assert!(instruction.body().is_none(), "an instruction with a body is opened");
+        instruction.encode(&mut self.code);
+    }
+
+    /// Appends an instruction with a body, whose length given is ignored: what follows until
+    /// [`close`](Self::close) is its body.
+    ///
+    /// # Panics
+    /// If it has no body.
+    pub fn open(&mut self, instruction: Instruction<'_>) -> Open {
+        assert!(instruction.body().is_some(), "only an instruction with a body is opened");
+        let at = self.code.len();
+        instruction.encode(&mut self.code);
+        self.nesting += 1;
+        self.controls = self.controls.max(self.nesting);
+        Open { at }
+    }
+
+    /// Ends a body.
+    pub fn close(&mut self, open: Open) {
+        self.nesting -= 1;
+        // Every instruction with a body is two words; the second is the body's length.
+        let length = (self.code.len() - open.at) / 4 - 2;
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        self.code[open.at + 4..open.at + 8].copy_from_slice(&length.to_le_bytes());
+    }
+
+    /// How many bodies are open: `Done { depth: nesting() - n }` for the `n`th opened.
+    pub fn nesting(&self) -> usize {
+        self.nesting
+    }
+}
+
+/// A finished function, its code with provisional constants.
+#[derive(Debug)]
+struct Function {
+    name: Const,
+    record: FunctionRecord,
+    code: Vec<u8>,
+}
+
+/// Collects what goes into an image.
+#[derive(Debug, Default)]
+pub struct Builder {
+    compiler: u32,
+    sources: BTreeMap<String, [u8; 32]>,
+    entries: BTreeMap<String, FunctionId>,
+    strings: Table<String>,
+    ints: Table<i64>,
+    nodes: Table<(Kind, Vec<Const>)>,
+    dfas: Table<Vec<u8>>,
+    patterns: Table<Vec<u32>>,
+    functions: Vec<Function>,
+}
+
+/// Values by number, each once.
+#[derive(Debug)]
+struct Table<T> {
+    numbers: BTreeMap<T, u32>,
+    values: Vec<T>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Table { numbers: BTreeMap::new(), values: Vec::new() }
+    }
+}
+
+impl<T: Ord + Clone> Table<T> {
+    fn number(&mut self, value: T) -> u32 {
+        if let Some(&number) = self.numbers.get(&value) {
+            return number;
+        }
+        let number = u32::try_from(self.values.len()).expect("fewer than 2^32 values");
+        self.values.push(value.clone());
+        self.numbers.insert(value, number);
+        number
+    }
+}
+
+impl Builder {
+    /// An empty image by this version of the compiler.
+    pub fn new(compiler: u32) -> Builder {
+        Builder { compiler, ..Builder::default() }
+    }
+
+    /// Names a source and its SHA-256 in the header.
+    pub fn source(&mut self, name: &str, sha256: [u8; 32]) -> Result<(), BuildError> {
+        match self.sources.insert(name.to_string(), sha256) {
+            None => Ok(()),
+            Some(_) => Err(BuildError::Duplicate(name.to_string())),
+        }
+    }
+
+    /// `null`
+    pub fn null(&self) -> Const {
+        Const::NULL
+    }
+
+    /// A boolean.
+    pub fn bool(&self, value: bool) -> Const {
+        Const::bool(value)
+    }
+
+    /// An integer.
+    pub fn int(&mut self, value: i64) -> Const {
+        Const::new(Kind::Int, self.ints.number(value))
+    }
+
+    /// A string.
+    pub fn string(&mut self, value: &str) -> Const {
+        Const::new(Kind::String, self.strings.number(value.to_string()))
+    }
+
+    /// An array.
+    pub fn array(&mut self, items: Vec<Const>) -> Const {
+        Const::new(Kind::Array, self.nodes.number((Kind::Array, items)))
+    }
+
+    /// A set; order and repetition do not matter.
+    pub fn set(&mut self, mut items: Vec<Const>) -> Const {
+        items.sort_by(|&a, &b| self.compare(a, b));
+        items.dedup();
+        Const::new(Kind::Set, self.nodes.number((Kind::Set, items)))
+    }
+
+    /// An object; order does not matter, nor does repetition of a key with the same value.
+    pub fn object(&mut self, mut pairs: Vec<(Const, Const)>) -> Result<Const, BuildError> {
+        pairs.sort_by(|a, b| self.compare(a.0, b.0).then(a.1.cmp(&b.1)));
+        pairs.dedup();
+        if pairs.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return Err(BuildError::KeyConflict);
+        }
+        let shape = self.array(pairs.iter().map(|pair| pair.0).collect());
+        let words = core::iter::once(shape).chain(pairs.iter().map(|pair| pair.1)).collect();
+        Ok(Const::new(Kind::Object, self.nodes.number((Kind::Object, words))))
+    }
+
+    /// A DFA: a serialised sparse DFA of `regex-automata` 0.4, little-endian, anchored at the
+    /// start. Made with `MatchKind::All` (and a pattern that ends in an end-of-text assertion or not:
+    /// only whole matches count).
+    pub fn dfa(&mut self, bytes: Vec<u8>) -> DfaId {
+        DfaId(self.dfas.number(bytes))
+    }
+
+    /// A pattern of parts.
+    pub fn pattern(&mut self, parts: &[Part]) -> PatternId {
+        PatternId(self.patterns.number(parts.iter().map(|part| part.bits()).collect()))
+    }
+
+    /// Adds a function.
+    ///
+    /// # Panics
+    /// If a body is still open.
+    pub fn function(&mut self, function: FunctionBuilder) -> FunctionId {
+        assert_eq!(function.nesting, 0, "{}: a body is still open", function.name);
+        let (mut registers, mut stack, mut frames, mut controls) = (function.registers, 0, 0, 0);
+        walk(&function.code, |instruction, nesting| {
+            instruction.registers(|register, _| registers = registers.max(usize::from(register) + 1));
+            if let Instruction::Call { function: callee, .. } = instruction
+                && let Some(callee) = self.functions.get(callee as usize)
+            {
+                stack = stack.max(callee.record.stack);
+                frames = frames.max(callee.record.frames);
+                controls = controls.max(callee.record.controls + nesting);
+            }
+        });
+        // A number too large for its field saturates; `finish` then refuses what does not fit.
+        let record = FunctionRecord {
+            name: 0,
+            end: 0,
+            arity: function.arity,
+            registers: u8::try_from(registers).unwrap_or(u8::MAX),
+            memo: function.memo,
+            stack: stack.saturating_add(u16::try_from(registers).unwrap_or(u16::MAX)),
+            frames: frames + 1,
+            controls: controls.max(u16::try_from(function.controls).unwrap_or(u16::MAX)),
+        };
+        let name = self.string(&function.name);
+        let id = FunctionId(u32::try_from(self.functions.len()).expect("fewer than 2^32 functions"));
+        self.functions.push(Function { name, record, code: function.code });
+        id
+    }
+
+    /// Names a function without arguments, `data.policy.mount_device` for instance.
+    pub fn entry(&mut self, name: &str, function: FunctionId) -> Result<(), BuildError> {
+        match self.entries.insert(name.to_string(), function) {
+            None => Ok(()),
+            Some(_) => Err(BuildError::Duplicate(name.to_string())),
+        }
+    }
+
+    /// The provisional constants' order: OPA's.
+    pub fn compare(&self, a: Const, b: Const) -> Ordering {
+        if a == b {
+            return Ordering::Equal;
+        }
+        let kind = a.kind();
+        let (x, y) = (a.index() as usize, b.index() as usize);
+        kind.cmp(&b.kind()).then_with(|| match kind {
+            Some(Kind::Int) => self.ints.values[x].cmp(&self.ints.values[y]),
+            Some(Kind::String) => self.strings.values[x].cmp(&self.strings.values[y]),
+            Some(Kind::Array | Kind::Set | Kind::Object) => {
+                let (x, y) = (&self.nodes.values[x].1, &self.nodes.values[y].1);
+                self.compare_elements(kind == Some(Kind::Object), x, y)
+            }
+            _ => x.cmp(&y),
+        })
+    }
+
+    fn compare_elements(&self, object: bool, x: &[Const], y: &[Const]) -> Ordering {
+        if object {
+            // Objects compare pair by pair: first the keys, then the values.
+            let keys = |words: &[Const]| self.nodes.values[words[0].index() as usize].1.clone();
+            let (x_keys, y_keys) = (keys(x), keys(y));
+            let pairs = x_keys.iter().zip(&x[1..]).zip(y_keys.iter().zip(&y[1..]));
+            pairs
+                .map(|((xk, xv), (yk, yv))| self.compare(*xk, *yk).then_with(|| self.compare(*xv, *yv)))
+                .find(|order| order.is_ne())
+                .unwrap_or(x.len().cmp(&y.len()))
+        } else {
+            let elements = x.iter().zip(y).map(|(&x, &y)| self.compare(x, y));
+            elements.into_iter().find(|order| order.is_ne()).unwrap_or(x.len().cmp(&y.len()))
+        }
+    }
+
+    /// Lays out the image and verifies it.
+    pub fn finish(mut self) -> Result<Vec<u8>, BuildError> {
+        let source_names = self.names(self.sources.keys().cloned().collect());
+        let entry_names = self.names(self.entries.keys().cloned().collect());
+        let order = self.order(source_names.iter().chain(&entry_names).copied());
+
+        let mut sections: [Vec<u8>; Section::COUNT] = Default::default();
+        let mut put = |section: Section, bytes: &[u8]| sections[section as usize].extend_from_slice(bytes);
+        for (hash, name) in self.sources.values().zip(&source_names) {
+            put(Section::Sources, &order.of(*name).index().to_le_bytes());
+            put(Section::Sources, hash);
+        }
+        let mut end = 0;
+        for &string in &order.strings {
+            let bytes = self.strings.values[string as usize].as_bytes();
+            end += bytes.len() as u32;
+            put(Section::StringEnds, &end.to_le_bytes());
+            put(Section::StringBytes, bytes);
+        }
+        for &int in &order.ints {
+            put(Section::Ints, &self.ints.values[int as usize].to_le_bytes());
+        }
+        let mut end = 0;
+        for level in &order.levels {
+            put(Section::Levels, &level.to_le_bytes());
+        }
+        for (kind, words) in &order.nodes {
+            end += words.len() as u32;
+            put(Section::Nodes, &Const::new(*kind, end).bits().to_le_bytes());
+            for word in words {
+                put(Section::Words, &word.bits().to_le_bytes());
+            }
+        }
+        let mut end = 0;
+        for dfa in &self.dfas.values {
+            end += dfa.len() as u32;
+            put(Section::DfaEnds, &end.to_le_bytes());
+            put(Section::DfaBytes, dfa);
+        }
+        let mut end = 0;
+        for pattern in &self.patterns.values {
+            end += pattern.len() as u32;
+            put(Section::PatternEnds, &end.to_le_bytes());
+            for part in pattern {
+                put(Section::PatternParts, &part.to_le_bytes());
+            }
+        }
+        let mut end = 0;
+        for function in &self.functions {
+            end += (function.code.len() / 4) as u32;
+            let record = FunctionRecord { name: order.of(function.name).index(), end, ..function.record };
+            put(Section::Functions, &record.to_bytes());
+            let mut code = Vec::with_capacity(function.code.len());
+            walk(&function.code, |instruction, _| {
+                map_constant(instruction, |constant| order.of(constant)).encode(&mut code);
+            });
+            put(Section::Code, &code);
+        }
+        for (function, name) in self.entries.values().zip(&entry_names) {
+            put(Section::Entries, &order.of(*name).index().to_le_bytes());
+            put(Section::Entries, &function.0.to_le_bytes());
+        }
+
+        let mut image = Vec::with_capacity(HEADER_SIZE);
+        image.extend_from_slice(&MAGIC);
+        image.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        image.extend_from_slice(&self.compiler.to_le_bytes());
+        for section in &mut sections {
+            section.resize(section.len().next_multiple_of(4), 0);
+            image.extend_from_slice(&(section.len() as u32).to_le_bytes());
+        }
+        sections.iter().for_each(|section| image.extend_from_slice(section));
+        if image.len() > MAX_IMAGE {
+            return Err(BuildError::Limit("the image is larger than 1 MiB"));
+        }
+        super::verify::verify(Image::read(&image).map_err(BuildError::Image)?).map_err(BuildError::Image)?;
+        Ok(image)
+    }
+}
+
+impl Builder {
+    fn names(&mut self, names: Vec<String>) -> Vec<Const> {
+        names.iter().map(|name| self.string(name)).collect()
+    }
+
+    /// Marks `constant` and what it is made of.
+    fn mark(&self, constant: Const, used: &mut BTreeSet<Const>) {
+        if used.insert(constant) && matches!(constant.kind(), Some(Kind::Array | Kind::Object | Kind::Set)) {
+            for &element in &self.nodes.values[constant.index() as usize].1 {
+                self.mark(element, used);
+            }
+        }
+    }
+
+    /// The final order of all constants that `names` and the code need.
+    fn order(&self, names: impl Iterator<Item = Const>) -> Order {
+        let mut used = BTreeSet::new();
+        names.for_each(|name| self.mark(name, &mut used));
+        for function in &self.functions {
+            self.mark(function.name, &mut used);
+            walk(&function.code, |instruction, _| {
+                map_constant(instruction, |constant| {
+                    self.mark(constant, &mut used);
+                    constant
+                });
+            });
+        }
+        let of_kind = |kind| used.iter().filter(move |c| c.kind() == Some(kind)).map(|c| c.index());
+        let mut order = Order::default();
+        order.strings.extend(of_kind(Kind::String));
+        order.strings.sort_by_key(|&s| &self.strings.values[s as usize]);
+        order.ints.extend(of_kind(Kind::Int));
+        order.ints.sort_by_key(|&i| self.ints.values[i as usize]);
+        for (new, &old) in order.strings.iter().enumerate() {
+            order.renumbered.insert(Const::new(Kind::String, old), new as u32);
+        }
+        for (new, &old) in order.ints.iter().enumerate() {
+            order.renumbered.insert(Const::new(Kind::Int, old), new as u32);
+        }
+        // Nodes refer to nodes that were made before, so one pass in that order finds the levels.
+        let mut levels: Vec<usize> = Vec::new();
+        let mut by_level: Vec<Vec<Const>> = Vec::new();
+        for (index, (kind, words)) in self.nodes.values.iter().enumerate() {
+            let level = |word: &Const| match word.kind() {
+                Some(Kind::Array | Kind::Object | Kind::Set) => levels[word.index() as usize],
+                _ => 0,
+            };
+            let level = words.iter().map(level).max().map_or(0, |highest| highest + 1);
+            levels.push(level);
+            let node = Const::new(*kind, index as u32);
+            if used.contains(&node) {
+                by_level.resize(by_level.len().max(level + 1), Vec::new());
+                by_level[level].push(node);
+            }
+        }
+        for nodes in by_level {
+            let words = |node: &Const| self.nodes.values[node.index() as usize].1.iter();
+            let renumber = |node: Const| {
+                let kind = node.kind().expect("made by this builder");
+                (kind, words(&node).map(|&word| order.of(word)).collect::<Vec<_>>(), node)
+            };
+            let mut level: Vec<_> = nodes.into_iter().map(renumber).collect();
+            level.sort();
+            for (kind, words, old) in level {
+                order.renumbered.insert(old, order.nodes.len() as u32);
+                order.nodes.push((kind, words));
+            }
+            order.levels.push(order.nodes.len() as u32);
+        }
+        order
+    }
+}
+
+/// The final constants.
+#[derive(Default)]
+struct Order {
+    /// Old numbers in the new order.
+    strings: Vec<u32>,
+    /// Old numbers in the new order.
+    ints: Vec<u32>,
+    /// In the new order, with new numbers in them.
+    nodes: Vec<(Kind, Vec<Const>)>,
+    levels: Vec<u32>,
+    renumbered: BTreeMap<Const, u32>,
+}
+
+impl Order {
+    /// The final encoding of a provisional constant.
+    fn of(&self, constant: Const) -> Const {
+        match (self.renumbered.get(&constant), constant.kind()) {
+            (Some(&index), Some(kind)) => Const::new(kind, index),
+            _ => constant,
+        }
+    }
+}
+
+/// Visits each instruction with the number of bodies around it.
+fn walk(code: &[u8], mut visit: impl FnMut(Instruction<'_>, u16)) {
+    let mut ends: Vec<usize> = Vec::new();
+    let mut rest = code;
+    while let Some((instruction, after)) = Instruction::decode(rest) {
+        let at = code.len() - after.len();
+        visit(instruction, u16::try_from(ends.len()).unwrap_or(u16::MAX));
+        if let Some((_, body)) = instruction.body() {
+            ends.push(at + body as usize * 4);
+        }
+        while ends.last().is_some_and(|&end| end <= at) {
+            ends.pop();
+        }
+        rest = after;
+    }
+}
+
+/// The instruction with its constant replaced.
+fn map_constant<'a>(instruction: Instruction<'a>, mut map: impl FnMut(Const) -> Const) -> Instruction<'a> {
+    use Instruction as I;
+    match instruction {
+        I::Const { dst, value } => I::Const { dst, value: map(value) },
+        I::GetConst { dst, from, key } => I::GetConst { dst, from, key: map(key) },
+        I::CompareConst { relation, dst, left, right } => {
+            I::CompareConst { relation, dst, left, right: map(right) }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_calls_does_not_show_in_the_image() {
+        let build = |reversed: bool| {
+            let mut builder = Builder::new(1);
+            let mut strings = vec!["b", "a", "unused", "c"];
+            if reversed {
+                strings.reverse();
+            }
+            for string in strings {
+                builder.string(string);
+            }
+            let (a, b, c) = (builder.string("a"), builder.string("b"), builder.string("c"));
+            let one = builder.int(1);
+            let mut pairs = vec![(a, one), (b, c), (c, Const::NULL)];
+            if reversed {
+                pairs.reverse();
+            }
+            let object = builder.object(pairs).unwrap();
+            let set = builder.set(if reversed { vec![object, a, b] } else { vec![b, a, b, object] });
+            let mut code = FunctionBuilder::new("f", 0);
+            let r = code.register();
+            code.emit(Instruction::Const { dst: r, value: set });
+            code.emit(Instruction::ReturnLast { value: r });
+            let f = builder.function(code);
+            builder.entry("data.policy.f", f).unwrap();
+            builder.finish().unwrap()
+        };
+        let image = build(false);
+        assert_eq!(image, build(true));
+        assert!(!image.windows(6).any(|w| w == b"unused"));
+    }
+
+    #[test]
+    fn a_key_with_two_values_is_refused() {
+        let mut builder = Builder::new(1);
+        let (k, one, two) = (builder.string("k"), builder.int(1), builder.int(2));
+        assert!(builder.object(vec![(k, one), (k, one)]).is_ok());
+        assert_eq!(builder.object(vec![(k, one), (k, two)]), Err(BuildError::KeyConflict));
+    }
+}

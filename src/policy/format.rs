@@ -1,0 +1,466 @@
+//! The image: a compiled policy as bytes, read in place.
+//!
+//! A header, then the [`Section`]s in their order without gaps; everything is little-endian and a
+//! multiple of four bytes long. [`Image::read`] finds the sections and nothing else: only
+//! [`verify`](super::verify) makes their content trustworthy, and no accessor here panics before.
+//!
+//! One content has one encoding. Strings are sorted by their bytes and unique; integers too;
+//! composite constants are unique and ordered by height, kind and content, so that they refer to
+//! earlier ones only; padding is zero; nothing follows the last section. The builder
+//! ([`Builder`](super::builder::Builder)) makes exactly these bytes.
+//!
+//! # Constants
+//!
+//! A [`Const`] is 32 bits: a kind in the top four, an index below. `null` and booleans are
+//! immediate, integers and strings index their sections, arrays, objects and sets index
+//! [`Section::Nodes`]. A node is the kind (top four bits) and the end (in words) of its elements
+//! in [`Section::Words`]; it starts where the one before ends. Elements are constants: of an array in order, of a
+//! set ascending in OPA's order, of an object first its *shape* — the array of its keys, ascending — then
+//! the values in the order of the keys. A node's *level* is 0 without elements, otherwise one more than the
+//! highest of its elements (scalars have level 0, and so does an array of scalars have level 1). [`Section::Levels`] has the number of nodes
+//! up to and with each level. Within a level, nodes ascend by kind, then by their words.
+//!
+//! # Indexes
+//!
+//! There is no index section: an index is a constant object from what is looked for to an array of
+//! positions. `some c in containers; some l in c.layers; l == hash` becomes `Get` of `hash` in such
+//! an object and a `Scan` of the positions.
+
+/// The first bytes of every image.
+pub const MAGIC: [u8; 8] = *b"PARMAPOL";
+/// The version of this format. Any change of meaning is a new one.
+pub const FORMAT_VERSION: u32 = 1;
+/// The largest image, in bytes.
+pub const MAX_IMAGE: usize = 1 << 20;
+/// Levels of nesting in a constant, and in any value.
+pub const MAX_DEPTH: usize = 32;
+/// Registers of one function.
+pub const MAX_REGISTERS: usize = 255;
+/// Bodies inside each other in one function, the function itself not counted.
+pub const MAX_NESTING: usize = 48;
+/// Registers that a call may need in all, its callees' included.
+pub const MAX_STACK: usize = 4096;
+/// Functions that may be active at once.
+pub const MAX_FRAMES: usize = 64;
+/// Bodies that may be open at once, over all active functions.
+pub const MAX_CONTROLS: usize = 512;
+/// Functions whose result is remembered during one decision.
+pub const MAX_MEMOS: usize = 1024;
+/// Parts of one pattern.
+pub const MAX_PATTERN_PARTS: usize = 16;
+/// The size of the header in bytes.
+pub const HEADER_SIZE: usize = 16 + 4 * Section::COUNT;
+
+/// The sections, in their order in the image.
+///
+/// The header is [`MAGIC`], [`FORMAT_VERSION`] (u32), the compiler's version (u32), and the length
+/// in bytes of each section (u32 each).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Section {
+    /// What was compiled: a string and a SHA-256 each (36 bytes), ascending by string.
+    Sources,
+    /// End of each string in [`Section::StringBytes`], u32.
+    StringEnds,
+    /// UTF-8, then zeros to a multiple of four.
+    StringBytes,
+    /// i64 each.
+    Ints,
+    /// Ends of levels in [`Section::Nodes`], u32, strictly ascending; the last is the number of nodes.
+    Levels,
+    /// Composite constants, u32 each.
+    Nodes,
+    /// Elements of composite constants, [`Const`] each.
+    Words,
+    /// End of each DFA in [`Section::DfaBytes`], u32.
+    DfaEnds,
+    /// Sparse DFAs as `regex-automata` serialises them (little-endian), then zeros to a multiple
+    /// of four. Each matches a whole string: it is anchored at the start, and what counts is
+    /// whether it is in a match state after the last byte.
+    DfaBytes,
+    /// End of each pattern in [`Section::PatternParts`], u32.
+    PatternEnds,
+    /// [`Part`]s of patterns, u32 each.
+    PatternParts,
+    /// [`FunctionRecord`]s, 20 bytes each.
+    Functions,
+    /// Instructions, by functions in their order.
+    Code,
+    /// Entry points: a string and a function, u32 each, ascending by string.
+    Entries,
+}
+
+impl Section {
+    /// The number of sections.
+    pub const COUNT: usize = 14;
+}
+
+/// The kinds of values, in OPA's order. Numbers are integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Kind {
+    /// `null`
+    Null = 0,
+    /// `false` and `true`
+    Bool = 1,
+    /// A signed 64-bit integer.
+    Int = 2,
+    /// UTF-8.
+    String = 3,
+    /// An array.
+    Array = 4,
+    /// An object.
+    Object = 5,
+    /// A set.
+    Set = 6,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub fn from_number(number: u32) -> Option<Kind> {
+        const ALL: [Kind; 7] =
+            [Kind::Null, Kind::Bool, Kind::Int, Kind::String, Kind::Array, Kind::Object, Kind::Set];
+        ALL.get(number as usize).copied()
+    }
+}
+
+/// A constant: kind and index in one word; see the [module documentation](self).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Const(u32);
+
+impl Const {
+    /// `null`
+    pub const NULL: Const = Const(0);
+    /// `false`
+    pub const FALSE: Const = Const(1 << 28);
+    /// `true`
+    pub const TRUE: Const = Const(1 << 28 | 1);
+    /// The number of bits of the index.
+    pub const INDEX_BITS: u32 = 28;
+
+    /// A boolean.
+    pub const fn bool(value: bool) -> Const {
+        if value { Const::TRUE } else { Const::FALSE }
+    }
+
+    /// The constant of this kind with this index (of which 28 bits count).
+    pub const fn new(kind: Kind, index: u32) -> Const {
+        Const((kind as u32) << Self::INDEX_BITS | index & ((1 << Self::INDEX_BITS) - 1))
+    }
+
+    /// The encoding.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Any word; the verifier refuses those that mean nothing.
+    pub const fn from_bits(bits: u32) -> Const {
+        Const(bits)
+    }
+
+    /// The kind, if the word has one.
+    pub fn kind(self) -> Option<Kind> {
+        Kind::from_number(self.0 >> Self::INDEX_BITS)
+    }
+
+    /// The index in the kind's section.
+    pub const fn index(self) -> u32 {
+        self.0 & ((1 << Self::INDEX_BITS) - 1)
+    }
+}
+
+/// A part of a pattern. A pattern matches a string that is, whole, its parts one after another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A string of this DFA's language.
+    Dfa(u32),
+    /// Literally the run-time string with this number among the arguments of the match.
+    Arg(u32),
+}
+
+impl Part {
+    const ARG: u32 = 1 << 31;
+
+    /// Reads one word.
+    pub fn from_bits(bits: u32) -> Part {
+        if bits & Part::ARG == 0 { Part::Dfa(bits) } else { Part::Arg(bits & !Part::ARG) }
+    }
+
+    /// The word.
+    pub fn bits(self) -> u32 {
+        match self {
+            Part::Dfa(index) => index & !Part::ARG,
+            Part::Arg(index) => index | Part::ARG,
+        }
+    }
+}
+
+/// A function: 20 bytes.
+///
+/// As words: name; end of code; `arity | registers << 8 | memo << 16`; `stack | frames << 16`;
+/// `controls`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FunctionRecord {
+    /// A string, for people.
+    pub name: u32,
+    /// Where its code ends in [`Section::Code`], in words; it starts where the one before ends.
+    pub end: u32,
+    /// Number of arguments, in the first registers.
+    pub arity: u8,
+    /// Number of registers.
+    pub registers: u8,
+    /// Whether its result is remembered for the rest of a decision. Only without arguments.
+    pub memo: bool,
+    /// Registers that a call needs, the deepest calls of its callees included.
+    pub stack: u16,
+    /// Functions active at once in a call of this one, itself included.
+    pub frames: u16,
+    /// Bodies open at once in a call of this one, the function bodies not counted.
+    pub controls: u16,
+}
+
+impl FunctionRecord {
+    /// Bytes of one record.
+    pub const SIZE: usize = 20;
+
+    /// Reads a record; `None` if it has undefined bits.
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Option<FunctionRecord> {
+        let &[a, b, c, d, e, f, g, h, arity, registers, memo, zero, i, j, k, l, m, n, o, p] = bytes;
+        if memo > 1 || [zero, o, p] != [0; 3] {
+            return None;
+        }
+        Some(FunctionRecord {
+            name: u32::from_le_bytes([a, b, c, d]),
+            end: u32::from_le_bytes([e, f, g, h]),
+            arity,
+            registers,
+            memo: memo == 1,
+            stack: u16::from_le_bytes([i, j]),
+            frames: u16::from_le_bytes([k, l]),
+            controls: u16::from_le_bytes([m, n]),
+        })
+    }
+
+    /// The record's bytes.
+    pub fn to_bytes(&self) -> [u8; Self::SIZE] {
+        let [a, b, c, d] = self.name.to_le_bytes();
+        let [e, f, g, h] = self.end.to_le_bytes();
+        let [i, j] = self.stack.to_le_bytes();
+        let [k, l] = self.frames.to_le_bytes();
+        let [m, n] = self.controls.to_le_bytes();
+        let (arity, registers, memo) = (self.arity, self.registers, u8::from(self.memo));
+        [a, b, c, d, e, f, g, h, arity, registers, memo, 0, i, j, k, l, m, n, 0, 0]
+    }
+}
+
+/// Why bytes are not an image. Each names what is wrong; none carries content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageError {
+    /// Longer than [`MAX_IMAGE`], shorter than a header, or not as long as its sections.
+    Length,
+    /// Not [`MAGIC`].
+    Magic,
+    /// Another [`FORMAT_VERSION`].
+    Version,
+    /// A section's length or its table of ends is impossible.
+    Section(Section),
+    /// A string is no UTF-8, or strings are not strictly ascending.
+    Strings,
+    /// Integers are not strictly ascending.
+    Ints,
+    /// A composite constant is malformed, refers forward, or is not in its place.
+    Constant,
+    /// A DFA that `regex-automata` refuses, or with bytes after it.
+    Dfa,
+    /// A pattern refers to nothing, or its arguments are not 0, 1, 2… in some order.
+    Pattern,
+    /// A function's record contradicts its code or exceeds a limit.
+    Function {
+        /// The function's number.
+        function: u32,
+    },
+    /// An instruction breaks a rule.
+    Code {
+        /// The function's number.
+        function: u32,
+        /// Offset in the function's code, in words.
+        at: u32,
+        /// Which rule.
+        rule: CodeRule,
+    },
+    /// Sources or entries are not strictly ascending or refer to nothing; an entry takes arguments.
+    Names,
+    /// There was no memory to load it.
+    Memory,
+}
+
+/// A rule of code that an instruction can break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeRule {
+    /// No such instruction, or not its one encoding.
+    Encoding,
+    /// A register beyond the function's.
+    Register,
+    /// A register read that some way here has not written.
+    Unassigned,
+    /// A register written that some way here has already written.
+    Reassigned,
+    /// A constant that does not exist.
+    Constant,
+    /// A call of this function or a later one.
+    Callee,
+    /// Another number of arguments than it takes.
+    Arity,
+    /// A pattern or DFA that does not exist.
+    Pattern,
+    /// A body that reaches beyond the one around it.
+    Body,
+    /// More bodies inside each other than [`MAX_NESTING`].
+    Nesting,
+    /// A yield without its comprehension, or of the wrong kind.
+    Yield,
+    /// `Done` for a body that is not there, or beyond a comprehension.
+    Done,
+    /// A builtin that this version reserves.
+    Builtin,
+}
+
+/// The sections of an image, found but not verified.
+#[derive(Clone, Copy, Debug)]
+pub struct Image<'p> {
+    /// The compiler's version, as it counts itself.
+    pub compiler: u32,
+    sections: [&'p [u8]; Section::COUNT],
+}
+
+fn word_at(bytes: &[u8], index: usize) -> Option<u32> {
+    let start = index.checked_mul(4)?;
+    bytes.get(start..)?.first_chunk().copied().map(u32::from_le_bytes)
+}
+
+impl<'p> Image<'p> {
+    /// Finds the sections.
+    pub fn read(bytes: &'p [u8]) -> Result<Image<'p>, ImageError> {
+        if bytes.len() > MAX_IMAGE || bytes.len() < HEADER_SIZE {
+            return Err(ImageError::Length);
+        }
+        let (header, mut rest) = bytes.split_at(HEADER_SIZE);
+        if !header.starts_with(&MAGIC) {
+            return Err(ImageError::Magic);
+        }
+        if word_at(header, 2) != Some(FORMAT_VERSION) {
+            return Err(ImageError::Version);
+        }
+        let compiler = word_at(header, 3).ok_or(ImageError::Length)?;
+        let mut sections = [&bytes[..0]; Section::COUNT];
+        for (number, section) in sections.iter_mut().enumerate() {
+            let length = word_at(header, 4 + number).ok_or(ImageError::Length)? as usize;
+            if !length.is_multiple_of(4) {
+                return Err(ImageError::Length);
+            }
+            (*section, rest) = rest.split_at_checked(length).ok_or(ImageError::Length)?;
+        }
+        if !rest.is_empty() {
+            return Err(ImageError::Length);
+        }
+        Ok(Image { compiler, sections })
+    }
+
+    /// A section's bytes.
+    pub fn section(&self, section: Section) -> &'p [u8] {
+        self.sections[section as usize]
+    }
+
+    /// Number of `u32` in a section.
+    pub fn words(&self, section: Section) -> usize {
+        self.section(section).len() / 4
+    }
+
+    /// A `u32` of a section.
+    pub fn word(&self, section: Section, index: usize) -> Option<u32> {
+        word_at(self.section(section), index)
+    }
+
+    /// The range that a table of ends gives to number `index`.
+    pub fn range(&self, ends: Section, index: u32) -> Option<core::ops::Range<usize>> {
+        let index = index as usize;
+        let end = self.word(ends, index)?;
+        let start = if index == 0 { 0 } else { self.word(ends, index - 1)? };
+        (start <= end).then_some(start as usize..end as usize)
+    }
+
+    /// A string's bytes.
+    pub fn string(&self, index: u32) -> Option<&'p [u8]> {
+        self.section(Section::StringBytes).get(self.range(Section::StringEnds, index)?)
+    }
+
+    /// An integer.
+    pub fn int(&self, index: u32) -> Option<i64> {
+        let start = (index as usize).checked_mul(8)?;
+        self.section(Section::Ints).get(start..)?.first_chunk().copied().map(i64::from_le_bytes)
+    }
+
+    /// A composite constant: its kind and where its elements are in [`Section::Words`].
+    pub fn node(&self, index: u32) -> Option<(Kind, core::ops::Range<usize>)> {
+        let node = Const::from_bits(self.word(Section::Nodes, index as usize)?);
+        let start = match index.checked_sub(1) {
+            Some(before) => Const::from_bits(self.word(Section::Nodes, before as usize)?).index(),
+            None => 0,
+        };
+        let end = node.index();
+        (start <= end).then_some((node.kind()?, start as usize..end as usize))
+    }
+
+    /// A word of [`Section::Words`].
+    pub fn element(&self, index: usize) -> Option<Const> {
+        self.word(Section::Words, index).map(Const::from_bits)
+    }
+
+    /// A DFA's bytes.
+    pub fn dfa(&self, index: u32) -> Option<&'p [u8]> {
+        self.section(Section::DfaBytes).get(self.range(Section::DfaEnds, index)?)
+    }
+
+    /// A pattern's parts.
+    pub fn pattern(&self, index: u32) -> Option<impl Iterator<Item = Part> + use<'p>> {
+        let range = self.range(Section::PatternEnds, index)?;
+        let bytes = self.section(Section::PatternParts).get(range.start * 4..range.end * 4)?;
+        Some(bytes.as_chunks().0.iter().map(|&word| Part::from_bits(u32::from_le_bytes(word))))
+    }
+
+    /// Number of functions.
+    pub fn functions(&self) -> u32 {
+        (self.section(Section::Functions).len() / FunctionRecord::SIZE) as u32
+    }
+
+    /// A function's record.
+    pub fn function(&self, index: u32) -> Option<FunctionRecord> {
+        let start = (index as usize).checked_mul(FunctionRecord::SIZE)?;
+        FunctionRecord::from_bytes(self.section(Section::Functions).get(start..)?.first_chunk()?)
+    }
+
+    /// Where a function's code is in [`Section::Code`], in bytes.
+    pub fn code_range(&self, index: u32) -> Option<core::ops::Range<usize>> {
+        let end = self.function(index)?.end as usize * 4;
+        let start = match index.checked_sub(1) {
+            Some(before) => self.function(before)?.end as usize * 4,
+            None => 0,
+        };
+        (start <= end).then_some(start..end)
+    }
+
+    /// The sources, by name: name and SHA-256.
+    pub fn sources(&self) -> impl Iterator<Item = (u32, [u8; 32])> + use<'p> {
+        self.section(Section::Sources).as_chunks::<36>().0.iter().map(|source| {
+            let (name, hash) = source.split_first_chunk::<4>().expect("36 bytes");
+            (u32::from_le_bytes(*name), hash.try_into().expect("32 bytes"))
+        })
+    }
+
+    /// The entries, by name: name and function.
+    pub fn entries(&self) -> impl Iterator<Item = (u32, u32)> + use<'p> {
+        self.section(Section::Entries).as_chunks::<8>().0.iter().map(|&[a, b, c, d, e, f, g, h]| {
+            (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+        })
+    }
+}

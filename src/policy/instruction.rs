@@ -1,0 +1,607 @@
+//! The instruction set: one decoder, one encoder, and what each instruction means.
+//!
+//! Code is a sequence of 32-bit little-endian words. The first word of an instruction is
+//! `opcode | a << 8 | b << 16 | c << 24`; then come, where the instruction has them, one operand
+//! word (a constant, a function, a pattern, a body length in words) and the argument registers,
+//! four to a word. Fields that an instruction does not use are zero, so each has one encoding.
+//!
+//! # How code runs
+//!
+//! A function has registers `0..registers`; its arguments are in the first ones. A register is
+//! written at most once on the way to any instruction and read only after that (the verifier
+//! proves both), so there is no "undefined" value: *undefined leaves the innermost body by failure*.
+//!
+//! Bodies are nested. Each of [`Block`](Instruction::Block), [`Some`](Instruction::Some),
+//! [`Not`](Instruction::Not), [`Scan`](Instruction::Scan), [`Every`](Instruction::Every) and
+//! [`Collect`](Instruction::Collect) owns the `body` words that follow it; the function itself is
+//! the outermost body. A body ends in one of two ways, and its owner says what follows:
+//!
+//! | owner | body reaches its end (or [`Done`](Instruction::Done)) | body fails |
+//! |---|---|---|
+//! | `Block` | go on after it | go on after it |
+//! | `Some` | go on after it; registers written on every way here stay written | the enclosing body fails |
+//! | `Not` | the enclosing body fails | go on after it |
+//! | `Scan` | next element; after the last, go on after it | the same |
+//! | `Every` | next element; after the last, go on after it | the enclosing body fails |
+//! | `Collect` | `dst` is what was yielded; go on after it | the same |
+//! | function | return to the caller | the same |
+//!
+//! A call whose function returned nothing is undefined, so it fails the caller's body.
+//! `every x in undefined` is undefined because the load of its domain failed before.
+
+use alloc::vec::Vec;
+
+use super::format::Const;
+
+/// A register of the current function, `0..MAX_REGISTERS`.
+pub type Reg = u8;
+
+/// Where a result goes. `None` makes a test of it: the body fails if the result is `false`
+/// (and, as always, if it is undefined), and the result is dropped.
+pub type Target = Option<Reg>;
+
+/// The encoding of an absent register.
+pub const NO_REGISTER: u8 = 255;
+
+/// Comparison by OPA's total order: null < boolean < number < string < array < object < set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Relation {
+    /// `==`
+    Equal = 0,
+    /// `!=`
+    NotEqual = 1,
+    /// `<`
+    Less = 2,
+    /// `<=`
+    LessOrEqual = 3,
+    /// `>`
+    Greater = 4,
+    /// `>=`
+    GreaterOrEqual = 5,
+}
+
+impl Relation {
+    /// All relations, by number.
+    pub const ALL: [Relation; 6] = [
+        Relation::Equal,
+        Relation::NotEqual,
+        Relation::Less,
+        Relation::LessOrEqual,
+        Relation::Greater,
+        Relation::GreaterOrEqual,
+    ];
+
+    /// Whether two values that compare as `order` are in this relation.
+    pub fn holds(self, order: core::cmp::Ordering) -> bool {
+        match self {
+            Relation::Equal => order.is_eq(),
+            Relation::NotEqual => order.is_ne(),
+            Relation::Less => order.is_lt(),
+            Relation::LessOrEqual => order.is_le(),
+            Relation::Greater => order.is_gt(),
+            Relation::GreaterOrEqual => order.is_ge(),
+        }
+    }
+
+    /// As Rego writes it.
+    pub fn symbol(self) -> &'static str {
+        match self {
+            Relation::Equal => "==",
+            Relation::NotEqual => "!=",
+            Relation::Less => "<",
+            Relation::LessOrEqual => "<=",
+            Relation::Greater => ">",
+            Relation::GreaterOrEqual => ">=",
+        }
+    }
+}
+
+/// What a comprehension builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Collection {
+    /// In the order of yields; [`Instruction::Yield`].
+    Array = 0,
+    /// Sorted, each value once; [`Instruction::Yield`].
+    Set = 1,
+    /// Sorted by key; [`Instruction::YieldPair`]; a key with two different values is a fault.
+    Object = 2,
+}
+
+impl Collection {
+    /// All kinds, by number.
+    pub const ALL: [Collection; 3] = [Collection::Array, Collection::Set, Collection::Object];
+}
+
+/// A list of registers, read in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Args<'a>(pub &'a [Reg]);
+
+/// Owners of a body; see the table in the [module documentation](self).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// [`Instruction::Block`]
+    Block,
+    /// [`Instruction::Some`]
+    Some,
+    /// [`Instruction::Not`]
+    Not,
+    /// [`Instruction::Scan`]
+    Scan,
+    /// [`Instruction::Every`]
+    Every,
+    /// [`Instruction::Collect`]
+    Collect(Collection),
+}
+
+/// One instruction. `body` is a length in words.
+#[allow(missing_docs, reason = "each variant's text explains its fields")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instruction<'a> {
+    /// `dst` := a constant.
+    Const { dst: Reg, value: Const },
+    /// `dst` := `input`. Fails if the decision has no input.
+    Input { dst: Reg },
+    /// `dst` := `data.metadata`, an object of the state's maps.
+    State { dst: Reg },
+    /// `dst` := `src`.
+    Move { dst: Reg, src: Reg },
+    /// `dst` := `from[key]`: array by integer, object by key, set by member (the member itself).
+    /// Fails if there is none, or if `from` is no collection.
+    Get { dst: Reg, from: Reg, key: Reg },
+    /// The same with a constant key.
+    GetConst { dst: Reg, from: Reg, key: Const },
+    /// `dst` := `[items…]`.
+    Array { dst: Reg, items: Args<'a> },
+    /// `dst` := `{items…}`.
+    Set { dst: Reg, items: Args<'a> },
+    /// `dst` := `{key: value, …}` of alternating keys and values; a key with two different
+    /// values is a fault.
+    Object { dst: Reg, pairs: Args<'a> },
+    /// `dst` := `left relation right`.
+    Compare { relation: Relation, dst: Target, left: Reg, right: Reg },
+    /// The same with a constant on the right.
+    CompareConst { relation: Relation, dst: Target, left: Reg, right: Const },
+    /// Fails if `value` is `false`; every other value, `null` and 0 included, passes.
+    Test { value: Reg },
+    /// `dst` := the result of a lower-numbered function. Fails if that returned nothing.
+    Call { dst: Target, function: u32, args: Args<'a> },
+    /// `dst` := the result of a builtin. Fails if that is undefined (wrong types, bad values).
+    Builtin { dst: Target, builtin: Builtin, args: Args<'a> },
+    /// `dst` := whether the whole string `text` matches pattern number `pattern`, whose run-time
+    /// parts are the strings `args`. Fails if any of them is no string.
+    Match { dst: Target, text: Reg, pattern: u32, args: Args<'a> },
+    /// The same with the pattern's number in a register. Fails if `pattern` is no number; a number
+    /// that names no pattern, or one with another number of run-time parts, is a fault.
+    MatchAt { dst: Target, text: Reg, pattern: Reg, args: Args<'a> },
+    /// `dst` := the numbers, ascending, of the patterns of DFA number `dfa` that match the whole
+    /// string `text`. Fails if `text` is no string.
+    MatchAll { dst: Reg, text: Reg, dfa: u32 },
+    /// Runs the body once; goes on after it whatever happened.
+    Block { body: u32 },
+    /// Runs the body once; it must succeed.
+    Some { body: u32 },
+    /// Runs the body once; it must fail.
+    Not { body: u32 },
+    /// Runs the body for each element of `source`, in order: index and element of an array, key
+    /// and value of an object, member and member of a set. No collection: no elements.
+    Scan { source: Reg, key: Target, value: Target, body: u32 },
+    /// Runs the body for each element as `Scan` does; it must succeed each time. Fails if
+    /// `source` is no collection.
+    Every { source: Reg, key: Target, value: Target, body: u32 },
+    /// Runs the body once and makes `dst` of what it yields.
+    Collect { dst: Reg, kind: Collection, body: u32 },
+    /// Adds to the innermost `Collect` (of an array or a set) that encloses this.
+    Yield { value: Reg },
+    /// Adds to the innermost `Collect` (of an object) that encloses this.
+    YieldPair { key: Reg, value: Reg },
+    /// The innermost body fails.
+    Fail,
+    /// The body `depth` levels out (0 is the innermost) reaches its end, and with it all inside.
+    /// It may name neither the function nor reach out of a `Collect`.
+    Done { depth: u8 },
+    /// The function returns `value`, and goes on, so that a different second value is noticed:
+    /// that is a fault.
+    Return { value: Reg },
+    /// The function returns `value` and ends (where no other way could return something else).
+    ReturnLast { value: Reg },
+    /// The function ends if it has returned something: what follows is `else` or `default`.
+    Leave,
+    /// A fault: the compiler proved that going on would not be what the source means.
+    Abort,
+}
+
+/// Numbers of instructions. Relations are added to `COMPARE` and `COMPARE_CONST`.
+mod opcode {
+    pub const CONST: u8 = 0x01;
+    pub const INPUT: u8 = 0x02;
+    pub const STATE: u8 = 0x03;
+    pub const MOVE: u8 = 0x04;
+    pub const GET: u8 = 0x05;
+    pub const GET_CONST: u8 = 0x06;
+    pub const ARRAY: u8 = 0x07;
+    pub const SET: u8 = 0x08;
+    pub const OBJECT: u8 = 0x09;
+    pub const TEST: u8 = 0x0a;
+    pub const CALL: u8 = 0x0b;
+    pub const BUILTIN: u8 = 0x0c;
+    pub const MATCH: u8 = 0x0d;
+    pub const MATCH_AT: u8 = 0x0e;
+    pub const MATCH_ALL: u8 = 0x0f;
+    pub const COMPARE: u8 = 0x10;
+    pub const COMPARE_CONST: u8 = 0x18;
+    pub const BLOCK: u8 = 0x20;
+    pub const SOME: u8 = 0x21;
+    pub const NOT: u8 = 0x22;
+    pub const SCAN: u8 = 0x23;
+    pub const EVERY: u8 = 0x24;
+    pub const COLLECT: u8 = 0x25;
+    pub const YIELD: u8 = 0x26;
+    pub const YIELD_PAIR: u8 = 0x27;
+    pub const FAIL: u8 = 0x28;
+    pub const DONE: u8 = 0x29;
+    pub const RETURN: u8 = 0x2a;
+    pub const RETURN_LAST: u8 = 0x2b;
+    pub const LEAVE: u8 = 0x2c;
+    pub const ABORT: u8 = 0x2d;
+}
+
+fn target(byte: u8) -> Target {
+    (byte != NO_REGISTER).then_some(byte)
+}
+
+/// Takes words off the front of code.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn word(&mut self) -> Option<[u8; 4]> {
+        let (word, rest) = self.rest.split_first_chunk()?;
+        self.rest = rest;
+        Some(*word)
+    }
+
+    fn operand(&mut self) -> Option<u32> {
+        self.word().map(u32::from_le_bytes)
+    }
+
+    /// `count` registers, then zeros to the end of the word.
+    fn args(&mut self, count: u8) -> Option<Args<'a>> {
+        let count = usize::from(count);
+        let (padded, rest) = self.rest.split_at_checked(count.next_multiple_of(4))?;
+        let (args, padding) = padded.split_at_checked(count)?;
+        self.rest = rest;
+        padding.iter().all(|&byte| byte == 0).then_some(Args(args))
+    }
+}
+
+impl<'a> Instruction<'a> {
+    /// Reads the instruction at the start of `code` and returns it with the code after it.
+    ///
+    /// `None` where there is no instruction, a part is missing, or an unused field is not zero.
+    /// It does not look at what operands refer to: that is the verifier's.
+    pub fn decode(code: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        use Instruction as I;
+        let mut reader = Reader { rest: code };
+        let [op, a, b, c] = reader.word()?;
+        let unused = |fields: &[u8]| fields.iter().all(|&field| field == 0).then_some(());
+        let instruction = match op {
+            opcode::CONST => {
+                unused(&[b, c])?;
+                I::Const { dst: a, value: Const::from_bits(reader.operand()?) }
+            }
+            opcode::INPUT => {
+                unused(&[b, c])?;
+                I::Input { dst: a }
+            }
+            opcode::STATE => {
+                unused(&[b, c])?;
+                I::State { dst: a }
+            }
+            opcode::MOVE => {
+                unused(&[c])?;
+                I::Move { dst: a, src: b }
+            }
+            opcode::GET => I::Get { dst: a, from: b, key: c },
+            opcode::GET_CONST => {
+                unused(&[c])?;
+                I::GetConst { dst: a, from: b, key: Const::from_bits(reader.operand()?) }
+            }
+            opcode::ARRAY => {
+                unused(&[b])?;
+                I::Array { dst: a, items: reader.args(c)? }
+            }
+            opcode::SET => {
+                unused(&[b])?;
+                I::Set { dst: a, items: reader.args(c)? }
+            }
+            opcode::OBJECT => {
+                unused(&[b, c % 2])?;
+                I::Object { dst: a, pairs: reader.args(c)? }
+            }
+            opcode::TEST => {
+                unused(&[b, c])?;
+                I::Test { value: a }
+            }
+            opcode::CALL => {
+                unused(&[b])?;
+                I::Call { dst: target(a), function: reader.operand()?, args: reader.args(c)? }
+            }
+            opcode::BUILTIN => {
+                I::Builtin { dst: target(a), builtin: Builtin::from_number(b)?, args: reader.args(c)? }
+            }
+            opcode::MATCH => {
+                I::Match { dst: target(a), text: b, pattern: reader.operand()?, args: reader.args(c)? }
+            }
+            opcode::MATCH_AT => {
+                let [pattern, count, x, y] = reader.word()?;
+                unused(&[c, x, y])?;
+                I::MatchAt { dst: target(a), text: b, pattern, args: reader.args(count)? }
+            }
+            opcode::MATCH_ALL => {
+                unused(&[c])?;
+                I::MatchAll { dst: a, text: b, dfa: reader.operand()? }
+            }
+            opcode::BLOCK | opcode::SOME | opcode::NOT => {
+                unused(&[a, b, c])?;
+                let body = reader.operand()?;
+                match op {
+                    opcode::BLOCK => I::Block { body },
+                    opcode::SOME => I::Some { body },
+                    _ => I::Not { body },
+                }
+            }
+            opcode::SCAN => I::Scan { source: a, key: target(b), value: target(c), body: reader.operand()? },
+            opcode::EVERY => {
+                I::Every { source: a, key: target(b), value: target(c), body: reader.operand()? }
+            }
+            opcode::COLLECT => {
+                unused(&[c])?;
+                let kind = *Collection::ALL.get(usize::from(b))?;
+                I::Collect { dst: a, kind, body: reader.operand()? }
+            }
+            opcode::YIELD => {
+                unused(&[b, c])?;
+                I::Yield { value: a }
+            }
+            opcode::YIELD_PAIR => {
+                unused(&[c])?;
+                I::YieldPair { key: a, value: b }
+            }
+            opcode::DONE => {
+                unused(&[b, c])?;
+                I::Done { depth: a }
+            }
+            opcode::RETURN => {
+                unused(&[b, c])?;
+                I::Return { value: a }
+            }
+            opcode::RETURN_LAST => {
+                unused(&[b, c])?;
+                I::ReturnLast { value: a }
+            }
+            opcode::FAIL | opcode::LEAVE | opcode::ABORT => {
+                unused(&[a, b, c])?;
+                match op {
+                    opcode::FAIL => I::Fail,
+                    opcode::LEAVE => I::Leave,
+                    _ => I::Abort,
+                }
+            }
+            _ => {
+                if let Some(&relation) = Relation::ALL.get(usize::from(op.wrapping_sub(opcode::COMPARE))) {
+                    I::Compare { relation, dst: target(a), left: b, right: c }
+                } else {
+                    let number = usize::from(op.wrapping_sub(opcode::COMPARE_CONST));
+                    let relation = *Relation::ALL.get(number)?;
+                    unused(&[c])?;
+                    let right = Const::from_bits(reader.operand()?);
+                    I::CompareConst { relation, dst: target(a), left: b, right }
+                }
+            }
+        };
+        Some((instruction, reader.rest))
+    }
+
+    /// The body's owner and length, if this instruction has a body.
+    pub fn body(&self) -> Option<(Owner, u32)> {
+        match *self {
+            Instruction::Block { body } => Some((Owner::Block, body)),
+            Instruction::Some { body } => Some((Owner::Some, body)),
+            Instruction::Not { body } => Some((Owner::Not, body)),
+            Instruction::Scan { body, .. } => Some((Owner::Scan, body)),
+            Instruction::Every { body, .. } => Some((Owner::Every, body)),
+            Instruction::Collect { kind, body, .. } => Some((Owner::Collect(kind), body)),
+            _ => None,
+        }
+    }
+
+    /// Visits the registers it uses: first those it reads, then those it writes (`true`).
+    ///
+    /// What `Scan` and `Every` write is written in their body only; what `Collect` writes, after it.
+    pub fn registers(&self, mut visit: impl FnMut(Reg, bool)) {
+        use Instruction as I;
+        let (reads, args, writes): ([Target; 3], &[Reg], [Target; 2]) = match *self {
+            I::Const { dst, .. } | I::Input { dst } | I::State { dst } | I::Collect { dst, .. } => {
+                ([None; 3], &[], [Some(dst), None])
+            }
+            I::Move { dst, src } => ([Some(src), None, None], &[], [Some(dst), None]),
+            I::Get { dst, from, key } => ([Some(from), Some(key), None], &[], [Some(dst), None]),
+            I::GetConst { dst, from, .. } => ([Some(from), None, None], &[], [Some(dst), None]),
+            I::Array { dst, items } | I::Set { dst, items } => ([None; 3], items.0, [Some(dst), None]),
+            I::Object { dst, pairs } => ([None; 3], pairs.0, [Some(dst), None]),
+            I::Compare { dst, left, right, .. } => ([Some(left), Some(right), None], &[], [dst, None]),
+            I::CompareConst { dst, left, .. } => ([Some(left), None, None], &[], [dst, None]),
+            I::Call { dst, args, .. } | I::Builtin { dst, args, .. } => ([None; 3], args.0, [dst, None]),
+            I::Match { dst, text, args, .. } => ([Some(text), None, None], args.0, [dst, None]),
+            I::MatchAt { dst, text, pattern, args } => {
+                ([Some(text), Some(pattern), None], args.0, [dst, None])
+            }
+            I::MatchAll { dst, text, .. } => ([Some(text), None, None], &[], [Some(dst), None]),
+            I::Scan { source, key, value, .. } | I::Every { source, key, value, .. } => {
+                ([Some(source), None, None], &[], [key, value])
+            }
+            I::Test { value } | I::Yield { value } | I::Return { value } | I::ReturnLast { value } => {
+                ([Some(value), None, None], &[], [None; 2])
+            }
+            I::YieldPair { key, value } => ([Some(key), Some(value), None], &[], [None; 2]),
+            I::Block { .. }
+            | I::Some { .. }
+            | I::Not { .. }
+            | I::Fail
+            | I::Done { .. }
+            | I::Leave
+            | I::Abort => ([None; 3], &[], [None; 2]),
+        };
+        reads.into_iter().flatten().chain(args.iter().copied()).for_each(|register| visit(register, false));
+        writes.into_iter().flatten().for_each(|register| visit(register, true));
+    }
+
+    /// Appends the instruction to `code`: the inverse of [`decode`](Self::decode).
+    ///
+    /// # Panics
+    /// If there are more than 255 argument registers.
+    pub fn encode(&self, code: &mut Vec<u8>) {
+        use Instruction as I;
+        let reg = |target: Target| target.unwrap_or(NO_REGISTER);
+        let count = |args: Args<'_>| u8::try_from(args.0.len()).expect("at most 255 arguments");
+        // First word, operand word, arguments.
+        let (head, operand, args): ([u8; 4], Option<[u8; 4]>, &[Reg]) = match *self {
+            I::Const { dst, value } => ([opcode::CONST, dst, 0, 0], Some(value.bits().to_le_bytes()), &[]),
+            I::Input { dst } => ([opcode::INPUT, dst, 0, 0], None, &[]),
+            I::State { dst } => ([opcode::STATE, dst, 0, 0], None, &[]),
+            I::Move { dst, src } => ([opcode::MOVE, dst, src, 0], None, &[]),
+            I::Get { dst, from, key } => ([opcode::GET, dst, from, key], None, &[]),
+            I::GetConst { dst, from, key } => {
+                ([opcode::GET_CONST, dst, from, 0], Some(key.bits().to_le_bytes()), &[])
+            }
+            I::Array { dst, items } => ([opcode::ARRAY, dst, 0, count(items)], None, items.0),
+            I::Set { dst, items } => ([opcode::SET, dst, 0, count(items)], None, items.0),
+            I::Object { dst, pairs } => ([opcode::OBJECT, dst, 0, count(pairs)], None, pairs.0),
+            I::Compare { relation, dst, left, right } => {
+                ([opcode::COMPARE + relation as u8, reg(dst), left, right], None, &[])
+            }
+            I::CompareConst { relation, dst, left, right } => (
+                [opcode::COMPARE_CONST + relation as u8, reg(dst), left, 0],
+                Some(right.bits().to_le_bytes()),
+                &[],
+            ),
+            I::Test { value } => ([opcode::TEST, value, 0, 0], None, &[]),
+            I::Call { dst, function, args } => {
+                ([opcode::CALL, reg(dst), 0, count(args)], Some(function.to_le_bytes()), args.0)
+            }
+            I::Builtin { dst, builtin, args } => {
+                ([opcode::BUILTIN, reg(dst), builtin as u8, count(args)], None, args.0)
+            }
+            I::Match { dst, text, pattern, args } => {
+                ([opcode::MATCH, reg(dst), text, count(args)], Some(pattern.to_le_bytes()), args.0)
+            }
+            I::MatchAt { dst, text, pattern, args } => {
+                ([opcode::MATCH_AT, reg(dst), text, 0], Some([pattern, count(args), 0, 0]), args.0)
+            }
+            I::MatchAll { dst, text, dfa } => {
+                ([opcode::MATCH_ALL, dst, text, 0], Some(dfa.to_le_bytes()), &[])
+            }
+            I::Block { body } => ([opcode::BLOCK, 0, 0, 0], Some(body.to_le_bytes()), &[]),
+            I::Some { body } => ([opcode::SOME, 0, 0, 0], Some(body.to_le_bytes()), &[]),
+            I::Not { body } => ([opcode::NOT, 0, 0, 0], Some(body.to_le_bytes()), &[]),
+            I::Scan { source, key, value, body } => {
+                ([opcode::SCAN, source, reg(key), reg(value)], Some(body.to_le_bytes()), &[])
+            }
+            I::Every { source, key, value, body } => {
+                ([opcode::EVERY, source, reg(key), reg(value)], Some(body.to_le_bytes()), &[])
+            }
+            I::Collect { dst, kind, body } => {
+                ([opcode::COLLECT, dst, kind as u8, 0], Some(body.to_le_bytes()), &[])
+            }
+            I::Yield { value } => ([opcode::YIELD, value, 0, 0], None, &[]),
+            I::YieldPair { key, value } => ([opcode::YIELD_PAIR, key, value, 0], None, &[]),
+            I::Fail => ([opcode::FAIL, 0, 0, 0], None, &[]),
+            I::Done { depth } => ([opcode::DONE, depth, 0, 0], None, &[]),
+            I::Return { value } => ([opcode::RETURN, value, 0, 0], None, &[]),
+            I::ReturnLast { value } => ([opcode::RETURN_LAST, value, 0, 0], None, &[]),
+            I::Leave => ([opcode::LEAVE, 0, 0, 0], None, &[]),
+            I::Abort => ([opcode::ABORT, 0, 0, 0], None, &[]),
+        };
+        code.extend_from_slice(&head);
+        code.extend_from_slice(operand.as_ref().map_or(&[], |word| word.as_slice()));
+        code.extend_from_slice(args);
+        code.resize(code.len().next_multiple_of(4), 0);
+    }
+}
+
+/// Declares [`Builtin`] from one table: variant, number, name in Rego, number of arguments, meaning.
+macro_rules! builtins {
+    ($($variant:ident = $number:literal, $name:literal, $arity:literal, $doc:literal;)*) => {
+        /// The builtins, by number. Each is undefined where OPA's is undefined or an error, unless
+        /// it says "fault". Costs are in `docs/policy-bytecode.md`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Builtin {
+            $(#[doc = $doc] $variant = $number,)*
+        }
+
+        impl Builtin {
+            /// All builtins.
+            pub const ALL: &[Builtin] = &[$(Builtin::$variant),*];
+
+            /// The builtin with this number.
+            pub fn from_number(number: u8) -> Option<Builtin> {
+                match number { $($number => Some(Builtin::$variant),)* _ => None }
+            }
+
+            /// The name in Rego; operators have OPA's internal names.
+            pub fn name(self) -> &'static str {
+                match self { $(Builtin::$variant => $name,)* }
+            }
+
+            /// The number of arguments.
+            pub fn arity(self) -> usize {
+                match self { $(Builtin::$variant => $arity,)* }
+            }
+        }
+    };
+}
+
+builtins! {
+    Plus = 0, "plus", 2, "`a + b` on integers; overflow is a fault.";
+    Minus = 1, "minus", 2, "`a - b` on integers (overflow is a fault) or sets.";
+    Mul = 2, "mul", 2, "`a * b` on integers; overflow is a fault.";
+    Div = 3, "div", 2, "`a / b` on integers; a result that is no integer is a fault, division by zero undefined.";
+    Rem = 4, "rem", 2, "`a % b` on integers with the sign of `a`; modulo zero is undefined.";
+    Or = 5, "or", 2, "`a | b`: union of two sets.";
+    And = 6, "and", 2, "`a & b`: intersection of two sets.";
+    Member = 7, "internal.member_2", 2, "`a in b`: whether `a` is an element, a member or a value of `b`; false where `b` is no collection.";
+    MemberWithKey = 8, "internal.member_3", 3, "`k, v in c`: whether `c[k]` is `v`.";
+    ArrayConcat = 9, "array.concat", 2, "Two arrays in one.";
+    Base64UrlEncode = 10, "base64url.encode", 1, "Base64 with the URL alphabet and padding.";
+    BitsAnd = 11, "bits.and", 2, "Bitwise and of two integers.";
+    BitsNegate = 12, "bits.negate", 1, "Bitwise complement of an integer.";
+    BitsOr = 13, "bits.or", 2, "Bitwise or of two integers.";
+    Concat = 14, "concat", 2, "Joins an array or set of strings: `concat(separator, strings)`.";
+    Contains = 15, "contains", 2, "Whether the first string contains the second.";
+    Count = 16, "count", 1, "Elements of a collection, or characters (Unicode scalar values) of a string.";
+    EndsWith = 17, "endswith", 2, "Whether the first string ends with the second.";
+    IndexOf = 18, "indexof", 2, "Position in characters of the second string in the first, or -1; undefined if the second is empty.";
+    Intersection = 19, "intersection", 1, "Intersection of a set of sets.";
+    IsNull = 20, "is_null", 1, "Whether the value is null.";
+    Lower = 21, "lower", 1, "Each character's simple lower-case mapping.";
+    Max = 22, "max", 1, "The greatest element of an array or set; undefined if it is empty.";
+    ObjectGet = 23, "object.get", 3, "`object.get(o, key or path of keys, default)`.";
+    ObjectKeys = 24, "object.keys", 1, "The set of an object's keys.";
+    ObjectUnion = 25, "object.union", 2, "The first object overlaid by the second, recursively.";
+    RegexFindAllSubmatch = 26, "regex.find_all_string_submatch_n", 3, "Reserved: refused by the verifier of this version.";
+    Replace = 27, "replace", 3, "`replace(text, old, new)`, all occurrences.";
+    SemverCompare = 28, "semver.compare", 2, "-1, 0 or 1 by Semantic Versioning 2.0.0.";
+    SemverIsValid = 29, "semver.is_valid", 1, "Whether the value is a valid semantic version.";
+    Split = 30, "split", 2, "The parts of a string between separators.";
+    Sprintf = 31, "sprintf", 2, "`sprintf(format, array)` with `%v`, `%s`, `%d` and `%%`; any other verb is a fault.";
+    StartsWith = 32, "startswith", 2, "Whether the first string starts with the second.";
+    Substring = 33, "substring", 3, "`substring(text, start, length)` in characters; a negative length is the rest.";
+    ToNumber = 34, "to_number", 1, "An integer of a number, a boolean, null or a decimal string; other numbers are a fault.";
+    TrimPrefix = 35, "trim_prefix", 2, "The first string without the second in front.";
+    Union = 36, "union", 1, "Union of a set of sets.";
+    Upper = 37, "upper", 1, "Each character's simple upper-case mapping.";
+}
