@@ -12,11 +12,13 @@
 //!
 //! `docs/wire-protocol.md` describes the same bytes for someone who writes another client.
 
+mod excerpt;
 pub mod frame;
 mod list;
 
 use serde::{Deserialize, Serialize};
 
+pub use excerpt::Excerpt;
 pub use list::List;
 
 pub use crate::point::Point;
@@ -194,7 +196,7 @@ pub enum FromGuest<'a> {
         sequence: u32,
         /// What came of it.
         #[serde(borrow)]
-        result: Result<Reply<'a>, Refusal<'a>>,
+        result: Result<Reply<'a>, Refusal>,
     },
     /// A process ended. Sent once on every connection that was there when it ended or came later, until its container
     /// is shut down.
@@ -293,7 +295,7 @@ pub struct Attach {
 }
 
 /// The guest's answer to [`Attach`]; raw bytes follow an `Ok`.
-pub type Attached<'a> = Result<(), Refusal<'a>>;
+pub type Attached = Result<(), Refusal>;
 
 /// A standard stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -308,12 +310,11 @@ pub enum Stream {
 
 /// Why nothing was done. After every refusal but [`Reason::Poisoned`] the guest's state is what it was before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal<'a> {
+pub struct Refusal {
     /// Who has to change something.
     pub culprit: Culprit,
     /// What is wrong.
-    #[serde(borrow)]
-    pub reason: Reason<'a>,
+    pub reason: Reason,
 }
 
 /// Whose fault a refusal is.
@@ -331,7 +332,7 @@ pub enum Culprit {
 
 /// What is wrong with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reason<'a> {
+pub enum Reason {
     /// The frame is not a canonical encoding of a request.
     Malformed,
     /// The request's number is not the next one.
@@ -350,8 +351,8 @@ pub enum Reason<'a> {
         field: Field,
         /// Its rule.
         rule: Rule,
-        /// The start of the host's own value, control characters replaced.
-        value: &'a str,
+        /// The start of the host's own value, at most [`MAX_EXCERPT`] bytes.
+        value: Excerpt,
     },
     /// SHA-256 of the policy is not HOST_DATA.
     NotHostData,
@@ -365,8 +366,8 @@ pub enum Reason<'a> {
         how: Denied,
         /// The fields for which no policy entry was left, where the policy can tell.
         fields: List<Field, MAX_FIELDS>,
-        /// The start of the host's own value of the first such field, control characters replaced.
-        value: &'a str,
+        /// The start of the host's own value of the first such field, at most [`MAX_EXCERPT`] bytes.
+        value: Excerpt,
     },
     /// It names something that does not exist.
     Unknown {
@@ -516,4 +517,60 @@ pub enum Step {
     Reap,
     /// The guest's memory is exhausted.
     Memory,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::String;
+    use alloc::vec::Vec;
+    use core::fmt::Write;
+
+    const PAGE: &str = include_str!("../../docs/wire-protocol.md");
+
+    fn on_the_page<T: Serialize>(what: &str, value: &T) {
+        let frame = frame::encode(value).unwrap();
+        let hex = frame.iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        });
+        let row = alloc::format!("| `{} {}` | {what} |", &hex[..8], &hex[8..]);
+        assert!(PAGE.lines().any(|line| line == row), "docs/wire-protocol.md lacks the row\n{row}");
+    }
+
+    #[test]
+    fn the_examples_of_the_protocol_page_are_what_is_sent() {
+        on_the_page("request 1: PowerOff", &ToGuest { sequence: 1, request: Request::PowerOff });
+        on_the_page(
+            "request 2: RuntimeLogging on",
+            &ToGuest { sequence: 2, request: Request::RuntimeLogging { enabled: true } },
+        );
+        on_the_page(
+            "Hello, protocol 1, AwaitPolicy",
+            &FromGuest::Hello { protocol: PROTOCOL, phase: Phase::AwaitPolicy },
+        );
+        on_the_page(
+            "reply to request 1: Ok, Done",
+            &FromGuest::Reply { sequence: 1, result: Ok(Reply::Done) },
+        );
+        let refusal = Refusal { culprit: Culprit::Host, reason: Reason::NotHostData };
+        on_the_page(
+            "reply to request 1: refused; culprit Host, NotHostData",
+            &FromGuest::Reply { sequence: 1, result: Err(refusal) },
+        );
+        on_the_page(
+            "process 5 exited with code 9",
+            &FromGuest::Exited { process: 5, status: ExitStatus::Code(9) },
+        );
+        on_the_page("attach to process 7's standard output", &Attach { process: 7, stream: Stream::Stdout });
+    }
+
+    #[test]
+    fn every_point_has_its_number_on_the_protocol_page() {
+        let listed: Vec<&str> = PAGE.split(['\n', ',', '.']).map(str::trim).collect();
+        for (number, point) in Point::ALL.iter().enumerate() {
+            let entry = alloc::format!("{number} {}", point.name());
+            assert!(listed.iter().any(|text| text.trim_start_matches("`Point`: ") == entry), "{entry}");
+        }
+    }
 }

@@ -1,0 +1,145 @@
+//! What the policy sees of a request: the input objects of the reference's enforcement points (`enforcement.md`, section
+//! 5), so that policies written for it read the same here. Every path in them is the guest's own (difference D3).
+
+use super::action::StartProcess;
+use super::fields::{CAPABILITY_NAMES, ContainerId, Signal};
+use crate::policy::{Arena, Fault, Value};
+use crate::wire::{Field, Process};
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+/// Where layers are mounted, as a pattern that policies match mount points against.
+pub(super) const MOUNT_PATH_REGEX: &str = "/run/mounts/scsi/m[0-9]+";
+
+/// Where a container's root filesystem is.
+pub(super) fn rootfs(container: &ContainerId) -> heapless::String<96> {
+    let mut path = heapless::String::new();
+    // 15 bytes, 64 digits and 7 bytes fit.
+    let _ = write!(path, "/run/gcs/c/{}/rootfs", container.as_str());
+    path
+}
+
+fn strings<'s>(input: &mut Arena<'_>, strings: impl Iterator<Item = &'s str>) -> Result<Value, Fault> {
+    let mut values = Vec::new();
+    for string in strings {
+        values.push(input.string(string)?);
+    }
+    input.array(&values)
+}
+
+/// The fields that creating a container and starting a further process in it have in common.
+fn process<'k>(input: &mut Arena<'_>, container: &ContainerId, start: &StartProcess<'_>) -> Result<Vec<(&'k str, Value)>, Fault> {
+    let id_name = |input: &mut Arena<'_>, id: u32, name: &str| {
+        let mut digits = heapless::String::<10>::new();
+        // A u32 has at most ten digits.
+        let _ = write!(digits, "{id}");
+        let id = input.string(&digits)?;
+        let name = input.string(name)?;
+        input.object(&[("id", id), ("name", name)])
+    };
+    let container = input.string(container.as_str())?;
+    let args = strings(input, start.args.as_slice().iter().copied())?;
+    let env = strings(input, start.env.as_slice().iter().copied())?;
+    let working_dir = input.string(start.working_dir.as_str())?;
+    let user = id_name(input, start.user.uid, &start.user.name)?;
+    let mut groups = Vec::new();
+    for group in &start.user.groups {
+        groups.push(id_name(input, group.gid, &group.name)?);
+    }
+    let groups = input.array(&groups)?;
+    let mut umask = heapless::String::<8>::new();
+    let _ = write!(umask, "{:04o}", start.umask.bits());
+    let umask = input.string(&umask)?;
+    let sets = start.capabilities.get();
+    let mut names = |set: u64| {
+        strings(input, CAPABILITY_NAMES.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1).map(|(_, name)| *name))
+    };
+    let capabilities = [
+        ("ambient", names(sets.ambient)?),
+        ("bounding", names(sets.bounding)?),
+        ("effective", names(sets.effective)?),
+        ("inheritable", names(sets.inheritable)?),
+        ("permitted", names(sets.permitted)?),
+    ];
+    let capabilities = input.object(&capabilities)?;
+    Ok(alloc::vec![
+        ("containerID", container),
+        ("argList", args),
+        ("envList", env),
+        ("workingDir", working_dir),
+        ("user", user),
+        ("groups", groups),
+        ("umask", umask),
+        ("capabilities", capabilities),
+        ("noNewPrivileges", Value::bool(start.no_new_privileges)),
+    ])
+}
+
+pub(super) fn create_container(
+    input: &mut Arena<'_>,
+    container: &ContainerId,
+    privileged: bool,
+    start: &StartProcess<'_>,
+) -> Result<Value, Fault> {
+    let mut fields = process(input, container, start)?;
+    let mut sandbox = heapless::String::<96>::new();
+    let _ = write!(sandbox, "/run/gcs/c/{}/", container.as_str());
+    let mut under = |name: &str| {
+        let mut path = String::from(sandbox.as_str());
+        path.push_str(name);
+        input.string(&path)
+    };
+    let sandbox_dir = under("sandboxMounts")?;
+    let huge_pages_dir = under("hugepages")?;
+    // The guest makes the same mounts and devices for every container; a request cannot add any, so none is to be
+    // decided. There is no seccomp profile of the host's either: the empty string is what the reference has for none.
+    let none = input.array(&[])?;
+    let no_profile = input.string("")?;
+    fields.extend([
+        ("sandboxDir", sandbox_dir),
+        ("hugePagesDir", huge_pages_dir),
+        ("mounts", none),
+        ("devices", none),
+        ("privileged", Value::bool(privileged)),
+        ("seccompProfileSHA256", no_profile),
+        ("isSandboxContainer", Value::bool(false)),
+    ]);
+    input.object(&fields)
+}
+
+pub(super) fn exec_in_container(
+    input: &mut Arena<'_>,
+    container: &ContainerId,
+    start: &StartProcess<'_>,
+) -> Result<Value, Fault> {
+    let fields = process(input, container, start)?;
+    input.object(&fields)
+}
+
+pub(super) fn signal_container_process(
+    input: &mut Arena<'_>,
+    container: &ContainerId,
+    signal: Signal,
+    init: bool,
+    args: &[String],
+) -> Result<Value, Fault> {
+    let id = input.string(container.as_str())?;
+    let args = strings(input, args.iter().map(String::as_str))?;
+    input.object(&[
+        ("argList", args),
+        ("containerID", id),
+        ("isInitProcess", Value::bool(init)),
+        ("signal", Value::int(i64::from(signal.number()))),
+    ])
+}
+
+/// The part of a process request that a denied field is about.
+pub(super) fn excerpt<'r>(field: Field, process: &Process<'r>) -> &'r str {
+    match field {
+        Field::Command => process.args.first().copied().unwrap_or_default(),
+        Field::WorkingDir => process.working_dir,
+        Field::User => process.user,
+        _ => "",
+    }
+}
