@@ -8,4 +8,5 @@ extern crate alloc;
 pub mod gate;
 pub mod point;
 pub mod policy;
+pub mod target;
 pub mod wire;

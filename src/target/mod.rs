@@ -1,0 +1,3 @@
+//! Block devices of the guest, and the filesystem on them.
+
+pub mod ext4;
