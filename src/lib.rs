@@ -6,6 +6,8 @@
 extern crate alloc;
 
 pub mod gate;
+#[cfg(feature = "guest")]
+pub mod linux;
 pub mod point;
 pub mod policy;
 pub mod target;

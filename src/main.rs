@@ -1,3 +1,13 @@
-//! PID 1.
+//! PID 1 of the utility VM.
+#![no_std]
+#![no_main]
 
-fn main() {}
+mod start;
+
+use parma_guest::linux::{console, power};
+
+extern "C" fn main() -> ! {
+    start::heap();
+    console::line(format_args!("started"));
+    power::off()
+}
