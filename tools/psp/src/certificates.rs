@@ -1,0 +1,196 @@
+//! The chain ARK → ASK → VCEK, with the extensions of AMD's VCEK specification (57230, section 3).
+
+use crate::layout::TCB;
+use anyhow::{Context as _, Result, anyhow, ensure};
+use p384::ecdsa::signature::Verifier as _;
+use p384::ecdsa::{DerSignature, SigningKey, VerifyingKey};
+use p384::elliptic_curve::Generate;
+use std::str::FromStr as _;
+use std::time::Duration;
+use x509_cert::Certificate;
+use x509_cert::builder::profile::BuilderProfile;
+use x509_cert::builder::{Builder as _, CertificateBuilder};
+use x509_cert::certificate::TbsCertificate;
+use x509_cert::der::asn1::{Ia5String, OctetString};
+use x509_cert::der::oid::ObjectIdentifier;
+use x509_cert::der::pem::LineEnding;
+use x509_cert::der::{Decode as _, Encode as _, EncodePem as _};
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, KeyUsages};
+use x509_cert::ext::{Extension, ToExtension as _};
+use x509_cert::name::Name;
+use x509_cert::serial_number::SerialNumber;
+use x509_cert::spki::{SubjectPublicKeyInfo, SubjectPublicKeyInfoRef};
+use x509_cert::time::Validity;
+
+const ARK: &str = "CN=ARK-EMULATED,O=Parma emulated PSP (no hardware)";
+const ASK: &str = "CN=SEV-EMULATED,O=Parma emulated PSP (no hardware)";
+const VCEK: &str = "CN=SEV-VCEK-EMULATED,O=Parma emulated PSP (no hardware)";
+/// The product name that stands in the VCEK.
+const PRODUCT: &str = "EMULATED";
+const SEVEN_YEARS: Duration = Duration::from_secs(7 * 365 * 24 * 60 * 60);
+
+const STRUCT_VERSION: &str = "1.3.6.1.4.1.3704.1.1";
+const PRODUCT_NAME: &str = "1.3.6.1.4.1.3704.1.2";
+const BOOTLOADER: &str = "1.3.6.1.4.1.3704.1.3.1";
+const TEE: &str = "1.3.6.1.4.1.3704.1.3.2";
+const SNP: &str = "1.3.6.1.4.1.3704.1.3.3";
+const MICROCODE: &str = "1.3.6.1.4.1.3704.1.3.8";
+const HARDWARE_ID: &str = "1.3.6.1.4.1.3704.1.4";
+
+/// The certificates of an emulated processor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    /// The root, signed by itself.
+    pub ark: Certificate,
+    /// Signed by the root.
+    pub ask: Certificate,
+    /// The report-signing key's, signed by the ASK.
+    pub vcek: Certificate,
+}
+
+impl Chain {
+    /// The three certificates as PEM: VCEK, ASK, ARK.
+    ///
+    /// # Errors
+    /// A certificate cannot be encoded.
+    pub fn to_pem(&self) -> Result<String> {
+        [&self.vcek, &self.ask, &self.ark]
+            .map(|c| c.to_pem(LineEnding::LF))
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .context("encoding the chain")
+    }
+
+    /// Reads what [`Chain::to_pem`] wrote.
+    ///
+    /// # Errors
+    /// Not exactly three certificates.
+    pub fn from_pem(text: &str) -> Result<Self> {
+        let certificates = Certificate::load_pem_chain(text.as_bytes())
+            .map_err(|e| anyhow!("not a chain of certificates: {e}"))?;
+        let [vcek, ask, ark]: [Certificate; 3] =
+            certificates.try_into().ok().context("a chain is three certificates: VCEK, ASK and ARK")?;
+        Ok(Self { ark, ask, vcek })
+    }
+
+    /// Checks the signatures from the root down and that the VCEK is for this chip with this firmware; gives its key.
+    pub(crate) fn verify(&self, chip_id: &[u8], tcb: &[u8]) -> Result<VerifyingKey> {
+        signed_by(&self.ark, &self.ark).context("ARK")?;
+        signed_by(&self.ask, &self.ark).context("ASK")?;
+        signed_by(&self.vcek, &self.ask).context("VCEK")?;
+        let extension = |oid: &str| {
+            let oid = ObjectIdentifier::new(oid).ok()?;
+            let all = self.vcek.tbs_certificate().extensions()?;
+            all.iter().find(|e| e.extn_id == oid).map(|e| e.extn_value.as_bytes())
+        };
+        ensure!(extension(HARDWARE_ID) == Some(chip_id), "the VCEK is for another chip than the report's");
+        for (name, oid, at) in
+            [("boot loader", BOOTLOADER, 0), ("TEE", TEE, 1), ("SNP", SNP, 6), ("microcode", MICROCODE, 7)]
+        {
+            let certified = extension(oid).and_then(|der| u8::from_der(der).ok());
+            ensure!(
+                certified == tcb.get(at).copied(),
+                "the VCEK is for another {name} version than the report's"
+            );
+        }
+        key(&self.vcek)
+    }
+}
+
+fn key(certificate: &Certificate) -> Result<VerifyingKey> {
+    let info = certificate.tbs_certificate().subject_public_key_info();
+    let point = info.subject_public_key.as_bytes().context("the key is not a whole number of bytes")?;
+    VerifyingKey::from_sec1_bytes(point).ok().context("the key is not a P-384 point")
+}
+
+fn signed_by(certificate: &Certificate, issuer: &Certificate) -> Result<()> {
+    let body = certificate.tbs_certificate();
+    ensure!(body.issuer() == issuer.tbs_certificate().subject(), "the issuer is another");
+    let signature = certificate.signature().as_bytes().and_then(|der| DerSignature::from_bytes(der).ok());
+    let signature = signature.context("the signature is malformed")?;
+    key(issuer)?.verify(&body.to_der()?, &signature).ok().context("the issuer did not sign it")
+}
+
+/// A new report-signing key for this chip, and its certificates.
+pub(crate) fn issue(chip_id: &[u8; 64]) -> Result<(SigningKey, Chain)> {
+    let new_key = || SigningKey::try_generate().context("no randomness");
+    let (ark_key, ask_key, vcek_key) = (new_key()?, new_key()?, new_key()?);
+    let authority = |subject, issuer| -> Result<Profile> {
+        let mut profile = Profile::new(subject, issuer)?;
+        let usage = KeyUsage(KeyUsages::KeyCertSign | KeyUsages::CRLSign);
+        profile.add(&BasicConstraints { ca: true, path_len_constraint: None })?;
+        profile.add(&usage)?;
+        Ok(profile)
+    };
+    let ark = authority(ARK, ARK)?.sign(1, &ark_key, &ark_key)?;
+    let ask = authority(ASK, ARK)?.sign(2, &ask_key, &ark_key)?;
+    let mut leaf = Profile::new(VCEK, ASK)?;
+    leaf.raw(STRUCT_VERSION, &1u8.to_der()?)?;
+    leaf.raw(PRODUCT_NAME, &Ia5String::new(PRODUCT)?.to_der()?)?;
+    for (oid, version) in
+        [(BOOTLOADER, TCB.bootloader), (TEE, TCB.tee), (SNP, TCB.snp), (MICROCODE, TCB.microcode)]
+    {
+        leaf.raw(oid, &version.to_der()?)?;
+    }
+    // As in AMD's certificates, the 64 bytes stand there bare.
+    leaf.raw(HARDWARE_ID, chip_id)?;
+    let vcek = leaf.sign(3, &vcek_key, &ask_key)?;
+    Ok((vcek_key, Chain { ark, ask, vcek }))
+}
+
+/// What one certificate says.
+struct Profile {
+    subject: Name,
+    issuer: Name,
+    extensions: Vec<Extension>,
+}
+
+impl Profile {
+    fn new(subject: &str, issuer: &str) -> Result<Self> {
+        Ok(Self {
+            subject: Name::from_str(subject)?,
+            issuer: Name::from_str(issuer)?,
+            extensions: Vec::new(),
+        })
+    }
+
+    fn add<T>(&mut self, extension: &T) -> Result<()>
+    where
+        for<'a> &'a T: x509_cert::ext::ToExtension<Error = x509_cert::der::Error>,
+    {
+        self.extensions.push(extension.to_extension(&self.subject, &self.extensions)?);
+        Ok(())
+    }
+
+    fn raw(&mut self, oid: &str, value: &[u8]) -> Result<()> {
+        let extn_id = ObjectIdentifier::new(oid)?;
+        self.extensions.push(Extension { extn_id, critical: false, extn_value: OctetString::new(value)? });
+        Ok(())
+    }
+
+    fn sign(self, serial: u32, key: &SigningKey, issuer: &SigningKey) -> Result<Certificate> {
+        let public = SubjectPublicKeyInfo::from_key(key.verifying_key())?;
+        let validity = Validity::from_now(SEVEN_YEARS)?;
+        let builder = CertificateBuilder::new(self, SerialNumber::from(serial), validity, public)?;
+        Ok(builder.build::<_, DerSignature>(issuer)?)
+    }
+}
+
+impl BuilderProfile for Profile {
+    fn get_issuer(&self, _: &Name) -> Name {
+        self.issuer.clone()
+    }
+
+    fn get_subject(&self) -> Name {
+        self.subject.clone()
+    }
+
+    fn build_extensions(
+        &self,
+        _: SubjectPublicKeyInfoRef<'_>,
+        _: SubjectPublicKeyInfoRef<'_>,
+        _: &TbsCertificate,
+    ) -> x509_cert::builder::Result<Vec<Extension>> {
+        Ok(self.extensions.clone())
+    }
+}
