@@ -424,6 +424,10 @@ log_provider := {"allowed": false}
 
 user_ok(user) if {
 	user.umask == input.umask
+	identity_ok(user)
+}
+
+identity_ok(user) if {
 	id_name_ok(user.user_idname, input.user)
 	every group in input.groups {
 		some idname in user.group_idnames
@@ -656,8 +660,8 @@ below(constraint, prefix, source, directory) if {
 # --- Reasons of a denial --------------------------------------------------------------------------------
 # Asked only after a denial, with `input.rule` naming the point. The texts are fixed and listed in errors.txt
 # for the guest; nothing of the policy and nothing of the request is ever part of one (D11). A reason names
-# a check that no entry passes by itself; an empty list means that each check has an entry that passes it,
-# but no single entry passes all of them.
+# a check that no entry passes by itself. An empty list means that each check has an entry that passes it but
+# no single entry passes all, or that the entries which do disagree about the process that is to be started.
 
 reason := {"errors": errors}
 
@@ -822,7 +826,12 @@ own_environment_ok(entry) if {
 
 errors contains "invalid user" if {
 	process_request
-	count([container | some container in possible; user_ok(container.user)]) == 0
+	count([container | some container in possible; identity_ok(container.user)]) == 0
+}
+
+errors contains "invalid umask" if {
+	process_request
+	count([container | some container in possible; container.user.umask == input.umask]) == 0
 }
 
 errors contains "invalid capabilities" if {

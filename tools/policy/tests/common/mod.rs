@@ -1,6 +1,8 @@
 //! What the tests of the framework share: something that answers queries, and a guest that remembers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod requests;
+
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use serde_json::{Map, Value, json};
@@ -57,8 +59,8 @@ impl Engine for Oracle {
 }
 
 /// A guest's side of a policy: it asks, and it remembers what an allowed decision says.
-pub struct Guest<E> {
-    engine: E,
+pub struct Guest {
+    engine: Box<dyn Engine>,
     /// What earlier decisions left.
     pub metadata: Value,
 }
@@ -92,10 +94,10 @@ impl Decision {
     }
 }
 
-impl<E: Engine> Guest<E> {
+impl Guest {
     /// A guest that remembers nothing yet.
-    pub fn new(engine: E) -> Self {
-        Self { engine, metadata: json!({}) }
+    pub fn new(engine: impl Engine + 'static) -> Self {
+        Self { engine: Box::new(engine), metadata: json!({}) }
     }
 
     /// Decides, without remembering. Anything but `"allowed": true` is a denial, so is no rule at all (D1).
