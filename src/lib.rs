@@ -5,6 +5,8 @@
 #![cfg_attr(not(test), no_std)]
 extern crate alloc;
 
+#[cfg(feature = "guest")]
+pub mod container;
 pub mod gate;
 #[cfg(feature = "guest")]
 pub mod linux;

@@ -2,9 +2,14 @@
 //!
 //! Nothing here decides anything. A function checks what makes its `unsafe` block sound and leaves the rest to callers.
 
+pub mod bpf;
 pub mod console;
 pub mod dm;
+pub mod loopback;
+pub mod mount;
 pub mod power;
+pub mod process;
+pub mod seccomp;
 pub mod sev;
 pub mod signal;
 pub mod syscall;
