@@ -412,7 +412,7 @@ impl Builder {
         if image.len() > MAX_IMAGE {
             return Err(BuildError::Limit("the image is larger than 1 MiB"));
         }
-        super::verify::verify(Image::read(&image).map_err(BuildError::Image)?).map_err(BuildError::Image)?;
+        super::verify::verify(&Image::read(&image).map_err(BuildError::Image)?).map_err(BuildError::Image)?;
         Ok(image)
     }
 }

@@ -156,8 +156,8 @@ pub enum Instruction<'a> {
     Array { dst: Reg, items: Args<'a> },
     /// `dst` := `{items…}`.
     Set { dst: Reg, items: Args<'a> },
-    /// `dst` := `{key: value, …}` of alternating keys and values; a key with two different
-    /// values is a fault.
+    /// `dst` := `{key: value, …}` of alternating keys and values; of a key that is there twice,
+    /// the last value counts.
     Object { dst: Reg, pairs: Args<'a> },
     /// `dst` := `left relation right`.
     Compare { relation: Relation, dst: Target, left: Reg, right: Reg },
@@ -603,5 +603,4 @@ builtins! {
     ToNumber = 34, "to_number", 1, "An integer of a number, a boolean, null or a decimal string; other numbers are a fault.";
     TrimPrefix = 35, "trim_prefix", 2, "The first string without the second in front.";
     Union = 36, "union", 1, "Union of a set of sets.";
-    Upper = 37, "upper", 1, "Each character's simple upper-case mapping.";
 }

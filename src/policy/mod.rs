@@ -4,6 +4,17 @@
 //! says the same to someone who wants to write a second machine.
 
 pub mod builder;
+pub mod engine;
 pub mod format;
 pub mod instruction;
+mod machine;
+pub mod reason;
+pub mod state;
+pub mod value;
 pub mod verify;
+
+pub use engine::{Capabilities, Decision, Engine, Outcome, Refusal};
+pub use format::ImageError;
+pub use reason::{Reason, Reasons};
+pub use state::{Delta, StateError, Undo};
+pub use value::{Arena, Fault, Value, View};

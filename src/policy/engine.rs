@@ -1,0 +1,272 @@
+//! The engine: a verified image, its state, and decisions.
+//!
+//! [`Engine::decide`] changes nothing. It returns what the policy says and the [`Delta`] that has
+//! to be committed once the allowed action has succeeded.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::format::{Image, ImageError};
+use super::machine::Machine;
+use super::reason::{Reason, Reasons};
+use super::state::{Action, Delta, State, StateError, Undo};
+use super::value::{Arena, Fault, Fuel, Value, View};
+use crate::point::Point;
+
+/// Fuel of one decision unless its engine says otherwise, in steps: one an instruction, one an
+/// element that a builtin visits, one for sixteen bytes copied or compared, one a byte matched.
+pub const DEFAULT_FUEL: u64 = 20_000_000;
+
+/// The entry that is asked for the reasons of a denial.
+const REASON_ENTRY: &str = "data.policy.reason";
+
+/// A loaded policy and its memory.
+#[derive(Debug)]
+pub struct Engine<'p> {
+    image: Image<'p>,
+    machine: Machine<'p>,
+    state: State,
+    fuel: u64,
+}
+
+/// What a policy that allows says.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// `env_list`: the environment to keep. `None` where the rule has none or `null`.
+    pub env: Option<Vec<String>>,
+    /// `caps_list`: the capabilities to keep.
+    pub capabilities: Option<Capabilities>,
+    /// `allow_stdio_access`.
+    pub allow_stdio: Option<bool>,
+    /// `metadata`: to be committed when the action has succeeded.
+    pub delta: Delta,
+}
+
+/// Capability sets by the names that policies use, `CAP_CHOWN` for instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "capabilities(7) explains the five sets")]
+pub struct Capabilities {
+    pub ambient: Vec<String>,
+    pub bounding: Vec<String>,
+    pub effective: Vec<String>,
+    pub inheritable: Vec<String>,
+    pub permitted: Vec<String>,
+}
+
+/// Why nothing is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The policy has no such rule (difference D1), or none of its bodies holds.
+    Undefined,
+    /// The policy denies.
+    Denied(Reasons),
+    /// The policy could not be evaluated, or its answer is no answer.
+    Fault(Fault),
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Refusal {
+        Refusal::Fault(fault)
+    }
+}
+
+/// What evaluating an entry comes to, faults aside.
+#[derive(Clone, Copy, Debug)]
+pub enum Outcome {
+    /// The image has no such entry.
+    Missing,
+    /// It has no value.
+    Undefined,
+    /// Its value, to be read with [`Engine::view`] and the same arena.
+    Value(Value),
+}
+
+impl<'p> Engine<'p> {
+    /// Verifies an image and starts with the state of a fresh Linux guest:
+    /// `{"operatingsystem": {"ostype": "linux"}}`.
+    pub fn new(image: &'p [u8]) -> Result<Engine<'p>, ImageError> {
+        let mut engine = Engine::with_empty_state(image)?;
+        let mut memory = [0; 64];
+        let mut arena = Arena::new(&mut memory);
+        let mut delta = Delta::default();
+        let strings = arena.string("ostype").and_then(|key| Ok((key, arena.string("linux")?)));
+        let (key, value) = strings.map_err(|_| ImageError::Memory)?;
+        let view = engine.view(&arena);
+        let pushed = delta.push(&view, Action::Add, "operatingsystem", Some(key), value);
+        pushed.and_then(|()| engine.commit(delta)).map_err(|_| ImageError::Memory)?;
+        Ok(engine)
+    }
+
+    /// The same with a state that has no maps.
+    pub fn with_empty_state(image: &'p [u8]) -> Result<Engine<'p>, ImageError> {
+        let image = Image::read(image)?;
+        super::verify::verify(&image)?;
+        let machine = Machine::new(&image)?;
+        Ok(Engine { image, machine, state: State::default(), fuel: DEFAULT_FUEL })
+    }
+
+    /// Sets the fuel of each decision.
+    pub fn set_fuel(&mut self, fuel: u64) {
+        self.fuel = fuel;
+    }
+
+    /// The image.
+    pub fn image(&self) -> &Image<'p> {
+        &self.image
+    }
+
+    /// Asks the policy. `input` makes the input object in the arena, which is emptied before.
+    ///
+    /// Nothing has changed when this returns, whatever it returns.
+    pub fn decide(
+        &mut self,
+        arena: &mut Arena<'_>,
+        point: Point,
+        input: impl FnOnce(&mut Arena<'_>) -> Result<Value, Fault>,
+    ) -> Result<Decision, Refusal> {
+        arena.reset();
+        let mut fuel = Fuel(self.fuel);
+        let input = input(arena)?;
+        let mark = arena.used();
+        let result = match self.run(arena, point.entry(), Some(input), &mut fuel)? {
+            Outcome::Value(result) => result,
+            Outcome::Missing | Outcome::Undefined => return Err(Refusal::Undefined),
+        };
+        match self.view(arena).field(result, "allowed") {
+            Some(Value::Bool(true)) => {}
+            Some(Value::Bool(false)) => {
+                arena.release(mark);
+                return Err(Refusal::Denied(self.reasons(arena, point, input)));
+            }
+            _ => return Err(Fault::Result.into()),
+        }
+        let decision = Decision::read(&self.view(arena), result)?;
+        self.state.check(&self.image, &decision.delta).map_err(Fault::State)?;
+        Ok(decision)
+    }
+
+    /// Why a request was denied, as far as the policy can say it in the fixed vocabulary.
+    fn reasons(&mut self, arena: &mut Arena<'_>, point: Point, input: Value) -> Reasons {
+        let mut reasons = Reasons::default();
+        let mut fuel = Fuel(self.fuel);
+        let Ok(input) = arena.with_field(input, "rule", point.name()) else { return reasons };
+        let Ok(Outcome::Value(result)) = self.run(arena, REASON_ENTRY, Some(input), &mut fuel) else {
+            return reasons;
+        };
+        let view = self.view(arena);
+        let errors = view.field(result, "errors").unwrap_or(Value::Null);
+        let mut index = 0;
+        while let Some((_, error)) = view.element(errors, index) {
+            // SECURITY (D11): a text that is not in the vocabulary may be content of the policy.
+            if let Value::String(text) = error
+                && let Some(reason) = Reason::from_text(view.text(text))
+            {
+                reasons.insert(reason);
+            }
+            index += 1;
+        }
+        reasons
+    }
+
+    /// Evaluates any entry, `data.policy.mount_device` for instance, for tools. The arena is emptied before
+    /// `input` makes the input in it; `None` leaves `input` undefined.
+    pub fn evaluate(
+        &mut self,
+        arena: &mut Arena<'_>,
+        entry: &str,
+        input: impl FnOnce(&mut Arena<'_>) -> Result<Option<Value>, Fault>,
+    ) -> Result<Outcome, Fault> {
+        arena.reset();
+        let mut fuel = Fuel(self.fuel);
+        let input = input(arena)?;
+        self.run(arena, entry, input, &mut fuel)
+    }
+
+    fn run(
+        &mut self,
+        arena: &mut Arena<'_>,
+        entry: &str,
+        input: Option<Value>,
+        fuel: &mut Fuel,
+    ) -> Result<Outcome, Fault> {
+        let found = self.image.entries().find(|&(name, _)| self.image.string(name) == Some(entry.as_bytes()));
+        let Some((_, function)) = found else { return Ok(Outcome::Missing) };
+        let result = self.machine.run(&self.image, &self.state, arena, function, input, fuel)?;
+        Ok(result.map_or(Outcome::Undefined, Outcome::Value))
+    }
+
+    /// Reads values of the last evaluation, and of the state.
+    pub fn view<'a>(&'a self, arena: &'a Arena<'_>) -> View<'a> {
+        View { image: &self.image, state: &self.state, arena: arena.bytes() }
+    }
+
+    /// `data.metadata` as a value.
+    pub fn metadata(&self) -> Value {
+        self.state.root()
+    }
+
+    /// The operations that a result's `metadata` lists, for tools that evaluate without deciding.
+    pub fn delta(&self, view: &View<'_>, metadata: Value) -> Result<Delta, StateError> {
+        let mut delta = Delta::default();
+        delta.push_all(view, metadata)?;
+        Ok(delta)
+    }
+
+    /// Applies all of a delta or nothing of it.
+    pub fn commit(&mut self, delta: Delta) -> Result<Undo, StateError> {
+        self.state.commit(&self.image, delta)
+    }
+
+    /// Takes the last commit back.
+    pub fn rollback(&mut self, undo: Undo) -> Result<(), StateError> {
+        self.state.rollback(undo)
+    }
+}
+
+impl Decision {
+    /// Reads an allowing result. Every field that has a meaning must have its type.
+    fn read(view: &View<'_>, result: Value) -> Result<Decision, Fault> {
+        let mut decision = Decision::default();
+        match view.field(result, "env_list") {
+            None | Some(Value::Null) => {}
+            Some(list) => decision.env = Some(strings(view, list)?),
+        }
+        match view.field(result, "caps_list") {
+            None | Some(Value::Null) => {}
+            Some(lists) => {
+                let list = |name| strings(view, view.field(lists, name).ok_or(Fault::Result)?);
+                decision.capabilities = Some(Capabilities {
+                    ambient: list("ambient")?,
+                    bounding: list("bounding")?,
+                    effective: list("effective")?,
+                    inheritable: list("inheritable")?,
+                    permitted: list("permitted")?,
+                });
+            }
+        }
+        match view.field(result, "allow_stdio_access") {
+            None | Some(Value::Null) => {}
+            Some(Value::Bool(allow)) => decision.allow_stdio = Some(allow),
+            Some(_) => return Err(Fault::Result),
+        }
+        if let Some(metadata) = view.field(result, "metadata") {
+            decision.delta.push_all(view, metadata).map_err(Fault::State)?;
+        }
+        Ok(decision)
+    }
+}
+
+/// The strings of an array or a set.
+fn strings(view: &View<'_>, list: Value) -> Result<Vec<String>, Fault> {
+    let (Value::Array(items) | Value::Set(items)) = list else { return Err(Fault::Result) };
+    let mut strings = Vec::new();
+    strings.try_reserve_exact(items.len()).map_err(|_| Fault::Arena)?;
+    for index in 0..items.len() {
+        let Value::String(text) = view.item(items, index) else { return Err(Fault::Result) };
+        let mut string = String::new();
+        string.try_reserve_exact(text.len()).map_err(|_| Fault::Arena)?;
+        string.push_str(view.text(text));
+        strings.push(string);
+    }
+    Ok(strings)
+}

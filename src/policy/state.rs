@@ -1,0 +1,482 @@
+//! The policy's memory, `data.metadata`: maps from strings to values that outlive a decision.
+//!
+//! It changes only by a [`Delta`], which a decision makes and the gate commits after the action
+//! succeeded. A commit gives back an [`Undo`], as large as what changed. Values are deep copies,
+//! owned here; what is a constant of the policy stays a reference into the image. Sizes are
+//! bounded, and where the heap has nothing left that is an error.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use super::format::{Image, MAX_DEPTH};
+use super::value::{CELL, Fuel, Space, Value, View};
+
+/// Entries of all maps together, the names of the maps included.
+pub const MAX_ENTRIES: usize = 8192;
+/// Bytes of keys and values of all maps together (references to constants not counted).
+pub const MAX_BYTES: usize = 1 << 20;
+/// Bytes of one key and value.
+pub const MAX_ENTRY_BYTES: usize = 64 << 10;
+/// Operations of one decision.
+pub const MAX_OPERATIONS: usize = 64;
+
+/// Why the state cannot be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateError {
+    /// An operation has not the form `{"name", "action", "key", "value"}`.
+    Malformed,
+    /// Something is added that is there already.
+    Exists,
+    /// One delta touches an entry twice, or uses a map as a set.
+    Ambiguous,
+    /// One of the limits of this module is reached.
+    Limit,
+    /// The heap is exhausted.
+    Memory,
+    /// The undo does not belong to the last commit.
+    Stale,
+}
+
+/// What an operation does with its entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Makes it; an entry with a key must not be there yet.
+    Add,
+    /// Makes or replaces it.
+    Update,
+    /// Removes it, if it is there.
+    Remove,
+}
+
+/// A key and a value, deep-copied into bytes of their own.
+#[derive(Clone, Debug)]
+struct Stored {
+    bytes: Box<[u8]>,
+    key: Value,
+    value: Value,
+}
+
+#[derive(Clone, Debug)]
+struct Operation {
+    action: Action,
+    name: Box<str>,
+    /// Entries without a key are members of a set.
+    keyed: bool,
+    entry: Stored,
+}
+
+/// Changes that an allowed decision asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    operations: Vec<Operation>,
+}
+
+impl Delta {
+    /// Whether nothing would change.
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    /// The operations' actions and maps, for the audit log.
+    pub fn operations(&self) -> impl Iterator<Item = (Action, &str)> {
+        self.operations.iter().map(|operation| (operation.action, &*operation.name))
+    }
+
+    /// Adds an operation. `key` is `None` for a member of a set.
+    pub fn push(
+        &mut self,
+        view: &View<'_>,
+        action: Action,
+        name: &str,
+        key: Option<Value>,
+        value: Value,
+    ) -> Result<(), StateError> {
+        if self.operations.len() >= MAX_OPERATIONS {
+            return Err(StateError::Limit);
+        }
+        if !matches!(key, None | Some(Value::String(_))) {
+            return Err(StateError::Malformed);
+        }
+        let operation = Operation {
+            action,
+            name: boxed(name)?,
+            keyed: key.is_some(),
+            entry: pack(view, key.unwrap_or(Value::Null), value)?,
+        };
+        self.operations.try_reserve(1).map_err(|_| StateError::Memory)?;
+        self.operations.push(operation);
+        Ok(())
+    }
+
+    /// Adds the operations that a decision's `metadata` lists.
+    pub(super) fn push_all(&mut self, view: &View<'_>, metadata: Value) -> Result<(), StateError> {
+        let Value::Array(list) = metadata else { return Err(StateError::Malformed) };
+        for index in 0..list.len() {
+            let operation = view.item(list, index);
+            let Value::Object(fields) = operation else { return Err(StateError::Malformed) };
+            let text = |name| match view.field(operation, name) {
+                Some(Value::String(text)) => Ok(view.text(text)),
+                _ => Err(StateError::Malformed),
+            };
+            let action = match text("action")? {
+                "add" => Action::Add,
+                "update" => Action::Update,
+                "remove" => Action::Remove,
+                _ => return Err(StateError::Malformed),
+            };
+            let (key, value) = (view.field(operation, "key"), view.field(operation, "value"));
+            let known = 2 + usize::from(key.is_some()) + usize::from(value.is_some());
+            if fields.len() != known || value.is_none() && (action != Action::Remove || key.is_none()) {
+                return Err(StateError::Malformed);
+            }
+            self.push(view, action, text("name")?, key, value.unwrap_or(Value::Null))?;
+        }
+        Ok(())
+    }
+}
+
+/// What takes a commit back.
+#[derive(Debug)]
+pub struct Undo {
+    /// In the order in which they were made.
+    changes: Vec<Change>,
+    /// The state's generation after the commit.
+    generation: u64,
+}
+
+#[derive(Debug)]
+enum Change {
+    NewMap { map: usize },
+    Inserted { map: usize, position: usize },
+    Replaced { map: usize, position: usize, old: Stored },
+    Removed { map: usize, position: usize, old: Stored },
+}
+
+#[derive(Clone, Debug)]
+struct Map {
+    /// The slot with its name.
+    name: u16,
+    is_set: bool,
+    /// Slots, ascending by key (of a set by member).
+    entries: Vec<u16>,
+}
+
+/// The maps. See the [module documentation](self).
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Ascending by name.
+    maps: Vec<Map>,
+    slots: Vec<Option<Stored>>,
+    free: Vec<u16>,
+    bytes: usize,
+    generation: u64,
+}
+
+/// An entry of a map.
+pub(super) struct Entry {
+    pub key: Value,
+    pub value: Value,
+}
+
+impl State {
+    /// A slot's bytes.
+    pub(super) fn slot(&self, number: usize) -> &[u8] {
+        self.slots.get(number).and_then(Option::as_ref).map_or(&[], |stored| &stored.bytes)
+    }
+
+    fn stored(&self, number: u16) -> Entry {
+        let stored = self.slots.get(usize::from(number)).and_then(Option::as_ref);
+        let resolve = |value: Value| match value.place() {
+            Some((Space::HERE, at)) => value.placed(Space::slot(number), at),
+            _ => value,
+        };
+        match stored {
+            Some(stored) => Entry { key: resolve(stored.key), value: resolve(stored.value) },
+            None => Entry { key: Value::Null, value: Value::Null },
+        }
+    }
+
+    /// The maps as one object.
+    pub(super) fn root(&self) -> Value {
+        Value::maps(self.maps.len())
+    }
+
+    /// Name and content of a map.
+    pub(super) fn map(&self, number: usize) -> Option<(Value, Value)> {
+        let map = self.maps.get(number)?;
+        Some((self.stored(map.name).key, Value::map(number, map.entries.len(), map.is_set)))
+    }
+
+    /// An entry of a map.
+    pub(super) fn entry(&self, map: usize, position: usize) -> Option<Entry> {
+        Some(self.stored(*self.maps.get(map)?.entries.get(position)?))
+    }
+
+    fn name(&self, map: &Map) -> &[u8] {
+        self.slot(usize::from(map.name))
+    }
+
+    fn find_map(&self, name: &str) -> Result<usize, usize> {
+        self.maps.binary_search_by(|map| self.name(map).cmp(name.as_bytes()))
+    }
+
+    /// Where an entry is in its map, or where it would be.
+    fn find(
+        &self,
+        image: &Image<'_>,
+        map: &Map,
+        keyed: bool,
+        entry: &Stored,
+    ) -> Result<Result<usize, usize>, StateError> {
+        if map.is_set == keyed {
+            return Err(StateError::Ambiguous);
+        }
+        let view = View { image, state: self, arena: &entry.bytes };
+        // For the comparison the entry's own bytes stand where the arena would.
+        let wanted = if keyed { entry.key } else { entry.value }.in_arena();
+        let mut fuel = Fuel(MAX_BYTES as u64);
+        let member = |index: usize| {
+            let entry = map.entries.get(index).map(|&slot| self.stored(slot));
+            entry.map_or(Value::Null, |entry| if keyed { entry.key } else { entry.value })
+        };
+        view.search(map.entries.len(), wanted, &mut fuel, member).map_err(|_| StateError::Limit)
+    }
+
+    /// Whether a delta could be committed now, memory aside.
+    pub(super) fn check(&self, image: &Image<'_>, delta: &Delta) -> Result<(), StateError> {
+        let (mut bytes, mut entries) = (self.bytes, self.slots.len() - self.free.len());
+        for (index, operation) in delta.operations.iter().enumerate() {
+            bytes += operation.entry.bytes.len() + operation.name.len();
+            entries += 2;
+            let view = View { image, state: self, arena: &[] };
+            let earlier = delta.operations.iter().take(index);
+            if earlier.into_iter().any(|earlier| same_entry(&view, earlier, operation)) {
+                return Err(StateError::Ambiguous);
+            }
+            let map = self.find_map(&operation.name).ok().and_then(|map| self.maps.get(map));
+            let found = match map {
+                Some(map) => self.find(image, map, operation.keyed, &operation.entry)?.is_ok(),
+                None => false,
+            };
+            if found && operation.action == Action::Add && operation.keyed {
+                return Err(StateError::Exists);
+            }
+        }
+        if bytes > MAX_BYTES || entries > MAX_ENTRIES.min(Space::MAX_SLOTS) {
+            return Err(StateError::Limit);
+        }
+        Ok(())
+    }
+
+    /// Applies all operations of a delta, or none.
+    pub(super) fn commit(&mut self, image: &Image<'_>, delta: Delta) -> Result<Undo, StateError> {
+        self.check(image, &delta)?;
+        let mut undo = Undo { changes: Vec::new(), generation: 0 };
+        // Everything that could fail for lack of memory happens before anything changes. A map that is new
+        // allocates later, so its error takes the undo's way.
+        let count = delta.operations.len();
+        let reserved = undo.changes.try_reserve(2 * count).is_ok()
+            && self.slots.try_reserve(2 * count).is_ok()
+            && self.free.try_reserve(self.slots.len() + 2 * count).is_ok()
+            && self.maps.try_reserve(count).is_ok();
+        if !reserved {
+            return Err(StateError::Memory);
+        }
+        for operation in delta.operations {
+            if let Err(error) = self.apply(image, operation, &mut undo.changes) {
+                self.revert(undo.changes);
+                return Err(error);
+            }
+        }
+        self.generation += 1;
+        undo.generation = self.generation;
+        Ok(undo)
+    }
+
+    /// Takes the last commit back.
+    pub(super) fn rollback(&mut self, undo: Undo) -> Result<(), StateError> {
+        if undo.generation != self.generation {
+            return Err(StateError::Stale);
+        }
+        self.generation += 1;
+        self.revert(undo.changes);
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        image: &Image<'_>,
+        operation: Operation,
+        changes: &mut Vec<Change>,
+    ) -> Result<(), StateError> {
+        let Operation { action, name, keyed, entry } = operation;
+        let number = match self.find_map(&name) {
+            Ok(number) => number,
+            Err(_) if action == Action::Remove => return Ok(()),
+            Err(number) => {
+                let bytes: Box<[u8]> = name.into_boxed_bytes();
+                let key = Value::text_here(bytes.len());
+                let name = self.insert_slot(Stored { bytes, key, value: Value::Null })?;
+                self.maps.insert(number, Map { name, is_set: !keyed, entries: Vec::new() });
+                changes.push(Change::NewMap { map: number });
+                number
+            }
+        };
+        let Some(map) = self.maps.get(number) else { return Err(StateError::Limit) };
+        let place = self.find(image, map, keyed, &entry)?;
+        match (place, action) {
+            (Ok(_), Action::Add) if keyed => return Err(StateError::Exists),
+            (Ok(_), Action::Add) | (Err(_), Action::Remove) => {}
+            (Ok(position), Action::Remove) => {
+                let slot = self.maps[number].entries.remove(position);
+                if let Some(old) = self.take_slot(slot) {
+                    changes.push(Change::Removed { map: number, position, old });
+                }
+            }
+            (Ok(position), Action::Update) => {
+                let slot = usize::from(self.maps[number].entries[position]);
+                self.bytes += entry.bytes.len();
+                if let Some(old) = self.slots[slot].replace(entry) {
+                    self.bytes -= old.bytes.len();
+                    changes.push(Change::Replaced { map: number, position, old });
+                }
+            }
+            (Err(position), Action::Add | Action::Update) => {
+                self.maps[number].entries.try_reserve(1).map_err(|_| StateError::Memory)?;
+                let slot = self.insert_slot(entry)?;
+                self.maps[number].entries.insert(position, slot);
+                changes.push(Change::Inserted { map: number, position });
+            }
+        }
+        Ok(())
+    }
+
+    fn revert(&mut self, changes: Vec<Change>) {
+        for change in changes.into_iter().rev() {
+            match change {
+                Change::NewMap { map } => {
+                    let map = self.maps.remove(map);
+                    self.take_slot(map.name);
+                }
+                Change::Inserted { map, position } => {
+                    let slot = self.maps[map].entries.remove(position);
+                    self.take_slot(slot);
+                }
+                Change::Replaced { map, position, old } => {
+                    let slot = usize::from(self.maps[map].entries[position]);
+                    self.bytes += old.bytes.len();
+                    if let Some(new) = self.slots[slot].replace(old) {
+                        self.bytes -= new.bytes.len();
+                    }
+                }
+                Change::Removed { map, position, old } => {
+                    // Its slot is still free, and so is its place among the entries: nothing allocates.
+                    if let Ok(slot) = self.insert_slot(old) {
+                        self.maps[map].entries.insert(position, slot);
+                    }
+                }
+            }
+        }
+    }
+
+    fn insert_slot(&mut self, stored: Stored) -> Result<u16, StateError> {
+        let size = stored.bytes.len();
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.slots[usize::from(number)] = Some(stored);
+                number
+            }
+            None => {
+                let number = u16::try_from(self.slots.len()).map_err(|_| StateError::Limit)?;
+                if usize::from(number) >= Space::MAX_SLOTS {
+                    return Err(StateError::Limit);
+                }
+                self.slots.try_reserve(1).map_err(|_| StateError::Memory)?;
+                self.slots.push(Some(stored));
+                number
+            }
+        };
+        self.bytes += size;
+        Ok(number)
+    }
+
+    fn take_slot(&mut self, number: u16) -> Option<Stored> {
+        let stored = self.slots.get_mut(usize::from(number))?.take()?;
+        self.bytes -= stored.bytes.len();
+        self.free.push(number);
+        Some(stored)
+    }
+}
+
+/// Whether two operations are for the same entry of the same map. Members of sets never conflict.
+fn same_entry(view: &View<'_>, a: &Operation, b: &Operation) -> bool {
+    let key = |operation: &Operation| -> Option<Vec<u8>> {
+        let view = View { arena: &operation.entry.bytes, ..*view };
+        match operation.entry.key.in_arena() {
+            Value::String(text) if operation.keyed => Some(view.bytes(text).to_vec()),
+            _ => None,
+        }
+    };
+    a.name == b.name && key(a).is_some_and(|a| key(b).is_some_and(|b| a == b))
+}
+
+fn boxed(text: &str) -> Result<Box<str>, StateError> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(text.len()).map_err(|_| StateError::Memory)?;
+    bytes.extend_from_slice(text.as_bytes());
+    // The bytes of a `str` are UTF-8.
+    alloc::string::String::from_utf8(bytes).map(Into::into).map_err(|_| StateError::Malformed)
+}
+
+/// Deep-copies a key and a value.
+fn pack(view: &View<'_>, key: Value, value: Value) -> Result<Stored, StateError> {
+    let mut bytes = Vec::new();
+    let key = pack_value(view, key, &mut bytes, 0)?;
+    let value = pack_value(view, value, &mut bytes, 0)?;
+    Ok(Stored { bytes: bytes.into_boxed_slice(), key, value })
+}
+
+// The recursion is bounded by MAX_DEPTH, its work by MAX_ENTRY_BYTES.
+fn pack_value(view: &View<'_>, value: Value, out: &mut Vec<u8>, depth: usize) -> Result<Value, StateError> {
+    if depth > MAX_DEPTH {
+        return Err(StateError::Limit);
+    }
+    if value.is_constant() {
+        return Ok(value);
+    }
+    let start = out.len();
+    let mut grow = |size: usize| {
+        if out.len() + size > MAX_ENTRY_BYTES {
+            return Err(StateError::Limit);
+        }
+        out.try_reserve(size).map_err(|_| StateError::Memory)
+    };
+    match value {
+        Value::String(text) => {
+            grow(text.len())?;
+            out.extend_from_slice(view.bytes(text));
+        }
+        Value::Array(list) | Value::Set(list) => {
+            grow(list.len() * CELL)?;
+            out.resize(start + list.len() * CELL, 0);
+            for index in 0..list.len() {
+                let item = pack_value(view, view.item(list, index), out, depth + 1)?;
+                out[start + index * CELL..][..CELL].copy_from_slice(&item.to_cell());
+            }
+        }
+        Value::Object(list) => {
+            grow(list.len() * 2 * CELL)?;
+            out.resize(start + list.len() * 2 * CELL, 0);
+            for index in 0..list.len() {
+                let (key, value) = view.pair(list, index);
+                let key = pack_value(view, key, out, depth + 1)?;
+                let value = pack_value(view, value, out, depth + 1)?;
+                let pair = &mut out[start + index * 2 * CELL..][..2 * CELL];
+                pair[..CELL].copy_from_slice(&key.to_cell());
+                pair[CELL..].copy_from_slice(&value.to_cell());
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Int(_) => {}
+    }
+    Ok(value.placed(Space::HERE, start as u32))
+}
