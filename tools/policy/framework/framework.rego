@@ -26,8 +26,8 @@ version := "0.5.0"
 # --- Tools ----------------------------------------------------------------------------------------------
 
 # Patterns are regular expressions in RE2's syntax and match the whole string, never a part of it (D2).
-# The first line makes an expression that is none by itself, such as "a)|(?:b", match nothing.
-# The compiler recognises this function and anchors the parsed expression instead of its text.
+# The first line makes an expression that is none by itself, such as "a)|(?:b", match nothing. The compiler
+# knows the second line's form and anchors the parsed expression instead of its text.
 whole_match(pattern, value) if {
 	regex.match(pattern, "") in {true, false}
 	regex.match(concat("", ["^(?:", pattern, ")$"]), value)
