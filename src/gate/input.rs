@@ -3,8 +3,8 @@
 
 use super::action::StartProcess;
 use super::fields::{CAPABILITY_NAMES, ContainerId, Signal};
-use crate::policy::{Arena, Fault, Value};
-use crate::wire::{Field, Process};
+use crate::policy::{Arena, Fault, Reason, Value};
+use crate::wire::Process;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -20,16 +20,12 @@ pub(super) fn rootfs(container: &ContainerId) -> heapless::String<96> {
     path
 }
 
-fn strings<'s>(input: &mut Arena<'_>, strings: impl Iterator<Item = &'s str>) -> Result<Value, Fault> {
-    let mut values = Vec::new();
-    for string in strings {
-        values.push(input.string(string)?);
-    }
-    input.array(&values)
-}
-
 /// The fields that creating a container and starting a further process in it have in common.
-fn process<'k>(input: &mut Arena<'_>, container: &ContainerId, start: &StartProcess<'_>) -> Result<Vec<(&'k str, Value)>, Fault> {
+fn process<'k>(
+    input: &mut Arena<'_>,
+    container: &ContainerId,
+    start: &StartProcess<'_>,
+) -> Result<Vec<(&'k str, Value)>, Fault> {
     let id_name = |input: &mut Arena<'_>, id: u32, name: &str| {
         let mut digits = heapless::String::<10>::new();
         // A u32 has at most ten digits.
@@ -39,8 +35,8 @@ fn process<'k>(input: &mut Arena<'_>, container: &ContainerId, start: &StartProc
         input.object(&[("id", id), ("name", name)])
     };
     let container = input.string(container.as_str())?;
-    let args = strings(input, start.args.as_slice().iter().copied())?;
-    let env = strings(input, start.env.as_slice().iter().copied())?;
+    let args = input.strings(start.args.as_slice().iter().copied())?;
+    let env = input.strings(start.env.as_slice().iter().copied())?;
     let working_dir = input.string(start.working_dir.as_str())?;
     let user = id_name(input, start.user.uid, &start.user.name)?;
     let mut groups = Vec::new();
@@ -53,7 +49,9 @@ fn process<'k>(input: &mut Arena<'_>, container: &ContainerId, start: &StartProc
     let umask = input.string(&umask)?;
     let sets = start.capabilities.get();
     let mut names = |set: u64| {
-        strings(input, CAPABILITY_NAMES.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1).map(|(_, name)| *name))
+        let held = CAPABILITY_NAMES.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1);
+        let held: Vec<&str> = held.map(|(_, &name)| name).collect();
+        input.strings(held.into_iter())
     };
     let capabilities = [
         ("ambient", names(sets.ambient)?),
@@ -72,7 +70,7 @@ fn process<'k>(input: &mut Arena<'_>, container: &ContainerId, start: &StartProc
         ("groups", groups),
         ("umask", umask),
         ("capabilities", capabilities),
-        ("noNewPrivileges", Value::bool(start.no_new_privileges)),
+        ("noNewPrivileges", Value::Bool(start.no_new_privileges)),
     ])
 }
 
@@ -101,9 +99,9 @@ pub(super) fn create_container(
         ("hugePagesDir", huge_pages_dir),
         ("mounts", none),
         ("devices", none),
-        ("privileged", Value::bool(privileged)),
+        ("privileged", Value::Bool(privileged)),
         ("seccompProfileSHA256", no_profile),
-        ("isSandboxContainer", Value::bool(false)),
+        ("isSandboxContainer", Value::Bool(false)),
     ]);
     input.object(&fields)
 }
@@ -125,21 +123,21 @@ pub(super) fn signal_container_process(
     args: &[String],
 ) -> Result<Value, Fault> {
     let id = input.string(container.as_str())?;
-    let args = strings(input, args.iter().map(String::as_str))?;
+    let args = input.strings(args.iter().map(String::as_str))?;
     input.object(&[
         ("argList", args),
         ("containerID", id),
-        ("isInitProcess", Value::bool(init)),
-        ("signal", Value::int(i64::from(signal.number()))),
+        ("isInitProcess", Value::Bool(init)),
+        ("signal", Value::Int(i64::from(signal.number()))),
     ])
 }
 
-/// The part of a process request that a denied field is about.
-pub(super) fn excerpt<'r>(field: Field, process: &Process<'r>) -> &'r str {
-    match field {
-        Field::Command => process.args.first().copied().unwrap_or_default(),
-        Field::WorkingDir => process.working_dir,
-        Field::User => process.user,
+/// The host's own value that a denial is about, as far as repeating it helps.
+pub(super) fn value<'r>(reason: Reason, process: &Process<'r>) -> &'r str {
+    match reason {
+        Reason::InvalidCommand => process.args.first().copied().unwrap_or_default(),
+        Reason::InvalidWorkingDirectory => process.working_dir,
+        Reason::InvalidUser => process.user,
         _ => "",
     }
 }

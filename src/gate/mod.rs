@@ -1,4 +1,587 @@
 //! The reference monitor: request → decision → permit → act → commit.
+//!
+//! Everything that a host can make the guest do goes through [`Gate::handle`], one request at a time. It
+//!
+//! 1. looks up whether this [`Phase`] accepts the request at all ([`Phase::accepts`], one table);
+//! 2. turns the request's fields into checked values ([`fields`]), refusing the first that is not valid;
+//! 3. checks that what the request names exists and is not in use (`objects`);
+//! 4. asks the policy ([`Engine::decide`]), which answers with a delta to its state, or refuses;
+//! 5. commits the delta, so that it holds whatever happens next;
+//! 6. hands an [`Actor`] the [`Permit`](action::Permit) for exactly the values that were decided on;
+//! 7. where the action failed and was undone, takes the delta back; where it could not be undone, poisons the guest.
+//!
+//! So no side effect comes before a decision (differences D5 and D6), check and use see the same values, and a refused
+//! request leaves everything as it was. The one thing that survives a failed action is that a container's id is burned
+//! (difference D12).
 
 pub mod action;
 pub mod fields;
+mod input;
+mod objects;
+
+use crate::point::Point;
+use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Value};
+use crate::wire::{
+    Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, Phase, Process, ProcessProperties,
+    Properties, Reason, Refusal, Reply, Request, Step,
+};
+use action::{
+    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, Permit, ProcessId,
+    SetLogging, ShutdownContainer, SignalProcess, StartProcess, UnmountDevice, UnmountOverlay, User,
+};
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::vec::Vec;
+use fields::{
+    Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, Env, Invalid, RootHash, Serial, Signal,
+    Umask, UserSpec, WorkingDir,
+};
+use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay};
+use sha2::{Digest, Sha256};
+
+/// Memory for one decision, in bytes.
+const ARENA: usize = 64 << 10;
+
+impl Phase {
+    /// The table of authority: what a phase accepts, and where that leads.
+    ///
+    /// | phase | policy | power off | everything else |
+    /// |---|---|---|---|
+    /// | `AwaitPolicy` | → `Running` if it is HOST_DATA's | → `Stopping` | – |
+    /// | `Running` | – | → `Stopping` | the policy decides; → `Poisoned` if an undo fails |
+    /// | `Poisoned` | – | → `Stopping` | – |
+    /// | `Stopping` | – | – | – |
+    pub const fn accepts(self, request: &Request<'_>) -> bool {
+        match (self, request) {
+            (Self::Stopping, _) => false,
+            (_, Request::PowerOff) => true,
+            (Self::AwaitPolicy, Request::SetPolicy { .. }) => true,
+            // SECURITY (P03): a policy is set once.
+            (Self::Running, Request::SetPolicy { .. }) => false,
+            (Self::Running, _) => true,
+            (Self::AwaitPolicy | Self::Poisoned, _) => false,
+        }
+    }
+}
+
+fn refuse<T>(culprit: Culprit, reason: Reason) -> Result<T, Refusal> {
+    Err(Refusal { culprit, reason })
+}
+
+impl From<Invalid<'_>> for Refusal {
+    fn from(Invalid { field, rule, value }: Invalid<'_>) -> Self {
+        let value = Excerpt::of(value);
+        Self { culprit: Culprit::Host, reason: Reason::Invalid { field, rule, value } }
+    }
+}
+
+fn unknown<T>(field: Field) -> Result<T, Refusal> {
+    refuse(Culprit::Host, Reason::Unknown { field })
+}
+
+fn in_use<T>(field: Field) -> Result<T, Refusal> {
+    refuse(Culprit::Host, Reason::InUse { field })
+}
+
+fn limit<T>(field: Field) -> Result<T, Refusal> {
+    refuse(Culprit::Host, Reason::Limit { field })
+}
+
+impl From<ActError> for Refusal {
+    fn from(ActError { step, errno, undone }: ActError) -> Self {
+        let culprit = match step {
+            Step::FindDevice | Step::DeviceSize => Culprit::Host,
+            Step::LayerFilesystem | Step::ResolveUser | Step::WorkingDir | Step::Execute => Culprit::Image,
+            _ => Culprit::Guest,
+        };
+        Self { culprit, reason: if undone { Reason::Failed { step, errno } } else { Reason::Poisoned } }
+    }
+}
+
+/// The monitor and everything it knows.
+pub struct Gate {
+    phase: Phase,
+    host_data: [u8; 32],
+    /// The attestation report whose HOST_DATA that is.
+    report: Box<[u8]>,
+    engine: Option<Engine<'static>>,
+    arena: Box<[u8]>,
+    objects: Objects,
+}
+
+impl Gate {
+    /// A gate that awaits the policy whose SHA-256 is `host_data`. `report` is the attestation report that says so.
+    pub fn new(host_data: [u8; 32], report: &[u8]) -> Self {
+        Self {
+            phase: Phase::AwaitPolicy,
+            host_data,
+            report: report.into(),
+            engine: None,
+            arena: alloc::vec![0; ARENA].into_boxed_slice(),
+            objects: Objects::default(),
+        }
+    }
+
+    /// Where the guest stands.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Processes that have ended, for a host that connects anew.
+    pub fn exited(&self) -> impl Iterator<Item = (ProcessId, ExitStatus)> {
+        self.objects.processes.iter().filter_map(|process| Some((process.id, process.exited?)))
+    }
+
+    /// Notes that a process ended. Returns whether it is one that a host knows.
+    pub fn process_exited(&mut self, id: ProcessId, status: ExitStatus) -> bool {
+        match self.objects.processes.iter_mut().find(|process| process.id == id) {
+            Some(process) => {
+                process.exited = Some(status);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Decides a request and, if it is allowed, has it done.
+    pub fn handle(&mut self, actor: &mut impl Actor, request: &Request<'_>) -> Result<Reply<'_>, Refusal> {
+        if !self.phase.accepts(request) {
+            return match self.phase {
+                Phase::Poisoned => refuse(Culprit::Guest, Reason::Poisoned),
+                phase => refuse(Culprit::Host, Reason::WrongPhase { phase }),
+            };
+        }
+        match *request {
+            Request::SetPolicy { image } => return self.set_policy(image),
+            Request::PowerOff => self.phase = Phase::Stopping,
+            Request::MountDevice { device, root_hash, data_blocks } => {
+                self.mount_device(actor, device, root_hash, data_blocks)?;
+            }
+            Request::UnmountDevice { device } => self.unmount_device(actor, device)?,
+            Request::MountOverlay { container, ref layers } => {
+                self.mount_overlay(actor, container, layers)?
+            }
+            Request::UnmountOverlay { container } => self.unmount_overlay(actor, container)?,
+            Request::CreateContainer { container, privileged, ref process } => {
+                return self.create_container(actor, container, privileged, process);
+            }
+            Request::ExecInContainer { container, ref process } => {
+                return self.exec_in_container(actor, container, process);
+            }
+            Request::SignalContainerProcess { container, process, signal } => {
+                self.signal_process(actor, container, process, signal)?;
+            }
+            Request::ShutdownContainer { container } => self.shutdown_container(actor, container)?,
+            Request::GetProperties => return self.properties(),
+            Request::RuntimeLogging { enabled } => {
+                let decision = self.decide(Point::RuntimeLogging, &no_value, |input| input.object(&[]))?;
+                self.perform(decision.delta, || actor.set_logging(Permit::granted(SetLogging { enabled })))?;
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    /// SECURITY (P01, P02, P05, P06): the bytes are copied once into the guest's memory, and that one copy is hashed,
+    /// verified and run. Nothing of it is looked at before its hash is HOST_DATA. There is no default to fall back to.
+    fn set_policy(&mut self, image: &[u8]) -> Result<Reply<'_>, Refusal> {
+        if image.len() > crate::wire::MAX_POLICY {
+            return limit(Field::Policy);
+        }
+        if Sha256::digest(image)[..] != self.host_data {
+            return refuse(Culprit::Host, Reason::NotHostData);
+        }
+        let mut own = Vec::new();
+        if own.try_reserve_exact(image.len()).is_err() {
+            return refuse(Culprit::Guest, Reason::Failed { step: Step::Memory, errno: 0 });
+        }
+        own.extend_from_slice(image);
+        // A policy is in force until power-off.
+        match Engine::new(Vec::leak(own)) {
+            Ok(engine) => self.engine = Some(engine),
+            Err(_) => return refuse(Culprit::Policy, Reason::PolicyInvalid),
+        }
+        self.phase = Phase::Running;
+        Ok(Reply::PolicyAccepted { report: &self.report })
+    }
+
+    fn mount_device(
+        &mut self,
+        actor: &mut impl Actor,
+        device: &str,
+        root_hash: [u8; 32],
+        data_blocks: u64,
+    ) -> Result<(), Refusal> {
+        let device = Serial::parse(device)?;
+        let root_hash = RootHash(root_hash);
+        let data_blocks = DataBlocks::new(data_blocks)?;
+        if self.objects.device(&device).is_some() {
+            return in_use(Field::Device);
+        }
+        let Some(slot) = self.objects.free_slot() else { return limit(Field::Device) };
+        if self.objects.devices.len() >= MAX_DEVICES || self.objects.devices.try_reserve(1).is_err() {
+            return limit(Field::Device);
+        }
+        let hash = root_hash.hex();
+        let decision = self.decide(
+            Point::MountDevice,
+            &|reason| if reason == policy::Reason::InvalidDeviceHash { &hash } else { "" },
+            |input| {
+                let target = input.string(&slot.path())?;
+                let device_hash = input.string(&hash)?;
+                let regex = input.string(input::MOUNT_PATH_REGEX)?;
+                input.object(&[("deviceHash", device_hash), ("mountPathRegex", regex), ("target", target)])
+            },
+        )?;
+        let action = MountDevice { device: device.clone(), slot, root_hash, data_blocks };
+        self.perform(decision.delta, || actor.mount_device(Permit::granted(action)))?;
+        self.objects.devices.push(Device { serial: device, slot });
+        Ok(())
+    }
+
+    fn unmount_device(&mut self, actor: &mut impl Actor, device: &str) -> Result<(), Refusal> {
+        let device = Serial::parse(device)?;
+        let Some(slot) = self.objects.device(&device).map(|device| device.slot) else {
+            return unknown(Field::Device);
+        };
+        // SECURITY (I06): a mount point is not freed under an overlay that reads through it.
+        if self.objects.slot_in_use(slot) {
+            return in_use(Field::Device);
+        }
+        let decision = self.decide(Point::UnmountDevice, &no_value, |input| {
+            let target = input.string(&slot.path())?;
+            input.object(&[("unmountTarget", target)])
+        })?;
+        self.perform(decision.delta, || actor.unmount_device(Permit::granted(UnmountDevice { slot })))?;
+        self.objects.devices.retain(|device| device.slot != slot);
+        Ok(())
+    }
+
+    fn mount_overlay(
+        &mut self,
+        actor: &mut impl Actor,
+        container: &str,
+        layers: &[&str],
+    ) -> Result<(), Refusal> {
+        let container = ContainerId::parse(container)?;
+        let mut slots = Vec::with_capacity(layers.len());
+        for &layer in layers {
+            let serial = Serial::parse(layer)?;
+            let Some(device) = self.objects.device(&serial) else { return unknown(Field::Layers) };
+            // SECURITY (I05): overlayfs refuses a directory that is in the stack twice; so do we, before the policy.
+            if slots.contains(&device.slot) {
+                return Err(Invalid {
+                    field: Field::Layers,
+                    rule: crate::wire::Rule::NoDuplicates,
+                    value: layer,
+                }
+                .into());
+            }
+            slots.push(device.slot);
+        }
+        if slots.is_empty() {
+            return Err(Invalid { field: Field::Layers, rule: crate::wire::Rule::NotEmpty, value: "" }.into());
+        }
+        if self.objects.overlay(&container).is_some() || self.objects.is_burned(&container) {
+            return in_use(Field::Container);
+        }
+        if self.objects.overlays.len() >= MAX_CONTAINERS || self.objects.overlays.try_reserve(1).is_err() {
+            return limit(Field::Container);
+        }
+        let decision = self.decide(Point::MountOverlay, &no_value, |input| {
+            let id = input.string(container.as_str())?;
+            let mut paths = Vec::with_capacity(slots.len());
+            for slot in &slots {
+                paths.push(input.string(&slot.path())?);
+            }
+            let paths = input.array(&paths)?;
+            let target = input.string(&input::rootfs(&container))?;
+            input.object(&[("containerID", id), ("layerPaths", paths), ("target", target)])
+        })?;
+        let action = MountOverlay { container, layers: slots.clone() };
+        self.perform(decision.delta, || actor.mount_overlay(Permit::granted(action)))?;
+        self.objects.overlays.push(Overlay { container, layers: slots, created: false, stdio: false });
+        Ok(())
+    }
+
+    fn unmount_overlay(&mut self, actor: &mut impl Actor, container: &str) -> Result<(), Refusal> {
+        let container = ContainerId::parse(container)?;
+        match self.objects.overlay(&container) {
+            None => return unknown(Field::Container),
+            // SECURITY (C14): not under a running container.
+            Some(overlay) if overlay.created => return in_use(Field::Container),
+            Some(_) => {}
+        }
+        let decision = self.decide(Point::UnmountOverlay, &no_value, |input| {
+            let target = input.string(&input::rootfs(&container))?;
+            input.object(&[("unmountTarget", target)])
+        })?;
+        self.perform(decision.delta, || {
+            actor.unmount_overlay(Permit::granted(UnmountOverlay { container }))
+        })?;
+        self.objects.overlays.retain(|overlay| overlay.container != container);
+        Ok(())
+    }
+
+    fn create_container(
+        &mut self,
+        actor: &mut impl Actor,
+        container: &str,
+        privileged: bool,
+        process: &Process<'_>,
+    ) -> Result<Reply<'static>, Refusal> {
+        let container = ContainerId::parse(container)?;
+        match self.objects.overlay(&container) {
+            None => return unknown(Field::Container),
+            Some(overlay) if overlay.created => return in_use(Field::Container),
+            Some(_) => {}
+        }
+        // SECURITY (C08, D12): an id serves once, whatever the policy's own state says.
+        if self.objects.is_burned(&container) {
+            return in_use(Field::Container);
+        }
+        let mut start = self.start_process(actor, &container, process)?;
+        if !self.objects.can_burn() {
+            return limit(Field::Container);
+        }
+        let decision =
+            self.decide(Point::CreateContainer, &|reason| input::value(reason, process), |input| {
+                input::create_container(input, &container, privileged, &start)
+            })?;
+        let stdio = decision.allow_stdio == Some(true);
+        narrow(Point::CreateContainer, &decision, stdio, &mut start)?;
+        self.objects.burn(container);
+        let (id, args) = (start.process, own(start.args.as_slice()));
+        let action = CreateContainer { container, init: start };
+        self.perform(decision.delta, || actor.create_container(Permit::granted(action)))?;
+        if let Some(overlay) = self.objects.overlay(&container) {
+            (overlay.created, overlay.stdio) = (true, stdio);
+        }
+        self.objects.processes.push(objects::Process { id, container, init: true, args, exited: None });
+        Ok(Reply::Started { process: id.0 })
+    }
+
+    fn exec_in_container(
+        &mut self,
+        actor: &mut impl Actor,
+        container: &str,
+        process: &Process<'_>,
+    ) -> Result<Reply<'static>, Refusal> {
+        let container = ContainerId::parse(container)?;
+        // SECURITY (C10): in a container that exists, not in one that policy once admitted.
+        if !self.objects.created(&container) {
+            return unknown(Field::Container);
+        }
+        let mut start = self.start_process(actor, &container, process)?;
+        let decision =
+            self.decide(Point::ExecInContainer, &|reason| input::value(reason, process), |input| {
+                input::exec_in_container(input, &container, &start)
+            })?;
+        // As in the reference, what was decided on standard streams for the container holds for all its processes.
+        let stdio = self.objects.overlay(&container).is_some_and(|overlay| overlay.stdio);
+        narrow(Point::ExecInContainer, &decision, stdio, &mut start)?;
+        let (id, args) = (start.process, own(start.args.as_slice()));
+        let action = ExecInContainer { container, process: start };
+        self.perform(decision.delta, || actor.exec_in_container(Permit::granted(action)))?;
+        self.objects.processes.push(objects::Process { id, container, init: false, args, exited: None });
+        Ok(Reply::Started { process: id.0 })
+    }
+
+    fn signal_process(
+        &mut self,
+        actor: &mut impl Actor,
+        container: &str,
+        process: u32,
+        signal: u8,
+    ) -> Result<(), Refusal> {
+        let container = ContainerId::parse(container)?;
+        let signal = Signal::new(signal)?;
+        // SECURITY (C11): a number names a process that we started in this container, never just any pid.
+        let Some(process) = self.objects.process(&container, process) else { return unknown(Field::Process) };
+        if process.exited.is_some() {
+            return unknown(Field::Process);
+        }
+        let (id, init, args) = (process.id, process.init, process.args.clone());
+        let decision = self.decide(Point::SignalContainerProcess, &no_value, |input| {
+            input::signal_container_process(input, &container, signal, init, &args)
+        })?;
+        let action = SignalProcess { process: id, signal };
+        self.perform(decision.delta, || actor.signal_process(Permit::granted(action)))
+    }
+
+    fn shutdown_container(&mut self, actor: &mut impl Actor, container: &str) -> Result<(), Refusal> {
+        let container = ContainerId::parse(container)?;
+        if !self.objects.created(&container) {
+            return unknown(Field::Container);
+        }
+        let decision = self.decide(Point::ShutdownContainer, &no_value, |input| {
+            let id = input.string(container.as_str())?;
+            input.object(&[("containerID", id)])
+        })?;
+        self.perform(decision.delta, || {
+            actor.shutdown_container(Permit::granted(ShutdownContainer { container }))
+        })?;
+        if let Some(overlay) = self.objects.overlay(&container) {
+            overlay.created = false;
+        }
+        self.objects.processes.retain(|process| process.container != container);
+        Ok(())
+    }
+
+    fn properties(&mut self) -> Result<Reply<'_>, Refusal> {
+        let decision = self.decide(Point::GetProperties, &no_value, |input| input.object(&[]))?;
+        self.perform(decision.delta, || Ok(()))?;
+        let objects = &self.objects;
+        let processes = objects.processes.iter().map(|process| ProcessProperties {
+            process: process.id.0,
+            container: process.container.as_str(),
+            init: process.init,
+            exited: process.exited,
+        });
+        Ok(Reply::Properties(Properties {
+            devices: listed(objects.devices.iter().map(|device| device.serial.as_str()))?,
+            containers: listed(objects.overlays.iter().map(|overlay| overlay.container.as_str()))?,
+            processes: listed(processes)?,
+        }))
+    }
+
+    /// The checked form of a process, with its user resolved in the container's own files. No side effects.
+    fn start_process<'r>(
+        &mut self,
+        actor: &impl Actor,
+        container: &ContainerId,
+        process: &Process<'r>,
+    ) -> Result<StartProcess<'r>, Refusal> {
+        let args = Args::parse(&process.args)?;
+        let env = Env::parse(&process.env)?;
+        let working_dir = WorkingDir::parse(process.working_dir)?;
+        let user = UserSpec::parse(process.user)?;
+        let umask = Umask::new(process.umask)?;
+        let capabilities = CapabilitySets::new(process.capabilities)?;
+        if self.objects.processes.len() >= MAX_PROCESSES || self.objects.processes.try_reserve(1).is_err() {
+            return limit(Field::Process);
+        }
+        let Some(id) = self.objects.next_process() else { return limit(Field::Process) };
+        let user: User = actor.resolve_user(container, user)?;
+        let no_new_privileges = process.no_new_privileges;
+        Ok(StartProcess {
+            process: id,
+            args,
+            env,
+            working_dir,
+            user,
+            umask,
+            capabilities,
+            no_new_privileges,
+            stdio: process.stdio,
+        })
+    }
+
+    /// Asks the policy. `value` gives the host's own value of a field, for the refusal.
+    fn decide<'v>(
+        &mut self,
+        point: Point,
+        value: &dyn Fn(policy::Reason) -> &'v str,
+        input: impl FnOnce(&mut Arena<'_>) -> Result<Value, Fault>,
+    ) -> Result<Decision, Refusal> {
+        let Some(engine) = &mut self.engine else {
+            return refuse(Culprit::Host, Reason::WrongPhase { phase: self.phase });
+        };
+        let (how, reasons) = match engine.decide(&mut Arena::new(&mut self.arena), point, input) {
+            Ok(decision) => return Ok(decision),
+            Err(policy::Refusal::Undefined) => (Denied::Undefined, Default::default()),
+            Err(policy::Refusal::Fault(_)) => (Denied::Fault, Default::default()),
+            Err(policy::Refusal::Denied(reasons)) => (Denied::No, reasons),
+        };
+        let mut failed = List::new();
+        // Beyond the limit there is nothing more to learn.
+        let _ = reasons.iter().try_for_each(|reason| failed.push(reason));
+        let value =
+            reasons.iter().map(value).find(|value| !value.is_empty()).map(Excerpt::of).unwrap_or_default();
+        refuse(Culprit::Policy, Reason::Denied { point, how, failed, value })
+    }
+
+    /// Commits, acts, and takes the commit back where acting failed.
+    fn perform(&mut self, delta: Delta, act: impl FnOnce() -> Result<(), ActError>) -> Result<(), Refusal> {
+        let Some(engine) = &mut self.engine else {
+            return refuse(Culprit::Host, Reason::WrongPhase { phase: self.phase });
+        };
+        let Ok(undo) = engine.commit(delta) else {
+            return refuse(Culprit::Guest, Reason::Failed { step: Step::Memory, errno: 0 });
+        };
+        match act() {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // SECURITY (I08): after a failed undo the policy's idea of the guest may be wrong.
+                let undone = engine.rollback(undo).is_ok() && error.undone;
+                if !undone {
+                    self.phase = Phase::Poisoned;
+                }
+                Err(ActError { undone, ..error }.into())
+            }
+        }
+    }
+}
+
+fn no_value(_: policy::Reason) -> &'static str {
+    ""
+}
+
+/// Takes away what the policy dropped. A decision that names more than was asked for, or does not allow the standard
+/// streams that were asked for, is a denial: the guest never runs what the host did not ask for either.
+fn narrow(
+    point: Point,
+    decision: &Decision,
+    stdio: bool,
+    start: &mut StartProcess<'_>,
+) -> Result<(), Refusal> {
+    let deny = |reason| {
+        let mut failed = List::new();
+        // One fits.
+        let _ = failed.push(reason);
+        refuse(Culprit::Policy, Reason::Denied { point, how: Denied::No, failed, value: Excerpt::default() })
+    };
+    if let Some(kept) = &decision.env {
+        start.env = start.env.clone().retain(|variable| kept.iter().any(|keep| keep == variable));
+        if start.env.as_slice().len() != kept.len() {
+            return deny(policy::Reason::InvalidEnvironment);
+        }
+    }
+    if let Some(kept) = &decision.capabilities {
+        let asked = start.capabilities.get();
+        let sets = Capabilities {
+            bounding: named(&kept.bounding, asked.bounding),
+            effective: named(&kept.effective, asked.effective),
+            inheritable: named(&kept.inheritable, asked.inheritable),
+            permitted: named(&kept.permitted, asked.permitted),
+            ambient: named(&kept.ambient, asked.ambient),
+        };
+        match CapabilitySets::new(sets) {
+            Ok(sets) => start.capabilities = sets,
+            Err(_) => return deny(policy::Reason::InvalidCapabilities),
+        }
+    }
+    if (start.stdio.stdin || start.stdio.stdout || start.stdio.stderr) && !stdio {
+        return deny(policy::Reason::StdioNotAllowed);
+    }
+    Ok(())
+}
+
+/// The capabilities of `asked` that `names` names.
+fn named(names: &[String], asked: u64) -> u64 {
+    let named = |bit: &usize| names.iter().any(|name| name == CAPABILITY_NAMES[*bit]);
+    (0..CAPABILITY_NAMES.len()).filter(named).fold(0, |set, bit| set | 1 << bit) & asked
+}
+
+fn own(args: &[&str]) -> Vec<String> {
+    args.iter().map(|&arg| arg.into()).collect()
+}
+
+fn listed<T, const N: usize>(elements: impl Iterator<Item = T>) -> Result<List<T, N>, Refusal> {
+    let mut list = List::new();
+    for element in elements {
+        if list.push(element).is_err() {
+            return limit(Field::Process);
+        }
+    }
+    Ok(list)
+}

@@ -3,10 +3,12 @@
 //! SECURITY (D11): a denial carries no content of the policy. So what `data.policy.reason` answers is only
 //! compared with these texts, which are those of our framework; anything else is dropped.
 
+use serde::{Deserialize, Serialize};
+
 macro_rules! reasons {
     ($($variant:ident $text:literal),* $(,)?) => {
         /// A reason of a denial.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
         #[allow(missing_docs, reason = "the text is the documentation")]
         #[repr(u8)]
         pub enum Reason { $(#[doc = $text] $variant),* }
@@ -61,6 +63,7 @@ reasons! {
     ShareAlreadyMounted "share already mounted",
     ShareNotMounted "share not mounted",
     StacksNotAllowed "stacks not allowed",
+    StdioNotAllowed "standard streams not allowed",
     UnencryptedScratch "unencrypted scratch not allowed",
 }
 

@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 pub use excerpt::Excerpt;
 pub use list::List;
 
+use crate::policy;
+
 pub use crate::point::Point;
 
 /// Version of this protocol, sent in [`FromGuest::Hello`]; a client refuses any other.
@@ -40,8 +42,8 @@ pub const MAX_ENV: usize = 1024;
 pub const MAX_LAYERS: usize = 128;
 /// Most supplementary groups, processes or containers named in one reply.
 pub const MAX_LISTED: usize = 1024;
-/// Most failed fields named in one denial.
-pub const MAX_FIELDS: usize = 8;
+/// Most failed checks named in one denial.
+pub const MAX_FAILED: usize = 8;
 /// Longest excerpt of the host's own value that a refusal repeats, in bytes.
 pub const MAX_EXCERPT: usize = 96;
 
@@ -364,9 +366,9 @@ pub enum Reason {
         point: Point,
         /// How the decision failed.
         how: Denied,
-        /// The fields for which no policy entry was left, where the policy can tell.
-        fields: List<Field, MAX_FIELDS>,
-        /// The start of the host's own value of the first such field, at most [`MAX_EXCERPT`] bytes.
+        /// The checks of the policy that failed, where it can tell.
+        failed: List<policy::Reason, MAX_FAILED>,
+        /// The start of the host's own value that the first such check is about, at most [`MAX_EXCERPT`] bytes.
         value: Excerpt,
     },
     /// It names something that does not exist.
