@@ -5,6 +5,9 @@
 #![cfg_attr(not(test), no_std)]
 extern crate alloc;
 
+pub mod attest;
+#[cfg(feature = "guest")]
+pub mod boot;
 #[cfg(feature = "guest")]
 pub mod container;
 pub mod gate;

@@ -17,6 +17,7 @@ const TYPE: u8 = 0xfd;
 const DEV_CREATE: u8 = 3;
 const DEV_REMOVE: u8 = 4;
 const DEV_SUSPEND: u8 = 6;
+const DEV_STATUS: u8 = 7;
 const TABLE_LOAD: u8 = 9;
 
 const READONLY: u32 = 1;
@@ -85,6 +86,12 @@ impl Message {
         Ok(message)
     }
 
+    /// The minor number in the kernel's answer, encoded as in `include/linux/kdev_t.h`: bits 0–7 and 20–31.
+    fn minor(&self) -> u32 {
+        let dev = self.header.dev as u32;
+        (dev & 0xff) | ((dev >> 12) & 0x000f_ff00)
+    }
+
     /// Makes call `number` on `control`.
     fn call(&mut self, control: impl AsFd, number: u8) -> Result<(), Errno> {
         // SAFETY: the opcode's argument is a `struct dm_ioctl` whose `data_size` says how much memory follows; `self`
@@ -129,9 +136,14 @@ unsafe impl Ioctl for Call<'_> {
 pub fn create(control: impl AsFd, name: &str) -> Result<u32, Errno> {
     let mut message = Message::new(name)?;
     message.call(control, DEV_CREATE)?;
-    // new_encode_dev: bits 0–7 and 20–31 are the minor number.
-    let dev = message.header.dev as u32;
-    Ok((dev & 0xff) | ((dev >> 12) & 0xfff00))
+    Ok(message.minor())
+}
+
+/// The minor number of a device that exists.
+pub fn minor(control: impl AsFd, name: &str) -> Result<u32, Errno> {
+    let mut message = Message::new(name)?;
+    message.call(control, DEV_STATUS)?;
+    Ok(message.minor())
 }
 
 /// Gives the device a table of one read-only target over `sectors` sectors of 512 bytes.

@@ -1,0 +1,113 @@
+//! What the guest sets up before it looks at anything from outside: the kernel's filesystems and settings.
+//!
+//! Nothing here depends on the host. A step that fails ends the machine.
+
+use crate::linux::Errno;
+use core::fmt;
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::io::write;
+use rustix::mount::{MountFlags, mount};
+use rustix::process::{getpid, umask};
+
+/// A step that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failed {
+    /// What it was about.
+    pub step: &'static str,
+    /// The kernel's reason.
+    pub errno: Errno,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.errno)
+    }
+}
+
+/// Names the step in an error of the kernel.
+pub fn step<T>(step: &'static str, result: Result<T, Errno>) -> Result<T, Failed> {
+    result.map_err(|errno| Failed { step, errno })
+}
+
+const NOSUID_NODEV: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
+const NOTHING: MountFlags = NOSUID_NODEV.union(MountFlags::NOEXEC);
+
+/// The kernel's filesystems: type, place, flags, options.
+const MOUNTS: &[(&str, &str, MountFlags, &core::ffi::CStr)] = &[
+    ("proc", "/proc", NOTHING, c""),
+    ("sysfs", "/sys", NOTHING, c""),
+    ("devtmpfs", "/dev", MountFlags::NOSUID.union(MountFlags::NOEXEC), c"mode=0755"),
+    ("tmpfs", "/run", NOTHING, c"mode=0700,size=1m"),
+    ("cgroup2", "/sys/fs/cgroup", NOTHING, c"nsdelegate"),
+];
+
+/// Settings under /proc/sys. A kernel without the setting lacks what the setting would turn off.
+const SETTINGS: &[(&str, &str)] = &[
+    ("/proc/sys/fs/protected_fifos", "2"),
+    ("/proc/sys/fs/protected_hardlinks", "1"),
+    ("/proc/sys/fs/protected_regular", "2"),
+    ("/proc/sys/fs/protected_symlinks", "1"),
+    ("/proc/sys/fs/suid_dumpable", "0"),
+    ("/proc/sys/kernel/dmesg_restrict", "1"),
+    ("/proc/sys/kernel/io_uring_disabled", "2"),
+    ("/proc/sys/kernel/kexec_load_disabled", "1"),
+    ("/proc/sys/kernel/kptr_restrict", "2"),
+    ("/proc/sys/kernel/panic", "-1"),
+    ("/proc/sys/kernel/panic_on_oops", "1"),
+    ("/proc/sys/kernel/perf_event_paranoid", "3"),
+    ("/proc/sys/kernel/randomize_va_space", "2"),
+    ("/proc/sys/kernel/sysrq", "0"),
+    ("/proc/sys/kernel/unprivileged_bpf_disabled", "1"),
+    ("/proc/sys/kernel/yama/ptrace_scope", "1"),
+    ("/proc/sys/net/core/bpf_jit_harden", "2"),
+    ("/proc/sys/vm/mmap_min_addr", "65536"),
+    ("/proc/sys/vm/unprivileged_userfaultfd", "0"),
+];
+
+/// Folders that the guest mounts things in.
+const FOLDERS: &[&str] = &["/run/mounts", "/run/mounts/scsi", "/run/gcs", "/run/gcs/c"];
+
+/// Makes the machine ready. Refuses to run as anything but the first process of a machine.
+pub fn prepare() -> Result<(), Failed> {
+    if !getpid().is_init() {
+        return Err(Failed {
+            step: "this program is PID 1 of a virtual machine and nothing else",
+            errno: Errno::PERM,
+        });
+    }
+    umask(Mode::RWXG | Mode::RWXO);
+    for &(kind, place, flags, options) in MOUNTS {
+        step(place, make_folder(place))?;
+        step(place, mount(kind, place, kind, flags, options))?;
+    }
+    for &(setting, value) in SETTINGS {
+        step(setting, set(setting, value))?;
+    }
+    for &folder in FOLDERS {
+        step(folder, make_folder(folder))?;
+    }
+    step("/dev/null", silence_standard_input())
+}
+
+fn make_folder(path: &str) -> Result<(), Errno> {
+    match mkdirat(CWD, path, Mode::RWXU) {
+        Err(Errno::EXIST) => Ok(()),
+        result => result,
+    }
+}
+
+fn set(setting: &str, value: &str) -> Result<(), Errno> {
+    let file = match openat(CWD, setting, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        file => file?,
+    };
+    write(file, value.as_bytes()).map(drop)
+}
+
+/// SECURITY (B04): the kernel gives PID 1 the console, which the host can write to, as descriptors 0 to 2.
+fn silence_standard_input() -> Result<(), Errno> {
+    let null = openat(CWD, c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)
+}
