@@ -1,3 +1,54 @@
 //! Builds, measures, tests and demonstrates Parma.
+//!
+//! Every subcommand does its own set-up and states what is missing and how to get it. What is expensive
+//! (kernel, Debian packages, tools) is cached outside the tree, keyed by the content it is made from.
 
-fn main() {}
+mod apt;
+mod cache;
+mod cpio;
+mod fixtures;
+mod image;
+mod kernel;
+mod process;
+mod setup;
+mod tcb;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Builds, measures, tests and demonstrates Parma.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    Setup(setup::Arguments),
+    Kernel(kernel::Arguments),
+    Image(image::Arguments),
+    Fixtures(fixtures::Arguments),
+    Test(test::Arguments),
+    Tcb(tcb::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().task {
+        Task::Setup(arguments) => setup::main(arguments),
+        Task::Kernel(arguments) => kernel::main(arguments),
+        Task::Image(arguments) => image::main(arguments),
+        Task::Fixtures(arguments) => fixtures::main(arguments),
+        Task::Test(arguments) => test::main(arguments),
+        Task::Tcb(arguments) => tcb::main(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Installs what is missing: Debian packages, and one tool from crates.io.
+//!
+//! Nothing is installed that is there already, and each package says what it is for. Without root the
+//! command to run is printed instead.
+
+use crate::cache;
+use crate::process::{self, Step};
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Installs what the other subcommands need.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only say what is missing; exit code 1 if something is
+    #[arg(long)]
+    check: bool,
+}
+
+/// A Debian package, and the file that shows it is there: a program's name, or an absolute path.
+struct Package {
+    name: &'static str,
+    shown_by: &'static str,
+    why: &'static str,
+}
+
+const fn package(name: &'static str, shown_by: &'static str, why: &'static str) -> Package {
+    Package { name, shown_by, why }
+}
+
+/// What a group of subcommands needs.
+pub struct Need(&'static [Package]);
+
+/// To fetch Debian packages: kernel source, images for tests.
+pub const DEBIAN: Need = Need(&[package(
+    "debian-archive-keyring",
+    "/usr/share/keyrings/debian-archive-keyring.gpg",
+    "the keys that sign Debian's packages",
+)]);
+
+/// To build the kernel.
+pub const KERNEL: Need = Need(&[
+    package("gcc", "gcc", "compiles the kernel"),
+    package("make", "make", "builds the kernel"),
+    package("flex", "flex", "the kernel's configuration parser"),
+    package("bison", "bison", "the kernel's configuration parser"),
+    package("bc", "bc", "the kernel's time constants"),
+    package("libelf-dev", "/usr/include/gelf.h", "the kernel's objtool"),
+    package("patch", "patch", "our changes to the kernel"),
+    package("xz-utils", "xz", "unpacks the kernel's source"),
+    package("zstd", "zstd", "compresses the kernel"),
+]);
+
+/// To run VMs.
+pub const VM: Need = Need(&[package("qemu-system-x86", "qemu-system-x86_64", "runs the utility VM")]);
+
+/// To compare our layers with in tests.
+pub const ORACLES: Need = Need(&[
+    package("cryptsetup-bin", "veritysetup", "checks our dm-verity trees"),
+    package("e2fsprogs", "e2fsck", "checks our ext4 file systems"),
+]);
+
+pub fn main(arguments: Arguments) -> Result<()> {
+    let all = [DEBIAN, KERNEL, VM, ORACLES];
+    if arguments.check {
+        let missing: Vec<_> = all.iter().flat_map(missing).collect();
+        for package in &missing {
+            println!("missing: {} ({})", package.name, package.why);
+        }
+        if !missing.is_empty() {
+            bail!("run `cargo xtask setup`");
+        }
+    } else {
+        ensure(&all)?;
+        vhost_device_vsock()?;
+    }
+    println!("everything is installed");
+    Ok(())
+}
+
+/// Installs the packages that are missing.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let wanted: Vec<_> = needs.iter().flat_map(missing).collect();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    for package in &wanted {
+        eprintln!("missing: {} ({})", package.name, package.why);
+    }
+    let names: Vec<_> = wanted.iter().map(|p| p.name).collect();
+    if is_root() {
+        let step = Step::new(&format!("installing {}", names.join(" ")), None);
+        let apt = |arguments: &[&str]| {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(arguments);
+            command
+        };
+        process::run(&mut apt(&["update"]))?;
+        process::run(apt(&["install", "--no-install-recommends"]).args(&names))?;
+        step.done();
+    }
+    let still: Vec<_> = wanted.iter().filter(|p| !is_there(p.shown_by)).map(|p| p.name).collect();
+    if !still.is_empty() {
+        bail!("install with: sudo apt-get install --no-install-recommends {}", still.join(" "));
+    }
+    Ok(())
+}
+
+/// The version of [`vhost_device_vsock`].
+const VHOST_DEVICE_VSOCK: &str = "0.3.0";
+
+/// The vhost-user backend for vsock, which needs no `/dev/vhost-vsock`; built from crates.io on first use.
+pub fn vhost_device_vsock() -> Result<PathBuf> {
+    let target = cache::dir("tools")?.join(format!("vhost-device-vsock-{VHOST_DEVICE_VSOCK}"));
+    let program = target.join("bin/vhost-device-vsock");
+    let _lock = cache::lock(&target)?;
+    if program.exists() {
+        return Ok(program);
+    }
+    let staging = cache::Staging::new(&target)?;
+    let step = Step::new("building vhost-device-vsock", None);
+    process::run(
+        Command::new("cargo")
+            .args(["install", "--locked", "vhost-device-vsock", "--version", VHOST_DEVICE_VSOCK])
+            .arg("--root")
+            .arg(staging.path())
+            .arg("--target-dir")
+            .arg(staging.path().join("target")),
+    )
+    .context("cannot build vhost-device-vsock")?;
+    std::fs::remove_dir_all(staging.path().join("target"))?;
+    staging.publish()?;
+    step.done();
+    Ok(program)
+}
+
+fn missing(need: &Need) -> impl Iterator<Item = &'static Package> + use<> {
+    need.0.iter().filter(|p| !is_there(p.shown_by))
+}
+
+/// Whether a file exists: an absolute path, or a program in `PATH` or the directories for administrators.
+fn is_there(file: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    Path::new(file).is_absolute() && Path::new(file).exists()
+        || std::env::split_paths(&path).chain(system).any(|dir| dir.join(file).is_file())
+}
+
+fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&match std::fs::metadata("/proc/self") {
+        Ok(metadata) => metadata,
+        Err(_) => return false,
+    }) == 0
+}
