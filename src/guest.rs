@@ -1,0 +1,63 @@
+//! The guest that the gate's decisions act on: layer devices, overlays, containers, the log.
+
+use crate::container::Containers;
+use crate::gate::action::{
+    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, Permit, SetLogging,
+    ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, User,
+};
+use crate::gate::fields::{ContainerId, UserSpec};
+use crate::target::{Layers, mount_overlay, unmount_overlay};
+
+/// Everything that a permit can change.
+#[derive(Debug)]
+pub struct Guest {
+    /// The layer devices.
+    pub layers: Layers,
+    /// The containers.
+    pub containers: Containers,
+    /// Whether the guest says on the console what it does.
+    pub logging: bool,
+}
+
+impl Actor for Guest {
+    fn mount_device(&mut self, permit: Permit<MountDevice>) -> Result<(), ActError> {
+        self.layers.mount_device(permit)
+    }
+
+    fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError> {
+        self.layers.unmount_device(permit)
+    }
+
+    fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError> {
+        mount_overlay(permit)
+    }
+
+    fn unmount_overlay(&mut self, permit: Permit<UnmountOverlay>) -> Result<(), ActError> {
+        unmount_overlay(permit)
+    }
+
+    fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError> {
+        self.containers.create_container(permit)
+    }
+
+    fn exec_in_container(&mut self, permit: Permit<ExecInContainer<'_>>) -> Result<(), ActError> {
+        self.containers.exec_in_container(permit)
+    }
+
+    fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError> {
+        self.containers.signal_process(permit)
+    }
+
+    fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
+        self.containers.shutdown_container(permit)
+    }
+
+    fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError> {
+        self.logging = permit.into_action().enabled;
+        Ok(())
+    }
+
+    fn resolve_user(&self, container: &ContainerId, user: UserSpec<'_>) -> Result<User, ActError> {
+        self.containers.resolve_user(container, user)
+    }
+}
