@@ -49,6 +49,7 @@ reasons! {
     InvalidSeccompProfile "invalid seccomp profile",
     InvalidSharePath "invalid share path",
     InvalidSignal "invalid signal",
+    InvalidUmask "invalid umask",
     InvalidUser "invalid user",
     InvalidWorkingDirectory "invalid working directory",
     LoggingNotAllowed "logging not allowed",

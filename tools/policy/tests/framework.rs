@@ -700,6 +700,8 @@ fn d11_reasons_are_texts_of_the_published_list() {
     written.sort_unstable();
     written.dedup();
     assert_eq!(listed, written);
+    let known: Vec<&str> = parma_guest::policy::Reason::ALL.iter().map(|reason| reason.text()).collect();
+    assert_eq!(listed, known, "the guest drops reasons that it does not know");
 }
 
 #[test]

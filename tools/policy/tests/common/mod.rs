@@ -1,6 +1,7 @@
 //! What the tests of the framework share: something that answers queries, and a guest that remembers.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod layout;
 pub mod requests;
 
 use std::num::{NonZeroU32, NonZeroUsize};

@@ -1,0 +1,375 @@
+//! The strict policy of one OCI image.
+//!
+//! [`Container`] is what one container of the image is to be: the image's configuration and what the user adds. It gives
+//! the policy ([`Container::policy`]) and the values that an honest request then has, so the two cannot differ.
+//! The policy allows that one process line, user, environment and directory, on exactly the image's layers, and
+//! nothing else. What it cannot express is an error, never left out.
+
+mod accounts;
+
+use anyhow::{Context, Result, bail, ensure};
+use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, UserSpec, WorkingDir};
+use parma_guest::wire::{Capabilities, List};
+use parma_layer::oci::Image;
+use serde_json::{Value, json};
+
+pub use accounts::{Accounts, Identity};
+
+/// The `PATH` of a container whose image has none, as container engines set it.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// File mode creation mask of every process.
+const UMASK: u16 = 0o022;
+/// The signal that ends a process whatever it does.
+const SIGKILL: u8 = 9;
+/// The signal that asks a process to end, unless the image names another.
+const SIGTERM: u8 = 15;
+/// The capabilities that container engines give to a container that asks for nothing.
+const USUAL_CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+/// The points that a generated policy takes from the framework. The others stay denied.
+const POINTS: [&str; 15] = [
+    "mount_device",
+    "unmount_device",
+    "rw_mount_device",
+    "rw_unmount_device",
+    "mount_overlay",
+    "unmount_overlay",
+    "scratch_mount",
+    "scratch_unmount",
+    "create_container",
+    "exec_in_container",
+    "signal_container_process",
+    "shutdown_container",
+    "get_properties",
+    "dump_stacks",
+    "runtime_logging",
+];
+
+/// What the user adds to the image's configuration.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// Arguments in place of the image's `Cmd`; its entry point stays.
+    pub args: Option<Vec<String>>,
+    /// `NAME=value`: replaces the image's variable of that name, or is added.
+    pub env: Vec<String>,
+    /// Further commands that may be started in the container, with its user, environment and directory.
+    pub exec: Vec<Vec<String>>,
+    /// Signals that may be sent to every process, 1 to 64; by default the image's stop signal and SIGKILL.
+    pub signals: Option<Vec<u8>>,
+    /// Whether standard streams may be connected to the host.
+    pub stdio: bool,
+    /// Whether processes can never gain privileges, by a set-user-ID program for instance.
+    pub no_new_privileges: bool,
+    /// Whether the host may list devices, containers and processes.
+    pub properties: bool,
+    /// Whether the host may turn on the guest's own log.
+    pub logging: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            args: None,
+            env: Vec::new(),
+            exec: Vec::new(),
+            signals: None,
+            stdio: true,
+            no_new_privileges: true,
+            properties: true,
+            logging: false,
+        }
+    }
+}
+
+/// One container: what its policy allows, and what an honest host asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Container {
+    /// Digest of the image's manifest, `sha256:…`.
+    pub image: String,
+    /// The layers' root hashes, bottom first.
+    pub layers: Vec<[u8; 32]>,
+    /// The argument vector of the first process.
+    pub args: Vec<String>,
+    /// The environment of every process, in order.
+    pub env: Vec<String>,
+    /// The working directory of every process.
+    pub working_dir: String,
+    /// The user of every process, as the image writes it.
+    pub user: String,
+    /// The same, resolved.
+    pub identity: Identity,
+    /// File mode creation mask of every process.
+    pub umask: u16,
+    /// Whether processes can never gain privileges.
+    pub no_new_privileges: bool,
+    /// Whether standard streams may be connected.
+    pub stdio: bool,
+    /// Commands of further processes.
+    pub exec: Vec<Vec<String>>,
+    /// Signals to any process, ascending.
+    pub signals: Vec<u8>,
+    /// Whether the host may list devices, containers and processes.
+    pub properties: bool,
+    /// Whether the host may turn on the guest's own log.
+    pub logging: bool,
+}
+
+/// The strict policy of `image`, whose layers have these dm-verity root hashes, bottom first.
+///
+/// # Errors
+/// As [`Container::new`].
+pub fn generate(image: &Image, layers: &[[u8; 32]], options: &GenerateOptions) -> Result<String> {
+    Ok(Container::new(image, layers, options)?.policy())
+}
+
+impl Container {
+    /// The container of `image`, whose layers have these dm-verity root hashes, bottom first.
+    ///
+    /// # Errors
+    /// Something that a policy or the guest cannot express: no command, a malformed or repeated variable, a directory
+    /// that is not absolute, an unknown user or signal, another number of root hashes than of layers. Or the
+    /// layers cannot be read.
+    pub fn new(image: &Image, layers: &[[u8; 32]], options: &GenerateOptions) -> Result<Self> {
+        let of_image = || format!("image {}", image.reference);
+        ensure!(
+            layers.len() == image.layers.len(),
+            "{}: {} root hashes for {} layers",
+            of_image(),
+            layers.len(),
+            image.layers.len()
+        );
+        ensure!(!layers.is_empty(), "{}: it has no layers", of_image());
+        let config = &image.config;
+        let args = options.args.as_ref().unwrap_or(&config.cmd);
+        let container = Self {
+            image: format!("sha256:{}", image.manifest.hex()),
+            layers: layers.to_vec(),
+            args: command(config.entrypoint.iter().chain(args).cloned().collect()).with_context(of_image)?,
+            env: environment(&config.env, &options.env).with_context(of_image)?,
+            working_dir: working_dir(&config.working_dir).with_context(of_image)?,
+            user: config.user.clone(),
+            identity: identity(image).with_context(of_image)?,
+            umask: UMASK,
+            no_new_privileges: options.no_new_privileges,
+            stdio: options.stdio,
+            exec: options.exec.iter().cloned().map(command).collect::<Result<_>>()?,
+            signals: signals(options.signals.as_deref(), config.stop_signal.as_deref())
+                .with_context(of_image)?,
+            properties: options.properties,
+            logging: options.logging,
+        };
+        Ok(container)
+    }
+
+    /// The capability sets of every process.
+    pub fn capabilities(&self) -> Capabilities {
+        let usual = CAPABILITY_NAMES.iter().enumerate().filter(|(_, name)| USUAL_CAPABILITIES.contains(name));
+        let usual = usual.fold(0, |set, (number, _)| set | 1 << number);
+        Capabilities { bounding: usual, effective: usual, inheritable: 0, permitted: usual, ambient: 0 }
+    }
+
+    /// The policy's text: Rego, the same for the same container.
+    pub fn policy(&self) -> String {
+        let rule = |variable: &String| json!({"pattern": variable, "strategy": "string", "required": true});
+        let process = |command: &Vec<String>| json!({"command": command, "signals": self.signals});
+        let number = |id: &u32| json!({"pattern": id.to_string(), "strategy": "id"});
+        let id = json!(self.image);
+        let layers = lines(self.layers.iter().map(|layer| json!(hex(layer))));
+        let command = json!(self.args);
+        let exec = lines(self.exec.iter().map(process));
+        let signals = json!(self.signals);
+        let env = lines(self.env.iter().map(rule));
+        let working_dir = json!(self.working_dir);
+        let user = number(&self.identity.uid);
+        let groups = lines(self.identity.gids.iter().map(number));
+        let umask = json!(format!("{:04o}", self.umask));
+        let usual = json!(USUAL_CAPABILITIES);
+        let Self { no_new_privileges, stdio, properties, logging, .. } = self;
+        let points: String =
+            POINTS.iter().map(|point| format!("{point} := data.framework.{point}\n")).collect();
+        format!(
+            r#"# The policy of one container. What it does not name is denied.
+# What it means is said by the framework that is compiled with it: docs/policy-framework.md.
+package policy
+
+api_version := "0.12.0"
+framework_version := "0.5.0"
+
+containers := [
+  {{
+    "id": {id},
+    # The root hashes of the layers, bottom first.
+    "layers": {layers},
+    # The first process, and the signals that may be sent to it.
+    "command": {command},
+    "signals": {signals},
+    # Processes that may be started later.
+    "exec_processes": {exec},
+    # What is the same for every process.
+    "env_rules": {env},
+    "working_dir": {working_dir},
+    "user": {{
+      "user_idname": {user},
+      "group_idnames": {groups},
+      "umask": {umask},
+    }},
+    "capabilities": {{
+      "bounding": {usual},
+      "effective": {usual},
+      "inheritable": [],
+      "permitted": {usual},
+      "ambient": [],
+    }},
+    "no_new_privileges": {no_new_privileges},
+    "allow_elevated": false,
+    "seccomp_profile_sha256": "",
+    "mounts": [],
+    # Whether standard streams may be connected to the host.
+    "allow_stdio_access": {stdio},
+  }},
+]
+
+# Whether the host may list devices, containers and processes, use the guest's own log, or see its stacks.
+allow_properties_access := {properties}
+allow_runtime_logging := {logging}
+allow_dump_stacks := false
+
+# Whether writable disks may be unencrypted.
+allow_unencrypted_scratch := false
+
+# Whether the host may ask for more variables or capabilities than are allowed, and is given those that are.
+allow_environment_variable_dropping := false
+allow_capability_dropping := false
+
+# What the host may ask for at all.
+{points}
+reason := data.framework.reason
+"#
+        )
+    }
+}
+
+/// A JSON array of one element a line, which is also how Rego writes one.
+fn lines(items: impl Iterator<Item = Value>) -> String {
+    let items: String = items.map(|item| format!("      {item},\n")).collect();
+    if items.is_empty() { "[]".into() } else { format!("[\n{items}    ]") }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A command that the guest can execute.
+fn command(args: Vec<String>) -> Result<Vec<String>> {
+    ensure!(!args.is_empty(), "there is no command: the image has none, so give one after `--`");
+    let borrowed = List::from_vec(args.iter().map(String::as_str).collect());
+    let borrowed = borrowed.with_context(|| format!("the command has {} arguments: too many", args.len()))?;
+    if Args::parse(&borrowed).is_err() {
+        bail!("the command {args:?} begins with an empty argument or has a NUL byte in one");
+    }
+    Ok(args)
+}
+
+/// The image's variables, overlaid by `added`, with a `PATH` where there is none.
+fn environment(image: &[String], added: &[String]) -> Result<Vec<String>> {
+    let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    let mut env = image.to_vec();
+    for variable in added {
+        match env[..image.len()].iter().position(|other| name(other) == name(variable)) {
+            Some(at) => env[at].clone_from(variable),
+            None => env.push(variable.clone()),
+        }
+    }
+    if !env.iter().any(|variable| name(variable) == "PATH") {
+        env.insert(0, DEFAULT_PATH.into());
+    }
+    let borrowed = List::from_vec(env.iter().map(String::as_str).collect());
+    let borrowed = borrowed.with_context(|| format!("{} variables are too many", env.len()))?;
+    if let Err(invalid) = Env::parse(&borrowed) {
+        bail!(
+            "environment: {:?}: every variable is NAME=value without a NUL byte, and each name occurs once",
+            invalid.value
+        );
+    }
+    Ok(env)
+}
+
+/// The image's directory, in the one spelling that the guest takes.
+fn working_dir(image: &str) -> Result<String> {
+    ensure!(image.is_empty() || image.starts_with('/'), "the working directory {image:?} is not absolute");
+    let parts = image.split('/').filter(|part| !part.is_empty());
+    let path = format!("/{}", parts.collect::<Vec<_>>().join("/"));
+    if WorkingDir::parse(&path).is_err() {
+        bail!("the working directory {image:?} has a part `.` or `..` or a NUL byte, or is too long");
+    }
+    Ok(path)
+}
+
+/// The image's user, resolved in the image's files.
+fn identity(image: &Image) -> Result<Identity> {
+    let user = &image.config.user;
+    let Ok(spec) = UserSpec::parse(user) else {
+        bail!("the user {user:?} is not `user[:group]` of names and numbers");
+    };
+    Accounts::read(image)?.identity(spec)
+}
+
+/// The signals to allow, ascending.
+fn signals(wanted: Option<&[u8]>, stop: Option<&str>) -> Result<Vec<u8>> {
+    let mut signals = match (wanted, stop) {
+        (Some(wanted), _) => wanted.to_vec(),
+        (None, None) => vec![SIGKILL, SIGTERM],
+        (None, Some(stop)) => vec![SIGKILL, signal(stop).with_context(|| format!("stop signal {stop:?}"))?],
+    };
+    if let Some(wrong) = signals.iter().find(|signal| !(1..=64).contains(*signal)) {
+        bail!("signal {wrong}: signals are numbered 1 to 64");
+    }
+    signals.sort_unstable();
+    signals.dedup();
+    Ok(signals)
+}
+
+/// The number of a signal that is written as `SIGTERM`, `TERM` or `15`.
+///
+/// # Errors
+/// It is no signal of Linux on x86-64.
+pub fn signal(text: &str) -> Result<u8> {
+    /// `signal(7)`; the first is number 1.
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    // What a C library leaves of the real-time signals to programs: 34 to 64.
+    let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(""), _) => Some(34),
+        (Some(offset), _) => {
+            offset.strip_prefix('+').and_then(|offset| offset.parse::<u8>().ok()?.checked_add(34))
+        }
+        (_, Some("")) => Some(64),
+        (_, Some(offset)) => {
+            offset.strip_prefix('-').and_then(|offset| 64_u8.checked_sub(offset.parse().ok()?))
+        }
+        _ => match NAMES.iter().position(|known| *known == name) {
+            Some(index) => u8::try_from(index + 1).ok(),
+            None => text.parse().ok(),
+        },
+    };
+    let number = number.filter(|number| (1..=64).contains(number));
+    number.with_context(|| format!("{text:?} is no signal: write SIGTERM, TERM or a number from 1 to 64"))
+}
