@@ -240,7 +240,7 @@ unmount_overlay := {"allowed": true, "metadata": [remove("overlayTargets", input
 
 default create_container := {"allowed": false}
 
-# The id is burned: `started` is never removed, and the guest keeps it even if the creation then fails (D12).
+# The id is burned: `started` is never removed. The guest itself burns it if the creation then fails (D12).
 create_container := {
 	"allowed": true,
 	"env_list": env_list,
@@ -658,8 +658,8 @@ below(constraint, prefix, source, directory) if {
 }
 
 # --- Reasons of a denial --------------------------------------------------------------------------------
-# Asked only after a denial, with `input.rule` naming the point. The texts are fixed and listed in errors.txt
-# for the guest; nothing of the policy and nothing of the request is ever part of one (D11). A reason names
+# Asked only after a denial, with `input.rule` naming the point. The texts are fixed, the guest passes on only
+# those that it knows; nothing of the policy and nothing of the request is ever part of one (D11). A reason names
 # a check that no entry passes by itself. An empty list means that each check has an entry that passes it but
 # no single entry passes all, or that the entries which do disagree about the process that is to be started.
 
