@@ -1,1 +1,32 @@
-//! Placeholder.
+//! Launches a utility VM in QEMU and speaks the control protocol to its init.
+//!
+//! Nothing here is trusted by the guest. In the other direction, what comes from the guest is taken as hostile too:
+//! frames are bounded, every value is checked before use, and text is escaped before it is shown (T07, T09).
+//!
+//! * [`Image`] is a measured image on disk, its bytes checked against its manifest.
+//! * [`Machine`] is one running virtual machine with its vsock device and, in emulation, its PSP. Dropping it, or the
+//!   death of this process, ends all of it.
+//! * [`Session`] is the control connection: typed requests and replies, exits of processes, standard streams.
+//! * [`Connection`] is the same connection below the types, for tests that play a hostile host.
+
+mod accel;
+mod connection;
+mod image;
+mod machine;
+mod process;
+mod qemu;
+mod refusal;
+mod runtime;
+mod session;
+mod text;
+mod vsock;
+
+pub use accel::Accel;
+pub use connection::Connection;
+pub use image::Image;
+pub use machine::{Config, Disk, Exit, Machine};
+pub use refusal::Refused;
+pub use runtime::cache_dir;
+pub use session::{Outcome, ProcessState, Properties, Reply, Session};
+pub use text::escape;
+pub use vsock::Connector;
