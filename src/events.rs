@@ -15,7 +15,7 @@ use crate::linux::{Errno, console, power, signal, vsock};
 use crate::streams::{MAX_PENDING, Pending, Progress, answer};
 use crate::target::Layers;
 use crate::wire::frame::MAX_FRAME;
-use crate::wire::{Attach, CONTROL_PORT, ExitStatus, Phase, Refusal, Reply, Request, STREAM_PORT};
+use crate::wire::{Attach, CONTROL_PORT, ExitStatus, Phase, Reason, Refusal, Reply, Request, STREAM_PORT};
 use core::convert::Infallible;
 use core::mem::MaybeUninit;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
@@ -204,7 +204,7 @@ impl Events {
             Some(Progress::Asks(Attach { process, stream }, socket)) => {
                 let process = ProcessId(process);
                 let containers = &mut self.monitor.guest.containers;
-                let allowed = containers.attachable(process, stream);
+                let allowed = containers.attachable(process, stream).map_err(Reason::from);
                 let attach = allowed.is_ok();
                 // The answer comes before the first byte of the stream. A connection that fails on the way to its
                 // stream is closed; the stream stays as it was, to be attached by another.

@@ -2,21 +2,61 @@
 //!
 //! Everything that a container is comes from three places: the action inside a permit (what the policy decided on), the
 //! container's own image, and constants of this module. `docs/containers.md` lists which field comes from where.
+//!
+//! Create and exec go the same way: everything is prepared here, a child is made inside the container's control group,
+//! the child turns itself into the program ([`launch`]) and says over a pipe when it could not. What then exists is
+//! either a running program or nothing.
+
+mod cgroup;
+mod device;
+mod filter;
+mod launch;
+mod path;
+mod privileges;
+mod rootfs;
+mod stdio;
+#[cfg(test)]
+mod tests;
+mod time;
+mod user;
 
 use crate::gate::action::{
-    ActError, CreateContainer, ExecInContainer, Permit, ProcessId, ShutdownContainer, SignalProcess, User,
+    ActError, CreateContainer, ExecInContainer, Permit, ProcessId, ShutdownContainer, SignalProcess,
+    StartProcess, User,
 };
-use crate::gate::fields::{ContainerId, UserSpec};
+use crate::gate::fields::{ContainerId, Signal, UserSpec};
 use crate::linux::Errno;
-use crate::wire::{ExitStatus, Reason, Step, Stream};
+use crate::linux::process::{NewNamespaces, send_signal, spawn};
+use crate::wire::{ExitStatus, Step, Stream};
+use alloc::collections::BTreeMap;
+use alloc::ffi::CString;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use cgroup::{Cgroup, Cgroups};
+use launch::{At, Failure, Place, Program};
 use rustix::event::epoll::EventFlags;
-use rustix::fd::{AsFd, OwnedFd};
-use rustix::process::{Pid, WaitStatus};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitStatus, getpid, pidfd_open,
+    set_dumpable_behavior, waitid,
+};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+use time::Deadline;
+
+pub use stdio::NotAttachable;
 
 /// The bit that marks an epoll token as one of [`Containers::on_event`]'s.
 pub const TOKEN_BIT: u64 = 1 << 63;
+
+/// Seconds until a new process must have executed its program. It is the init's own code that runs until then; only a
+/// container that stops or starves a process that joins it can hold it up.
+const LAUNCH_SECONDS: i64 = 30;
+/// Seconds until killed processes must be gone.
+const REAP_SECONDS: i64 = 30;
 
 /// Where containers live.
 #[derive(Debug, Clone)]
@@ -25,7 +65,7 @@ pub struct Places {
     pub bundles: String,
     /// Where cgroup2 is mounted.
     pub cgroup: String,
-    /// The controllers to use.
+    /// The controllers to enable, as `cgroup.subtree_control` takes them; none, and nothing is limited.
     pub controllers: &'static str,
 }
 
@@ -42,76 +82,282 @@ impl Default for Places {
 /// All containers of this guest.
 #[derive(Debug)]
 pub struct Containers {
-    places: Places,
+    bundles: String,
+    cgroups: Cgroups,
+    streams: stdio::Streams,
+    /// This process, to come back from a container's PID namespace.
+    own: OwnedFd,
+    containers: BTreeMap<ContainerId, Container>,
+    processes: BTreeMap<ProcessId, Process>,
+    exits: Vec<(ProcessId, ExitStatus)>,
+}
+
+#[derive(Debug)]
+struct Container {
+    cgroup: Cgroup,
+    init: ProcessId,
+}
+
+#[derive(Debug)]
+struct Process {
+    container: ContainerId,
+    /// Its number, and the descriptor that stays its own when the number is used again; `None` once it was waited for.
+    running: Option<(Pid, OwnedFd)>,
 }
 
 impl Containers {
     /// No containers yet. Their streams will report to `epoll`.
     pub fn new(epoll: impl AsFd, places: Places) -> Result<Self, Errno> {
-        let _ = epoll;
-        Ok(Self { places })
+        // SECURITY: a child is a copy of this process until it executes its program. No process of a container it
+        // joins may look into it, unless the policy gave that container CAP_SYS_PTRACE.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        Ok(Self {
+            bundles: places.bundles,
+            cgroups: Cgroups::new(&places.cgroup, places.controllers)?,
+            streams: stdio::Streams::new(fcntl_dupfd_cloexec(epoll, 3)?)?,
+            own: pidfd_open(getpid(), PidfdFlags::empty())?,
+            containers: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            exits: Vec::new(),
+        })
     }
 
     /// See [`crate::gate::action::Actor::create_container`].
     pub fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError> {
-        let _ = permit;
-        Err(failed(Step::Clone, Errno::NOSYS))
+        let CreateContainer { container, init } = permit.into_action();
+        if self.containers.contains_key(&container) {
+            return Err(Failure { step: Step::Cgroup, errno: Errno::EXIST }.into_error(true));
+        }
+        let rootfs = self.rootfs(&container).at(Step::Rootfs).map_err(|failure| failure.into_error(true))?;
+        let cgroup =
+            self.cgroups.make(&container).at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
+        let place = Place::New { container: &container, rootfs: &rootfs };
+        match self.start(container, &cgroup, place, &init) {
+            Ok(()) => {
+                self.containers.insert(container, Container { cgroup, init: init.process });
+                Ok(())
+            }
+            Err(error) => {
+                let deadline = Deadline::after_seconds(REAP_SECONDS);
+                let removed = self.cgroups.remove(&container, &cgroup, &deadline).is_ok();
+                Err(ActError { undone: error.undone && removed, ..error })
+            }
+        }
     }
 
     /// See [`crate::gate::action::Actor::exec_in_container`].
     pub fn exec_in_container(&mut self, permit: Permit<ExecInContainer<'_>>) -> Result<(), ActError> {
-        let _ = permit;
-        Err(failed(Step::Clone, Errno::NOSYS))
+        let ExecInContainer { container, process } = permit.into_action();
+        // Taken out for the time being, since starting a process changes the rest.
+        let Some(entry) = self.containers.remove(&container) else {
+            return Err(Failure { step: Step::EnterNamespaces, errno: Errno::SRCH }.into_error(true));
+        };
+        let result = match self.descriptor(entry.init) {
+            Ok(init) => self.start(container, &entry.cgroup, Place::Running { init: init.as_fd() }, &process),
+            Err(errno) => Err(Failure { step: Step::EnterNamespaces, errno }.into_error(true)),
+        };
+        self.containers.insert(container, entry);
+        result
     }
 
     /// See [`crate::gate::action::Actor::signal_process`].
     pub fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError> {
-        let _ = permit;
-        Err(failed(Step::Signal, Errno::NOSYS))
+        let SignalProcess { process, signal } = permit.into_action();
+        let sent = match self.processes.get(&process) {
+            None => Err(Errno::SRCH),
+            Some(Process { running: None, .. }) => Ok(()),
+            Some(Process { running: Some((_, pidfd)), .. }) => {
+                match send_signal(pidfd.as_fd(), signal.number()) {
+                    // It ended, and nobody has waited for it yet.
+                    Err(Errno::SRCH) => Ok(()),
+                    other => other,
+                }
+            }
+        };
+        sent.at(Step::Signal).map_err(|failure| failure.into_error(true))
     }
 
     /// See [`crate::gate::action::Actor::shutdown_container`]. The exits of the processes that it killed are
-    /// [`Containers::take_exits`]' next.
+    /// [`Containers::take_exits`]' next. A container that was never created is shut down already.
     pub fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
-        let _ = permit;
-        Err(failed(Step::Reap, Errno::NOSYS))
+        let ShutdownContainer { container } = permit.into_action();
+        let Some(entry) = self.containers.get(&container) else { return Ok(()) };
+        entry.cgroup.kill().at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
+        self.finish(container).map_err(|failure| failure.into_error(false))
+    }
+
+    /// Waits for a killed container's processes and forgets it.
+    fn finish(&mut self, container: ContainerId) -> Result<(), Failure> {
+        let deadline = Deadline::after_seconds(REAP_SECONDS);
+        let init = self.containers.get(&container).map(|entry| entry.init);
+        let mut ids: Vec<ProcessId> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.container == container)
+            .map(|(&id, _)| id)
+            .collect();
+        // The first process of a PID namespace ends only after all others were waited for.
+        ids.sort_by_key(|&id| Some(id) == init);
+        for &id in &ids {
+            let Some((_, pidfd)) = self.processes.get_mut(&id).and_then(|process| process.running.take())
+            else {
+                continue;
+            };
+            let status = wait(pidfd.as_fd(), &deadline).at(Step::Reap)?;
+            self.exits.push((id, status));
+        }
+        if let Some(entry) = self.containers.get(&container) {
+            self.cgroups.remove(&container, &entry.cgroup, &deadline).at(Step::Cgroup)?;
+        }
+        for id in ids {
+            self.processes.remove(&id);
+            self.streams.remove_unattached(id);
+        }
+        self.containers.remove(&container);
+        Ok(())
     }
 
     /// See [`crate::gate::action::Actor::resolve_user`].
-    pub fn resolve_user(&self, container: &ContainerId, user: UserSpec<'_>) -> Result<User, ActError> {
-        let _ = (container, user, &self.places);
-        Err(failed(Step::ResolveUser, Errno::NOSYS))
+    pub fn resolve_user(&self, container: &ContainerId, spec: UserSpec<'_>) -> Result<User, ActError> {
+        self.rootfs(container)
+            .and_then(|rootfs| {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                user::resolve(openat(CWD, &*rootfs, flags, Mode::empty())?.as_fd(), spec)
+            })
+            .at(Step::ResolveUser)
+            .map_err(|failure| failure.into_error(true))
     }
 
     /// Whether [`Containers::attach`] would accept this stream.
-    pub fn attachable(&self, process: ProcessId, stream: Stream) -> Result<(), Reason> {
-        let _ = (process, stream);
-        Err(Reason::Unknown { field: crate::wire::Field::Process })
+    pub fn attachable(&self, process: ProcessId, stream: Stream) -> Result<(), NotAttachable> {
+        self.streams.attachable(process, stream)
     }
 
     /// Connects a process's stream to a socket, from the next event on: nothing is read or written before this returns.
-    pub fn attach(&mut self, process: ProcessId, stream: Stream, socket: OwnedFd) -> Result<(), Reason> {
-        let _ = socket;
-        self.attachable(process, stream)
+    pub fn attach(
+        &mut self,
+        process: ProcessId,
+        stream: Stream,
+        socket: OwnedFd,
+    ) -> Result<(), NotAttachable> {
+        self.streams.attach(process, stream, socket)
     }
 
     /// Moves bytes. `token` has [`TOKEN_BIT`]; one of a stream that is gone is ignored.
     pub fn on_event(&mut self, token: u64, flags: EventFlags) {
-        let _ = (token, flags);
+        self.streams.on_event(token, flags);
     }
 
-    /// A child of this process was waited for. Whose exit that is, if it is that of a container's process.
+    /// A child of this process was waited for, by number, just now. Whose exit that is, if it is that of a container's
+    /// process.
     pub fn reaped(&mut self, pid: Pid, status: WaitStatus) -> Option<(ProcessId, ExitStatus)> {
-        let _ = (pid, status);
-        None
+        let status = exit_status(status.exit_status(), status.terminating_signal())?;
+        let is_it = |process: &Process| process.running.as_ref().is_some_and(|&(number, _)| number == pid);
+        let (&id, process) = self.processes.iter_mut().find(|(_, process)| is_it(process))?;
+        process.running = None;
+        Some((id, status))
     }
 
     /// The exits that were waited for here and not by the event loop, oldest first.
     pub fn take_exits(&mut self) -> Vec<(ProcessId, ExitStatus)> {
-        Vec::new()
+        core::mem::take(&mut self.exits)
+    }
+
+    fn rootfs(&self, container: &ContainerId) -> Result<CString, Errno> {
+        path::c_string(&format!("{}/{}/rootfs", self.bundles, container.as_str()))
+    }
+
+    /// A descriptor of a process that was not waited for yet.
+    fn descriptor(&self, process: ProcessId) -> Result<OwnedFd, Errno> {
+        let running = self.processes.get(&process).and_then(|process| process.running.as_ref());
+        let (_, pidfd) = running.ok_or(Errno::SRCH)?;
+        fcntl_dupfd_cloexec(pidfd, 3)
+    }
+
+    /// Starts a process, or leaves nothing of it behind.
+    fn start(
+        &mut self,
+        container: ContainerId,
+        cgroup: &Cgroup,
+        place: Place<'_>,
+        process: &StartProcess<'_>,
+    ) -> Result<(), ActError> {
+        let prepare = || {
+            let program = Program::new(process)?;
+            let (child_ends, our_ends) = stdio::pipes(process.stdio).at(Step::Descriptors)?;
+            let (reader, writer) = stdio::pipe().at(Step::Descriptors)?;
+            Ok((program, child_ends, our_ends, reader, writer))
+        };
+        let (program, child_ends, our_ends, reader, writer) =
+            prepare().map_err(|failure: Failure| failure.into_error(true))?;
+        let (pid, pidfd) =
+            self.spawn(place, cgroup, || launch::child(place, &program, &child_ends, &writer))?;
+        drop((child_ends, writer));
+        match launch::outcome(&reader, &Deadline::after_seconds(LAUNCH_SECONDS)) {
+            Ok(()) => {
+                self.processes.insert(process.process, Process { container, running: Some((pid, pidfd)) });
+                self.streams.add(process.process, our_ends);
+                Ok(())
+            }
+            Err(failure) => {
+                // It may have ended already; then there is nothing to kill.
+                let _ = send_signal(pidfd.as_fd(), Signal::KILL.number());
+                let undone = wait(pidfd.as_fd(), &Deadline::after_seconds(REAP_SECONDS)).is_ok();
+                Err(failure.into_error(undone))
+            }
+        }
+    }
+
+    /// Makes the child. For a running container this process's children are members of its PID namespace meanwhile.
+    fn spawn(
+        &self,
+        place: Place<'_>,
+        cgroup: &Cgroup,
+        child: impl FnOnce() -> core::convert::Infallible,
+    ) -> Result<(Pid, OwnedFd), ActError> {
+        let Place::Running { init } = place else {
+            return spawn(NewNamespaces::CONTAINER, cgroup.directory(), child)
+                .at(Step::Clone)
+                .map_err(|failure| failure.into_error(true));
+        };
+        enter_pid_namespace(init).at(Step::EnterNamespaces).map_err(|failure| failure.into_error(true))?;
+        let spawned = spawn(NewNamespaces::NONE, cgroup.directory(), child).at(Step::Clone);
+        // If there is no way back, every later container would be inside this one.
+        let returned = enter_pid_namespace(self.own.as_fd()).at(Step::EnterNamespaces);
+        match (spawned, returned) {
+            (Ok(spawned), Ok(())) => Ok(spawned),
+            (Err(failure), returned) => Err(failure.into_error(returned.is_ok())),
+            (Ok(_), Err(failure)) => Err(failure.into_error(false)),
+        }
     }
 }
 
-fn failed(step: Step, errno: Errno) -> ActError {
-    ActError { step, errno: u16::try_from(errno.raw_os_error()).unwrap_or(0), undone: true }
+/// Lets this process's future children be members of the PID namespace that this process is in.
+fn enter_pid_namespace(process: BorrowedFd<'_>) -> Result<(), Errno> {
+    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
+}
+
+/// Waits for a child that is about to end.
+fn wait(pidfd: BorrowedFd<'_>, deadline: &Deadline) -> Result<ExitStatus, Errno> {
+    loop {
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&deadline.left()?)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        match waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+            Ok(Some(status)) => {
+                return exit_status(status.exit_status(), status.terminating_signal()).ok_or(Errno::CHILD);
+            }
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn exit_status(code: Option<i32>, signal: Option<i32>) -> Option<ExitStatus> {
+    match (code, signal) {
+        (Some(code), _) => u8::try_from(code).ok().map(ExitStatus::Code),
+        (_, Some(signal)) => u8::try_from(signal).ok().map(ExitStatus::Signal),
+        _ => None,
+    }
 }

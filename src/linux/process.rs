@@ -10,6 +10,7 @@ use rustix::process::Pid;
 
 const RT_SIGACTION: usize = 13;
 const EXECVE: usize = 59;
+const EXIT_GROUP: usize = 231;
 const UNSHARE: usize = 272;
 const PIDFD_SEND_SIGNAL: usize = 424;
 const CLONE3: usize = 435;
@@ -166,4 +167,12 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: u8) -> Result<(), Errno> {
     let fd = pidfd.as_raw_fd() as usize;
     // SAFETY: with no siginfo given, no memory is involved.
     unsafe { syscall(PIDFD_SEND_SIGNAL, [fd, usize::from(signal), 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Ends this process, without running anything on the way.
+pub fn exit(code: u8) -> ! {
+    loop {
+        // SAFETY: the process and its memory are gone after this call.
+        let _ = unsafe { syscall(EXIT_GROUP, [usize::from(code), 0, 0, 0, 0, 0]) };
+    }
 }

@@ -1,0 +1,218 @@
+//! The system calls that no container may make, whatever its capabilities: a seccomp filter.
+//!
+//! It is short because it is the floor under the kernel's own checks, not a replacement for them: it holds what no
+//! capability guards, or what reaches beyond the container even where a policy grants every capability. A container's
+//! own profile comes on top of it.
+
+use crate::linux::seccomp::Instruction;
+use alloc::vec::Vec;
+
+/// `AUDIT_ARCH_X86_64`.
+const X86_64: u32 = 0xc000_003e;
+/// Numbers from here on are of the x32 interface.
+const X32: u32 = 0x4000_0000;
+const AF_VSOCK: u32 = 40;
+const CLONE_NEWUSER: u32 = 0x1000_0000;
+
+const EPERM: u32 = 1;
+const ENOSYS: u32 = 38;
+const EAFNOSUPPORT: u32 = 97;
+
+const ALLOW: u32 = 0x7fff_0000;
+const KILL: u32 = 0x8000_0000;
+const ERRNO: u32 = 0x0005_0000;
+
+/// System calls that fail, the error they fail with, and when.
+const DENIED: [(u32, When, u32); 34] = [
+    // The channel to the host is the init's alone (T03).
+    (41, When::FirstIs(AF_VSOCK), EAFNOSUPPORT), // socket
+    (53, When::FirstIs(AF_VSOCK), EAFNOSUPPORT), // socketpair
+    // A user namespace gives every capability over new interfaces of the kernel.
+    (56, When::FirstHas(CLONE_NEWUSER), EPERM),  // clone
+    (272, When::FirstHas(CLONE_NEWUSER), EPERM), // unshare
+    // Its flags are in memory, where no filter can look; C libraries fall back to clone.
+    (435, When::Always, ENOSYS), // clone3
+    // Makes sockets that no filter sees.
+    (425, When::Always, ENOSYS), // io_uring_setup
+    (426, When::Always, ENOSYS), // io_uring_enter
+    (427, When::Always, ENOSYS), // io_uring_register
+    // Code in the kernel.
+    (175, When::Always, EPERM), // init_module
+    (176, When::Always, EPERM), // delete_module
+    (246, When::Always, EPERM), // kexec_load
+    (313, When::Always, EPERM), // finit_module
+    (320, When::Always, EPERM), // kexec_file_load
+    (321, When::Always, EPERM), // bpf
+    // Hardware.
+    (172, When::Always, EPERM), // iopl
+    (173, When::Always, EPERM), // ioperm
+    // Files by number instead of by path: out of the container.
+    (304, When::Always, EPERM), // open_by_handle_at
+    // Keyrings belong to users, not to containers: two containers with a user of the same number would share them.
+    (248, When::Always, EPERM), // add_key
+    (249, When::Always, EPERM), // request_key
+    (250, When::Always, EPERM), // keyctl
+    // The whole machine's state, or views of it.
+    (163, When::Always, EPERM), // acct
+    (103, When::Always, EPERM), // syslog
+    (167, When::Always, EPERM), // swapon
+    (168, When::Always, EPERM), // swapoff
+    (179, When::Always, EPERM), // quotactl
+    (298, When::Always, EPERM), // perf_event_open
+    (443, When::Always, EPERM), // quotactl_fd
+    // Holds the kernel still in the middle of a copy, as exploits like it.
+    (323, When::Always, EPERM), // userfaultfd
+    // Of no use to anybody.
+    (134, When::Always, ENOSYS), // uselib
+    (136, When::Always, ENOSYS), // ustat
+    (139, When::Always, ENOSYS), // sysfs
+    (156, When::Always, ENOSYS), // _sysctl
+    (180, When::Always, ENOSYS), // nfsservctl
+    (212, When::Always, ENOSYS), // lookup_dcookie
+];
+
+/// When a call of a given number is denied.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Always,
+    /// The low 32 bits of the first argument, all that the kernel looks at, are this value.
+    FirstIs(u32),
+    /// They have one of these bits.
+    FirstHas(u32),
+}
+
+// `struct seccomp_data`: number, architecture, address, six 64-bit arguments.
+const NUMBER: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const FIRST_ARGUMENT: u32 = 16;
+
+// Classic BPF (kernel documentation, "Linux Socket Filtering").
+const fn load(offset: u32) -> Instruction {
+    Instruction { code: 0x20, jump_true: 0, jump_false: 0, operand: offset }
+}
+/// If equal go on, else skip.
+const fn equal(operand: u32, jump_false: u8) -> Instruction {
+    Instruction { code: 0x15, jump_true: 0, jump_false, operand }
+}
+/// If at least as great go on, else skip.
+const fn at_least(operand: u32, jump_false: u8) -> Instruction {
+    Instruction { code: 0x35, jump_true: 0, jump_false, operand }
+}
+/// If any bit is set go on, else skip.
+const fn any_bit(operand: u32, jump_false: u8) -> Instruction {
+    Instruction { code: 0x45, jump_true: 0, jump_false, operand }
+}
+const fn result(operand: u32) -> Instruction {
+    Instruction { code: 0x06, jump_true: 0, jump_false: 0, operand }
+}
+
+/// The filter.
+pub fn program() -> Vec<Instruction> {
+    let mut program = Vec::from([
+        load(ARCHITECTURE),
+        equal(X86_64, 1),
+        Instruction { code: 0x05, jump_true: 0, jump_false: 0, operand: 1 },
+        result(KILL),
+        load(NUMBER),
+        at_least(X32, 1),
+        result(ERRNO | ENOSYS),
+    ]);
+    for (number, when, errno) in DENIED {
+        let denied = result(ERRNO | errno);
+        match when {
+            When::Always => program.extend([equal(number, 1), denied]),
+            When::FirstIs(value) => {
+                program.extend([
+                    equal(number, 4),
+                    load(FIRST_ARGUMENT),
+                    equal(value, 1),
+                    denied,
+                    load(NUMBER),
+                ]);
+            }
+            When::FirstHas(bits) => {
+                program.extend([
+                    equal(number, 4),
+                    load(FIRST_ARGUMENT),
+                    any_bit(bits, 1),
+                    denied,
+                    load(NUMBER),
+                ]);
+            }
+        }
+    }
+    program.push(result(ALLOW));
+    program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the few instructions that the filter uses.
+    fn run(architecture: u32, number: u32, first: u64) -> u32 {
+        let program = program();
+        let (mut accumulator, mut at) = (0u32, 0);
+        loop {
+            let Instruction { code, jump_true, jump_false, operand } = program[at];
+            at += 1;
+            let branch = |holds| usize::from(if holds { jump_true } else { jump_false });
+            match code {
+                0x20 if operand == NUMBER => accumulator = number,
+                0x20 if operand == ARCHITECTURE => accumulator = architecture,
+                0x20 if operand == FIRST_ARGUMENT => accumulator = first as u32,
+                0x15 => at += branch(accumulator == operand),
+                0x35 => at += branch(accumulator >= operand),
+                0x45 => at += branch(accumulator & operand != 0),
+                0x05 => at += operand as usize,
+                0x06 => return operand,
+                _ => panic!("instruction {code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn t03_no_vsock_socket_can_be_made() {
+        for number in [41, 53] {
+            assert_eq!(run(X86_64, number, 40), ERRNO | EAFNOSUPPORT);
+            // The kernel ignores the upper half of the register.
+            assert_eq!(run(X86_64, number, 0xdead_beef_0000_0028), ERRNO | EAFNOSUPPORT);
+            for family in [1, 2, 10, 16, 17] {
+                assert_eq!(run(X86_64, number, family), ALLOW);
+            }
+        }
+        assert_eq!(run(X86_64, 425, 8), ERRNO | ENOSYS);
+    }
+
+    #[test]
+    fn another_architecture_is_killed_and_x32_is_not_there() {
+        assert_eq!(run(0x4000_0003, 1, 0), KILL);
+        assert_eq!(run(X86_64, X32 | 41, 40), ERRNO | ENOSYS);
+        assert_eq!(run(X86_64, u32::MAX, 0), ERRNO | ENOSYS);
+    }
+
+    #[test]
+    fn user_namespaces_are_denied_and_threads_are_not() {
+        let thread = 0x003d_0f00;
+        assert_eq!(run(X86_64, 56, thread), ALLOW);
+        assert_eq!(run(X86_64, 56, u64::from(CLONE_NEWUSER) | 17), ERRNO | EPERM);
+        assert_eq!(run(X86_64, 272, u64::from(CLONE_NEWUSER)), ERRNO | EPERM);
+        assert_eq!(run(X86_64, 272, 0x400), ALLOW);
+    }
+
+    #[test]
+    fn every_denied_call_is_denied_and_its_neighbours_are_not() {
+        let denied = |number| DENIED.iter().any(|&(other, ..)| other == number);
+        for number in 0..500 {
+            let expected = DENIED.iter().find(|&&(other, ..)| other == number);
+            match expected {
+                Some(&(_, When::Always, errno)) => assert_eq!(run(X86_64, number, 0), ERRNO | errno),
+                _ => assert_eq!(run(X86_64, number, 0), ALLOW, "{number}"),
+            }
+        }
+        // What an ordinary program cannot do without.
+        for number in [0, 1, 9, 13, 56, 57, 58, 59, 101, 157, 202, 257, 317, 322, 424, 436] {
+            assert!(!denied(number) || matches!(run(X86_64, number, 0), ALLOW));
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What a container sees as its filesystem. Everything here runs in the container's first process, in namespaces of its
+//! own, before anything of the image has run.
+
+use super::device::DEVICES;
+use super::path;
+use crate::linux::{Errno, mount::add_attributes};
+use core::ffi::CStr;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, mknodat, openat, symlinkat};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+    unmount,
+};
+use rustix::process::{chdir, fchdir, pivot_root};
+
+const NOSUID: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
+const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
+const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+const INERT: MountAttrFlags = NOSUID.union(NODEV).union(NOEXEC);
+
+/// A filesystem that every container has.
+struct Filesystem {
+    /// Where; the links in `/dev` and the masked paths come later.
+    target: &'static CStr,
+    kind: &'static CStr,
+    options: &'static [(&'static CStr, &'static CStr)],
+    attributes: MountAttrFlags,
+}
+
+/// In the order in which they are mounted. `docs/containers.md` repeats this table.
+const FILESYSTEMS: [Filesystem; 7] = [
+    Filesystem { target: c"proc", kind: c"proc", options: &[], attributes: INERT },
+    Filesystem { target: c"sys", kind: c"sysfs", options: &[], attributes: INERT.union(RDONLY) },
+    Filesystem { target: c"sys/fs/cgroup", kind: c"cgroup2", options: &[], attributes: INERT.union(RDONLY) },
+    Filesystem {
+        target: c"dev",
+        kind: c"tmpfs",
+        options: &[(c"mode", c"0755"), (c"size", c"64m")],
+        // The only one that has device nodes; which ones can be opened, the device program says.
+        attributes: NOSUID.union(NOEXEC),
+    },
+    Filesystem {
+        target: c"dev/pts",
+        kind: c"devpts",
+        options: &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],
+        attributes: NOSUID.union(NOEXEC),
+    },
+    Filesystem {
+        target: c"dev/shm",
+        kind: c"tmpfs",
+        options: &[(c"mode", c"1777"), (c"size", c"64m")],
+        attributes: INERT,
+    },
+    Filesystem { target: c"dev/mqueue", kind: c"mqueue", options: &[], attributes: INERT },
+];
+
+/// Symbolic links in `/dev`, and where they lead.
+const LINKS: [(&CStr, &CStr); 5] = [
+    (c"fd", c"/proc/self/fd"),
+    (c"stdin", c"/proc/self/fd/0"),
+    (c"stdout", c"/proc/self/fd/1"),
+    (c"stderr", c"/proc/self/fd/2"),
+    (c"ptmx", c"pts/ptmx"),
+];
+
+/// Paths of which nothing is to be seen: those that OCI runtimes mask by default, and further views of the whole machine.
+const MASKED: [&CStr; 18] = [
+    c"proc/acpi",
+    c"proc/asound",
+    c"proc/iomem",
+    c"proc/ioports",
+    c"proc/kallsyms",
+    c"proc/kcore",
+    c"proc/key-users",
+    c"proc/keys",
+    c"proc/kmsg",
+    c"proc/kpagecount",
+    c"proc/kpageflags",
+    c"proc/latency_stats",
+    c"proc/sched_debug",
+    c"proc/scsi",
+    c"proc/timer_list",
+    c"proc/timer_stats",
+    c"sys/devices/virtual/powercap",
+    c"sys/firmware",
+];
+
+/// Paths that OCI runtimes make read-only by default.
+const READ_ONLY: [&CStr; 5] = [c"proc/bus", c"proc/fs", c"proc/irq", c"proc/sys", c"proc/sysrq-trigger"];
+
+/// Makes `rootfs`, a mount, the root of everything that this process and its children can reach.
+pub fn enter(rootfs: &CStr) -> Result<(), Errno> {
+    // Nothing that is mounted here is to appear in the init's own namespace, nor the reverse.
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = openat(CWD, rootfs, flags, Mode::empty())?;
+    let root = root.as_fd();
+    // Device nodes in an image are nothing but names (I17).
+    add_attributes(root, NODEV)?;
+    for filesystem in &FILESYSTEMS {
+        let target = path::mount_target(root, filesystem.target)?;
+        let mount = new_mount(filesystem.kind, filesystem.options, filesystem.attributes)?;
+        attach(mount.as_fd(), target.as_fd())?;
+    }
+    populate_dev(root)?;
+    for path in MASKED {
+        mask(root, path)?;
+    }
+    for path in READ_ONLY {
+        make_read_only(root, path)?;
+    }
+    // The init's own tree is unmounted from this namespace as a whole: what is not there cannot be reached.
+    fchdir(root)?;
+    pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    chdir(c"/")
+}
+
+/// A new, still unattached mount of a filesystem.
+fn new_mount(
+    kind: &CStr,
+    options: &[(&'static CStr, &'static CStr)],
+    attributes: MountAttrFlags,
+) -> Result<OwnedFd, Errno> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for &(key, value) in options {
+        fsconfig_set_string(context.as_fd(), key, value)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// SECURITY (I16): by descriptor on both sides; no path is resolved any more.
+fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, c"", target, c"", flags)
+}
+
+/// Everybody may use the devices that are on the list.
+const DEVICE_MODE: Mode = Mode::from_bits_retain(0o666);
+
+fn populate_dev(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let dev = path::handle(root, c"dev")?;
+    for device in DEVICES {
+        if let (Some(name), Some(minor)) = (device.name, device.minor) {
+            mknodat(&dev, name, FileType::CharacterDevice, DEVICE_MODE, makedev(device.major, minor))?;
+        }
+    }
+    for (name, target) in LINKS {
+        symlinkat(target, &dev, name)?;
+    }
+    Ok(())
+}
+
+/// Covers a path, if it is there, with nothing: an empty directory, or the null device.
+fn mask(root: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    let target = match path::handle(root, path) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    let cover = match FileType::from_raw_mode(fstat(&target)?.st_mode) {
+        FileType::Directory => new_mount(c"tmpfs", &[(c"mode", c"0555")], INERT | RDONLY)?,
+        _ => clone_mount(path::handle(root, c"dev/null")?.as_fd())?,
+    };
+    attach(cover.as_fd(), target.as_fd())
+}
+
+fn make_read_only(root: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+    let target = match path::handle(root, path) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    let again = clone_mount(target.as_fd())?;
+    add_attributes(again.as_fd(), RDONLY)?;
+    attach(again.as_fd(), target.as_fd())
+}
+
+/// A second, unattached mount of what is at this handle.
+fn clone_mount(handle: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(handle, c"", flags)
+}
+
+/// A null device for one process alone: changing its mode or owner changes nobody else's. Never one of descriptors 0–2.
+pub fn private_null() -> Result<OwnedFd, Errno> {
+    let mount = new_mount(c"tmpfs", &[], NOSUID | NOEXEC)?;
+    mknodat(&mount, c"null", FileType::CharacterDevice, DEVICE_MODE, makedev(1, 3))?;
+    let null = openat(&mount, c"null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    fcntl_dupfd_cloexec(&null, 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_in_an_order_in_which_each_has_its_parent() {
+        for (at, filesystem) in FILESYSTEMS.iter().enumerate() {
+            let target = filesystem.target.to_str().unwrap();
+            assert!(!target.starts_with('/') && !target.contains(".."));
+            if let Some((parent, _)) = target.split_once('/') {
+                assert!(FILESYSTEMS[..at].iter().any(|other| other.target.to_str() == Ok(parent)));
+            }
+        }
+    }
+
+    #[test]
+    fn only_dev_and_dev_pts_can_hold_devices_and_nothing_holds_setuid_programs() {
+        for filesystem in &FILESYSTEMS {
+            assert!(filesystem.attributes.contains(NOSUID | NOEXEC));
+            let devices = !filesystem.attributes.contains(NODEV);
+            assert_eq!(devices, filesystem.target == c"dev" || filesystem.target == c"dev/pts");
+        }
+    }
+
+    #[test]
+    fn what_the_oci_runtimes_hide_is_hidden() {
+        // The default profile of containerd and Docker ("MaskedPaths", "ReadonlyPaths").
+        for path in [
+            c"proc/acpi",
+            c"proc/asound",
+            c"proc/kcore",
+            c"proc/keys",
+            c"proc/latency_stats",
+            c"proc/timer_list",
+            c"proc/timer_stats",
+            c"proc/sched_debug",
+            c"proc/scsi",
+            c"sys/firmware",
+            c"sys/devices/virtual/powercap",
+        ] {
+            assert!(MASKED.contains(&path));
+        }
+        for path in [c"proc/bus", c"proc/fs", c"proc/irq", c"proc/sys", c"proc/sysrq-trigger"] {
+            assert!(READ_ONLY.contains(&path));
+        }
+    }
+}
