@@ -1,5 +1,21 @@
 //! Policies: from Rego to the guest's bytecode, and from an image to its policy.
 //!
 //! * [`generate`] writes the strict policy of one OCI image.
+//! * [`compile`] makes bytecode of a policy, the [`FRAMEWORK`] and further modules; its hash is what
+//!   HOST_DATA has to be.
+//! * [`replay`] and [`Session`] evaluate any compiled rule and remember metadata, as a guest does.
+//! * [`disassemble`] shows what is in an image.
 
+mod compile;
+mod disasm;
 pub mod generate;
+mod replay;
+mod value;
+
+pub use compile::{
+    COMPILER_VERSION, CompileError, Compiled, FRAMEWORK, FRAMEWORK_DATA, FRAMEWORK_NAME, Inputs, Warning,
+    compile, host_data,
+};
+pub use disasm::disassemble;
+pub use replay::{Evaluation, Session, replay};
+pub use value::{from_json, to_json};

@@ -1,0 +1,1183 @@
+//! The resolved program to instructions.
+//!
+//! A literal runs as soon as its variables are bound, in the order of the source otherwise. An
+//! unbound variable in a reference is a loop around all that follows, so bodies nest to the right;
+//! a loop whose variables nothing else needs is closed at once instead, at its first success.
+//!
+//! Registers are handed out like a stack: those of a body are free again after it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use parma_guest::policy::builder::{self, Builder, FunctionBuilder, Open};
+use parma_guest::policy::format::{Const, MAX_REGISTERS, Part};
+use parma_guest::policy::instruction::{self as code, Args, Builtin, Instruction, Reg, Relation};
+
+use super::constant::Constant;
+use super::error::{Pos, Refusal, Result};
+use super::hir::{
+    Chain, Collection, Expr, Function, FunctionId, FunctionKind, Literal, LiteralKind, Node, Program, Span,
+    Variable,
+};
+use super::patterns::{Computed, Language};
+use super::regex;
+
+/// What has been put into an image so far.
+pub(crate) struct Image<'a> {
+    pub builder: Builder,
+    program: &'a Program,
+    computed: &'a Computed,
+    functions: HashMap<FunctionId, builder::FunctionId>,
+    languages: BTreeMap<Language, Option<u32>>,
+    /// Functions that are called from more than one place: worth remembering.
+    shared: HashSet<FunctionId>,
+}
+
+impl<'a> Image<'a> {
+    pub fn new(compiler: u32, program: &'a Program, computed: &'a Computed) -> Image<'a> {
+        Image {
+            builder: Builder::new(compiler),
+            program,
+            computed,
+            functions: HashMap::new(),
+            languages: BTreeMap::new(),
+            shared: HashSet::new(),
+        }
+    }
+
+    /// Adds the functions that `roots` reach, callees first.
+    pub fn functions(&mut self, roots: &[FunctionId]) -> Result<()> {
+        let reached = reached(self.program, roots);
+        let mut calls: HashMap<FunctionId, usize> = HashMap::new();
+        for &id in &reached {
+            self.program.functions[id].walk(&mut |node| {
+                if let Expr::Call(callee, _) = node.expr {
+                    *calls.entry(callee).or_default() += 1;
+                }
+            });
+        }
+        self.shared = calls.into_iter().filter(|&(_, count)| count > 1).map(|(id, _)| id).collect();
+        for id in reached {
+            self.function(id)?;
+        }
+        Ok(())
+    }
+
+    /// The function's number in the image.
+    pub fn number(&self, id: FunctionId) -> Option<builder::FunctionId> {
+        self.functions.get(&id).copied()
+    }
+
+    /// Adds a function without parameters that returns `node`.
+    pub fn expression(&mut self, node: &Node) -> Result<builder::FunctionId> {
+        let mut emitter = Emitter::new(self, "expression", 0, 0);
+        emitter.body(&mut Vec::new(), &Goal::ReturnLast(node))?;
+        let code = emitter.code;
+        Ok(self.builder.function(code))
+    }
+
+    fn function(&mut self, id: FunctionId) -> Result<()> {
+        let program = self.program;
+        let function = &*program.functions[id];
+        let memo = function.parameters == 0 && self.shared.contains(&id);
+        // An `else` ends its own definition only: beside others it is a function of its own.
+        let apart = function.chains.len() > 1 && function.chains.iter().any(|chain| chain.branches.len() > 1);
+        let mut parts = Vec::new();
+        if apart {
+            for chain in &function.chains {
+                let mut emitter = Emitter::new(self, &function.name, function.parameters, 0);
+                emitter.value_function(std::slice::from_ref(chain), None)?;
+                let code = emitter.code;
+                parts.push(self.builder.function(code));
+            }
+        }
+        let mut emitter = Emitter::new(self, &function.name, function.parameters, 0);
+        if memo {
+            emitter.code = emitter.code.memo();
+        }
+        match function.kind {
+            FunctionKind::Set => emitter.set_function(function)?,
+            FunctionKind::Value if apart => emitter.parts_function(&parts, function)?,
+            FunctionKind::Value => emitter.value_function(&function.chains, function.default.as_ref())?,
+        }
+        let code = emitter.code;
+        let number = self.builder.function(code);
+        self.functions.insert(id, number);
+        Ok(())
+    }
+
+    fn constant(&mut self, value: &Constant) -> Const {
+        match value {
+            Constant::Null => Const::NULL,
+            Constant::Bool(value) => Const::bool(*value),
+            Constant::Int(value) => self.builder.int(*value),
+            Constant::Str(text) => self.builder.string(text),
+            Constant::Array(items) => {
+                let items = items.iter().map(|item| self.constant(item)).collect();
+                self.builder.array(items)
+            }
+            Constant::Set(members) => {
+                let members = members.iter().map(|member| self.constant(member)).collect();
+                self.builder.set(members)
+            }
+            Constant::Object(fields) => {
+                let fields =
+                    fields.iter().map(|(key, value)| (self.constant(key), self.constant(value))).collect();
+                // Keys of a map are unique, so there is no conflict.
+                self.builder.object(fields).unwrap_or(Const::NULL)
+            }
+        }
+    }
+
+    /// The number of a pattern in the image; `None` if it is no regular expression.
+    fn pattern(&mut self, pos: Pos, language: &Language) -> Result<Option<u32>> {
+        if let Some(&number) = self.languages.get(language) {
+            return Ok(number);
+        }
+        let number = match regex::automaton(&language.text, language.span) {
+            Ok(bytes) => {
+                let dfa = self.builder.dfa(bytes);
+                Some(self.builder.pattern(&[Part::Dfa(dfa.0)]).0)
+            }
+            Err(regex::Refused::Invalid(_)) => None,
+            Err(regex::Refused::Unsupported(why)) => {
+                return Err(Refusal::new(pos, "regular expression", format!("{:?}: {why}", language.text)));
+            }
+        };
+        self.languages.insert(language.clone(), number);
+        Ok(number)
+    }
+}
+
+/// The functions that `roots` reach, ascending.
+pub(crate) fn reached(program: &Program, roots: &[FunctionId]) -> Vec<FunctionId> {
+    let mut seen: HashSet<FunctionId> = roots.iter().copied().collect();
+    let mut open: Vec<FunctionId> = roots.to_vec();
+    while let Some(id) = open.pop() {
+        program.functions[id].walk(&mut |node| {
+            if let Expr::Call(callee, _) = node.expr
+                && seen.insert(callee)
+            {
+                open.push(callee);
+            }
+        });
+    }
+    let mut reached: Vec<FunctionId> = seen.into_iter().collect();
+    reached.sort_unstable();
+    reached
+}
+
+/// What a body is for.
+enum Goal<'a> {
+    /// The function returns this; `last` if no other way can return anything else.
+    Return(&'a Node),
+    ReturnLast(&'a Node),
+    /// A comprehension gets this.
+    Yield {
+        key: Option<&'a Node>,
+        value: &'a Node,
+        kind: Collection,
+    },
+    /// That there is a solution is enough.
+    Succeed,
+}
+
+impl Goal<'_> {
+    fn nodes(&self) -> Vec<&Node> {
+        match self {
+            Goal::Return(value) | Goal::ReturnLast(value) => vec![value],
+            Goal::Yield { key, value, .. } => key.iter().copied().chain([*value]).collect(),
+            Goal::Succeed => Vec::new(),
+        }
+    }
+
+    /// Whether a solution that is found twice is the same as found once.
+    fn ignores_repetition(&self) -> bool {
+        !matches!(self, Goal::Yield { kind: Collection::Array, .. })
+    }
+}
+
+struct Opened {
+    open: Open,
+    next: usize,
+}
+
+/// Which variables are bound, while an order of evaluation is being tried.
+type Bound = Vec<bool>;
+
+struct Emitter<'i, 'a> {
+    image: &'i mut Image<'a>,
+    code: FunctionBuilder,
+    /// The next free register.
+    next: usize,
+    variables: Vec<Option<Reg>>,
+    /// How often each variable is mentioned: once means that nothing reads it.
+    mentions: Vec<usize>,
+    /// Loops that are open in the current body.
+    loops: Vec<Opened>,
+    /// Values that were evaluated ahead, outside of a `not`.
+    ahead: HashMap<*const Node, Reg>,
+}
+
+impl<'i, 'a> Emitter<'i, 'a> {
+    fn new(image: &'i mut Image<'a>, name: &str, parameters: usize, variables: usize) -> Self {
+        // A number of parameters beyond the limit is refused where registers are counted.
+        let arity = u8::try_from(parameters).unwrap_or(u8::MAX);
+        Emitter {
+            image,
+            code: FunctionBuilder::new(name, arity),
+            next: parameters,
+            variables: vec![None; variables],
+            mentions: vec![0; variables],
+            loops: Vec::new(),
+            ahead: HashMap::new(),
+        }
+    }
+
+    // Functions
+
+    fn value_function(&mut self, chains: &[Chain], default: Option<&Constant>) -> Result<()> {
+        let mut branches = chains.iter().flat_map(|chain| &chain.branches);
+        let first = branches.next().and_then(|branch| branch.value.as_constant());
+        let one_value = first.is_some() && branches.all(|branch| branch.value.as_constant() == first);
+        let count: usize = chains.iter().map(|chain| chain.branches.len()).sum();
+        let mut done = 0;
+        for chain in chains {
+            self.enter_chain(chain);
+            for (number, branch) in chain.branches.iter().enumerate() {
+                if number > 0 {
+                    self.code.emit(Instruction::Leave);
+                }
+                done += 1;
+                let alone = done == count && default.is_none();
+                let goal =
+                    if one_value { Goal::ReturnLast(&branch.value) } else { Goal::Return(&branch.value) };
+                let body = (!alone).then(|| self.open(Instruction::Block { body: 0 }));
+                let before = self.variables.clone();
+                let mut literals: Vec<&Literal> = branch.body.iter().collect();
+                self.parameters(chain)?;
+                self.body(&mut literals, &goal)?;
+                self.variables = before;
+                if let Some(body) = body {
+                    self.close(body);
+                }
+            }
+        }
+        self.default_value(default, chains.is_empty())
+    }
+
+    fn default_value(&mut self, default: Option<&Constant>, only: bool) -> Result<()> {
+        if let Some(value) = default {
+            if !only {
+                self.code.emit(Instruction::Leave);
+            }
+            let pos = Pos { file: 0, line: 0, column: 0 };
+            let value = self.image.constant(value);
+            let dst = self.register(pos)?;
+            self.code.emit(Instruction::Const { dst, value });
+            self.code.emit(Instruction::ReturnLast { value: dst });
+        }
+        Ok(())
+    }
+
+    /// Calls the functions of the definitions one after another.
+    fn parts_function(&mut self, parts: &[builder::FunctionId], function: &Function) -> Result<()> {
+        let args: Vec<Reg> = (0..function.parameters).map(|n| u8::try_from(n).unwrap_or(u8::MAX)).collect();
+        for part in parts {
+            let body = self.open(Instruction::Block { body: 0 });
+            let dst = self.register(function.pos)?;
+            self.code.emit(Instruction::Call { dst: Some(dst), function: part.0, args: Args(&args) });
+            self.code.emit(Instruction::Return { value: dst });
+            self.close(body);
+        }
+        self.default_value(function.default.as_ref(), false)
+    }
+
+    fn set_function(&mut self, function: &Function) -> Result<()> {
+        let dst = self.register(function.pos)?;
+        let set = self.open(Instruction::Collect { dst, kind: code::Collection::Set, body: 0 });
+        for chain in &function.chains {
+            self.enter_chain(chain);
+            for branch in &chain.branches {
+                let body = self.open(Instruction::Block { body: 0 });
+                let goal = Goal::Yield { key: None, value: &branch.value, kind: Collection::Set };
+                self.body(&mut branch.body.iter().collect(), &goal)?;
+                self.close(body);
+            }
+        }
+        self.close(set);
+        self.code.emit(Instruction::ReturnLast { value: dst });
+        Ok(())
+    }
+
+    fn enter_chain(&mut self, chain: &Chain) {
+        self.variables = vec![None; chain.variables];
+        self.mentions = vec![0; chain.variables];
+        let mentions = &mut self.mentions;
+        let mut count = |node: &Node| {
+            if let Expr::Variable(variable) = node.expr {
+                mentions[variable] += 1;
+            }
+        };
+        chain.parameters.iter().for_each(|node| node.walk(&mut count));
+        for branch in &chain.branches {
+            branch.body.iter().for_each(|literal| literal.walk(&mut count));
+            branch.value.walk(&mut count);
+        }
+    }
+
+    /// The arguments are in the first registers: binds and compares.
+    fn parameters(&mut self, chain: &Chain) -> Result<()> {
+        for (number, parameter) in chain.parameters.iter().enumerate() {
+            let register = u8::try_from(number)
+                .map_err(|_| Refusal::new(parameter.pos, "function", "more than 255 arguments"))?;
+            self.bind(parameter, register)?;
+        }
+        Ok(())
+    }
+
+    // Registers and bodies
+
+    fn register(&mut self, pos: Pos) -> Result<Reg> {
+        let register = self.next;
+        if register >= MAX_REGISTERS {
+            return Err(Refusal::new(
+                pos,
+                "rule",
+                format!("needs more than {MAX_REGISTERS} intermediate values; split it into several rules"),
+            ));
+        }
+        self.next += 1;
+        u8::try_from(register).map_err(|_| Refusal::new(pos, "rule", "too many intermediate values"))
+    }
+
+    fn open(&mut self, instruction: Instruction<'_>) -> Opened {
+        Opened { next: self.next, open: self.code.open(instruction) }
+    }
+
+    fn close(&mut self, opened: Opened) {
+        self.code.close(opened.open);
+        self.next = opened.next;
+    }
+
+    /// Ends a body whose registers stay written.
+    fn close_keeping(&mut self, opened: Opened) {
+        self.code.close(opened.open);
+    }
+
+    fn open_loop(&mut self, instruction: Instruction<'_>) {
+        let opened = self.open(instruction);
+        self.loops.push(opened);
+    }
+
+    /// Emits the literals in a possible order, then the goal, inside all loops they open.
+    fn body(&mut self, literals: &mut Vec<&Literal>, goal: &Goal<'_>) -> Result<()> {
+        let outer = self.loops.len();
+        while !literals.is_empty() {
+            let mut bound = self.bound();
+            let ready = literals.iter().position(|literal| {
+                let mut trial = bound.clone();
+                let ready = flows(literal, &mut trial);
+                if ready {
+                    bound = trial;
+                }
+                ready
+            });
+            let Some(ready) = ready else {
+                return Err(Refusal::new(
+                    literals[0].pos,
+                    "variable",
+                    "unsafe: this expression needs a variable that nothing gives a value",
+                ));
+            };
+            let literal = literals.remove(ready);
+            let group = self.closed_group(literal, &bound, literals, goal);
+            match group {
+                Some(group) => {
+                    // Nothing else needs these variables: the first solution is enough.
+                    let mut inside = vec![literal];
+                    literals.retain(|other| {
+                        let member = group.contains(&std::ptr::from_ref(*other));
+                        if member {
+                            inside.push(other);
+                        }
+                        !member
+                    });
+                    let before = self.variables.clone();
+                    let some = self.open(Instruction::Some { body: 0 });
+                    let loops = std::mem::take(&mut self.loops);
+                    self.body(&mut inside, &Goal::Succeed)?;
+                    self.loops = loops;
+                    self.close_keeping(some);
+                    self.variables = before;
+                }
+                None => self.literal(literal)?,
+            }
+        }
+        self.goal(goal, outer)?;
+        let looped = self.loops.len() > outer;
+        while self.loops.len() > outer {
+            if let Some(opened) = self.loops.pop() {
+                self.close(opened);
+            }
+        }
+        if looped && matches!(goal, Goal::Succeed) {
+            self.code.emit(Instruction::Fail);
+        }
+        Ok(())
+    }
+
+    fn goal(&mut self, goal: &Goal<'_>, outer: usize) -> Result<()> {
+        let mut bound = self.bound();
+        for node in goal.nodes() {
+            if !flow(node, &mut bound, true) {
+                return Err(unsafe_variable(node.pos));
+            }
+        }
+        match goal {
+            Goal::Return(value) => {
+                let register = self.value(value)?;
+                self.code.emit(Instruction::Return { value: register });
+            }
+            Goal::ReturnLast(value) => {
+                let register = self.value(value)?;
+                self.code.emit(Instruction::ReturnLast { value: register });
+            }
+            Goal::Yield { key: Some(key), value, .. } => {
+                let key = self.value(key)?;
+                let value = self.value(value)?;
+                self.code.emit(Instruction::YieldPair { key, value });
+            }
+            Goal::Yield { key: None, value, .. } => {
+                let value = self.value(value)?;
+                self.code.emit(Instruction::Yield { value });
+            }
+            Goal::Succeed => {
+                let depth = self.loops.len() - outer;
+                if depth > 0 {
+                    let depth = u8::try_from(depth).unwrap_or(u8::MAX);
+                    self.code.emit(Instruction::Done { depth });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// If `literal` loops, the literals that have to be inside of its loop, provided that the loop
+    /// can be closed after them.
+    fn closed_group(
+        &self,
+        literal: &Literal,
+        bound: &Bound,
+        others: &[&Literal],
+        goal: &Goal<'_>,
+    ) -> Option<HashSet<*const Literal>> {
+        if !goal.ignores_repetition() || !loops(literal, &self.bound()) {
+            return None;
+        }
+        let mut inside: Bound =
+            bound.iter().zip(self.bound()).map(|(after, before)| *after && !before).collect();
+        let mut group: HashSet<*const Literal> = HashSet::new();
+        let mut grown = true;
+        while grown {
+            grown = false;
+            for other in others {
+                if group.contains(&std::ptr::from_ref(*other)) {
+                    continue;
+                }
+                let mentioned = mentioned(other);
+                if mentioned.iter().any(|&variable| inside[variable]) {
+                    group.insert(std::ptr::from_ref(*other));
+                    mentioned
+                        .into_iter()
+                        .filter(|&v| self.variables[v].is_none())
+                        .for_each(|v| inside[v] = true);
+                    grown = true;
+                }
+            }
+        }
+        let mut needed = false;
+        for node in goal.nodes() {
+            node.walk(&mut |node| {
+                if let Expr::Variable(variable) = node.expr {
+                    needed |= inside[variable];
+                }
+            });
+        }
+        let rest = others.len() - group.len();
+        // With nothing after it, closing the loop gains nothing for a goal that succeeds at once.
+        let pointless = rest == 0 && matches!(goal, Goal::Succeed | Goal::ReturnLast(_));
+        (!needed && !pointless).then_some(group)
+    }
+
+    fn bound(&self) -> Bound {
+        self.variables.iter().map(Option::is_some).collect()
+    }
+
+    // Literals
+
+    fn literal(&mut self, literal: &Literal) -> Result<()> {
+        match &literal.kind {
+            LiteralKind::Test(node) => self.test(node),
+            LiteralKind::Unify(left, right) => self.unify(left, right),
+            LiteralKind::Some { key, value, collection } => {
+                let source = self.value(collection)?;
+                self.scan(source, key.as_ref(), Some(value), literal.pos)
+            }
+            LiteralKind::Every { key, value, domain, body, .. } => {
+                let source = self.value(domain)?;
+                let target = |this: &mut Self, variable: Variable| -> Result<Option<Reg>> {
+                    // A variable of `every` is declared, not mentioned: any mention reads it.
+                    if this.mentions[variable] == 0 {
+                        return Ok(None);
+                    }
+                    let register = this.register(literal.pos)?;
+                    this.variables[variable] = Some(register);
+                    Ok(Some(register))
+                };
+                let next = self.next;
+                let before = self.variables.clone();
+                let key = key.map(|key| target(self, key)).transpose()?.flatten();
+                let value = target(self, *value)?;
+                let mut every = self.open(Instruction::Every { source, key, value, body: 0 });
+                every.next = next;
+                self.inner_body(body)?;
+                self.close(every);
+                self.variables = before;
+                Ok(())
+            }
+            LiteralKind::Not(inner) => {
+                match &inner.kind {
+                    LiteralKind::Test(node) => match &node.expr {
+                        Expr::Compare(Relation::Equal, sides) => {
+                            sides.iter().try_for_each(|side| self.ahead_of_side(side))?;
+                        }
+                        Expr::Ref(..) => self.ahead_of_side(node)?,
+                        _ => node.children().into_iter().try_for_each(|child| self.evaluate_ahead(child))?,
+                    },
+                    LiteralKind::Unify(left, right) => {
+                        self.ahead_of_side(left)?;
+                        self.ahead_of_side(right)?;
+                    }
+                    LiteralKind::Every { domain, .. } => self.evaluate_ahead(domain)?,
+                    LiteralKind::Some { .. } | LiteralKind::Not(_) => {}
+                }
+                let not = self.open(Instruction::Not { body: 0 });
+                let loops = std::mem::take(&mut self.loops);
+                let before = self.variables.clone();
+                self.literal(inner)?;
+                self.variables = before;
+                self.loops = loops;
+                self.close(not);
+                Ok(())
+            }
+        }
+    }
+
+    /// The body of an `every`: it succeeds or fails.
+    fn inner_body(&mut self, body: &[Literal]) -> Result<()> {
+        let loops = std::mem::take(&mut self.loops);
+        let result = self.body(&mut body.iter().collect(), &Goal::Succeed);
+        self.loops = loops;
+        result
+    }
+
+    fn evaluate_ahead(&mut self, node: &Node) -> Result<()> {
+        if !matches!(node.expr, Expr::Constant(_) | Expr::Variable(_)) {
+            let register = self.value(node)?;
+            self.ahead.insert(std::ptr::from_ref(node), register);
+        }
+        Ok(())
+    }
+
+    /// Of a side of `==` under `not`, a reference itself stays inside, but not what it is made of.
+    fn ahead_of_side(&mut self, side: &Node) -> Result<()> {
+        let Expr::Ref(base, path) = &side.expr else {
+            return if stays_inside(side) { Ok(()) } else { self.evaluate_ahead(side) };
+        };
+        if !stays_inside(base) {
+            self.evaluate_ahead(base)?;
+        }
+        path.iter().try_for_each(|part| self.evaluate_ahead(part))
+    }
+
+    fn test(&mut self, node: &Node) -> Result<()> {
+        match &node.expr {
+            Expr::Compare(relation, sides) => self.compare(None, *relation, &sides[0], &sides[1]),
+            Expr::Call(id, arguments) => {
+                let arguments = self.arguments(arguments)?;
+                self.emit_call(None, *id, &arguments, node.pos)
+            }
+            Expr::Builtin(builtin, arguments) => {
+                let arguments = self.arguments(arguments)?;
+                self.code.emit(Instruction::Builtin { dst: None, builtin: *builtin, args: Args(&arguments) });
+                Ok(())
+            }
+            Expr::Match { pattern, text, span } => self.regex(None, pattern, text, *span),
+            _ => {
+                let value = self.value(node)?;
+                self.code.emit(Instruction::Test { value });
+                Ok(())
+            }
+        }
+    }
+
+    fn unify(&mut self, left: &Node, right: &Node) -> Result<()> {
+        let bound = self.bound();
+        if binds(left, &bound) {
+            let value = self.value(right)?;
+            return self.bind(left, value);
+        }
+        if binds(right, &bound) {
+            let value = self.value(left)?;
+            return self.bind(right, value);
+        }
+        self.compare(None, Relation::Equal, left, right)
+    }
+
+    /// Loops over a collection and binds what each element gives.
+    fn scan(&mut self, source: Reg, key: Option<&Node>, value: Option<&Node>, pos: Pos) -> Result<()> {
+        let unread = |this: &Self, node: &Node| match node.expr {
+            Expr::Variable(variable) => this.variables[variable].is_none() && this.mentions[variable] <= 1,
+            _ => false,
+        };
+        let key = key.filter(|node| !unread(self, node));
+        let value = value.filter(|node| !unread(self, node));
+        let next = self.next;
+        let key_register = key.map(|_| self.register(pos)).transpose()?;
+        let value_register = value.map(|_| self.register(pos)).transpose()?;
+        self.open_loop(Instruction::Scan { source, key: key_register, value: value_register, body: 0 });
+        if let Some(opened) = self.loops.last_mut() {
+            opened.next = next;
+        }
+        if let (Some(node), Some(register)) = (key, key_register) {
+            self.bind(node, register)?;
+        }
+        if let (Some(node), Some(register)) = (value, value_register) {
+            self.bind(node, register)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the unbound variables of a pattern their parts of a value; the rest must be equal.
+    fn bind(&mut self, pattern: &Node, value: Reg) -> Result<()> {
+        let pos = pattern.pos;
+        if !binds(pattern, &self.bound()) {
+            return match &pattern.expr {
+                Expr::Constant(constant) => {
+                    let right = self.image.constant(constant);
+                    self.code.emit(Instruction::CompareConst {
+                        relation: Relation::Equal,
+                        dst: None,
+                        left: value,
+                        right,
+                    });
+                    Ok(())
+                }
+                _ => {
+                    let other = self.value(pattern)?;
+                    self.code.emit(Instruction::Compare {
+                        relation: Relation::Equal,
+                        dst: None,
+                        left: value,
+                        right: other,
+                    });
+                    Ok(())
+                }
+            };
+        }
+        match &pattern.expr {
+            Expr::Variable(variable) => {
+                self.variables[*variable] = Some(value);
+                Ok(())
+            }
+            Expr::Array(items) => {
+                let bounds = (Constant::Array(Default::default()), Constant::Object(Default::default()));
+                self.expect_collection(value, &bounds, items.len(), pos)?;
+                for (index, item) in items.iter().enumerate() {
+                    let index = i64::try_from(index).unwrap_or(i64::MAX);
+                    let key = self.image.constant(&Constant::Int(index));
+                    let dst = self.register(pos)?;
+                    self.code.emit(Instruction::GetConst { dst, from: value, key });
+                    self.bind(item, dst)?;
+                }
+                Ok(())
+            }
+            Expr::Object(fields) => {
+                let bounds = (Constant::Object(Default::default()), Constant::Set(Default::default()));
+                self.expect_collection(value, &bounds, fields.len(), pos)?;
+                for (key, field) in fields {
+                    let dst = self.get(value, key)?;
+                    self.bind(field, dst)?;
+                }
+                Ok(())
+            }
+            _ => {
+                Err(Refusal::new(pos, "pattern", "only names, constants, arrays and objects can be matched"))
+            }
+        }
+    }
+
+    /// Fails unless `value` is of the kind whose smallest value is `bounds.0` (the next kind's is
+    /// `bounds.1`), with `length` elements.
+    fn expect_collection(
+        &mut self,
+        value: Reg,
+        bounds: &(Constant, Constant),
+        length: usize,
+        pos: Pos,
+    ) -> Result<()> {
+        for (relation, constant) in [(Relation::GreaterOrEqual, &bounds.0), (Relation::Less, &bounds.1)] {
+            let right = self.image.constant(constant);
+            self.code.emit(Instruction::CompareConst { relation, dst: None, left: value, right });
+        }
+        let count = self.register(pos)?;
+        self.code.emit(Instruction::Builtin {
+            dst: Some(count),
+            builtin: Builtin::Count,
+            args: Args(&[value]),
+        });
+        let right = self.image.constant(&Constant::Int(i64::try_from(length).unwrap_or(i64::MAX)));
+        self.code.emit(Instruction::CompareConst {
+            relation: Relation::Equal,
+            dst: None,
+            left: count,
+            right,
+        });
+        Ok(())
+    }
+
+    // Values
+
+    fn value(&mut self, node: &Node) -> Result<Reg> {
+        if let Some(&register) = self.ahead.get(&std::ptr::from_ref(node)) {
+            return Ok(register);
+        }
+        let pos = node.pos;
+        match &node.expr {
+            Expr::Variable(variable) => self.variables[*variable].ok_or_else(|| unsafe_variable(pos)),
+            Expr::Ref(base, path) => {
+                let mut from = self.value(base)?;
+                for part in path {
+                    if binds(part, &self.bound()) {
+                        let dst = self.register(pos)?;
+                        let next = dst;
+                        let unread = matches!(part.expr, Expr::Variable(v) if self.mentions[v] <= 1);
+                        let key = if unread { None } else { Some(self.register(pos)?) };
+                        self.open_loop(Instruction::Scan { source: from, key, value: Some(dst), body: 0 });
+                        if let Some(opened) = self.loops.last_mut() {
+                            opened.next = usize::from(next);
+                        }
+                        if let Some(key) = key {
+                            self.bind(part, key)?;
+                        }
+                        from = dst;
+                    } else {
+                        from = self.get(from, part)?;
+                    }
+                }
+                Ok(from)
+            }
+            Expr::Compare(relation, sides) => {
+                let dst = self.register(pos)?;
+                self.compare(Some(dst), *relation, &sides[0], &sides[1])?;
+                Ok(dst)
+            }
+            Expr::Call(id, arguments) => {
+                let arguments = self.arguments(arguments)?;
+                let dst = self.register(pos)?;
+                self.emit_call(Some(dst), *id, &arguments, pos)?;
+                Ok(dst)
+            }
+            Expr::Builtin(builtin, arguments) => {
+                let arguments = self.arguments(arguments)?;
+                let dst = self.register(pos)?;
+                let args = Args(&arguments);
+                self.code.emit(Instruction::Builtin { dst: Some(dst), builtin: *builtin, args });
+                Ok(dst)
+            }
+            Expr::Match { pattern, text, span } => {
+                let dst = self.register(pos)?;
+                self.regex(Some(dst), pattern, text, *span)?;
+                Ok(dst)
+            }
+            Expr::Array(items) => {
+                let items = self.arguments(items)?;
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Array { dst, items: Args(&items) });
+                Ok(dst)
+            }
+            Expr::Set(items) => {
+                let items = self.arguments(items)?;
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Set { dst, items: Args(&items) });
+                Ok(dst)
+            }
+            Expr::Object(fields) => {
+                let mut pairs = Vec::new();
+                for (key, value) in fields {
+                    pairs.push(self.value(key)?);
+                    pairs.push(self.value(value)?);
+                }
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Object { dst, pairs: Args(&pairs) });
+                Ok(dst)
+            }
+            Expr::Comprehension(it) => {
+                let dst = self.register(pos)?;
+                let kind = match it.kind {
+                    Collection::Array => code::Collection::Array,
+                    Collection::Set => code::Collection::Set,
+                    Collection::Object => code::Collection::Object,
+                };
+                let collect = self.open(Instruction::Collect { dst, kind, body: 0 });
+                let loops = std::mem::take(&mut self.loops);
+                let before = self.variables.clone();
+                let goal = Goal::Yield { key: it.key.as_ref(), value: &it.value, kind: it.kind };
+                self.body(&mut it.body.iter().collect(), &goal)?;
+                self.variables = before;
+                self.loops = loops;
+                self.close(collect);
+                Ok(dst)
+            }
+            Expr::Constant(value) => {
+                let value = self.image.constant(value);
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Const { dst, value });
+                Ok(dst)
+            }
+            Expr::Input => {
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Input { dst });
+                Ok(dst)
+            }
+            Expr::State => {
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::State { dst });
+                Ok(dst)
+            }
+            Expr::Undefined(_) => {
+                self.code.emit(Instruction::Fail);
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Const { dst, value: Const::NULL });
+                Ok(dst)
+            }
+        }
+    }
+
+    /// References first, since they may bind what plain variables beside them need.
+    fn arguments(&mut self, nodes: &[Node]) -> Result<Vec<Reg>> {
+        let mut registers = vec![0; nodes.len()];
+        for variables in [false, true] {
+            for (node, register) in nodes.iter().zip(&mut registers) {
+                if matches!(node.expr, Expr::Variable(_)) == variables {
+                    *register = self.value(node)?;
+                }
+            }
+        }
+        if let (true, Some(node)) = (registers.len() > MAX_REGISTERS, nodes.first()) {
+            return Err(Refusal::new(
+                node.pos,
+                "literal",
+                format!("more than {MAX_REGISTERS} computed parts"),
+            ));
+        }
+        Ok(registers)
+    }
+
+    fn emit_call(&mut self, dst: Option<Reg>, id: FunctionId, arguments: &[Reg], pos: Pos) -> Result<()> {
+        let Some(function) = self.image.number(id) else {
+            return Err(Refusal::new(pos, "call", "of a function that is not compiled"));
+        };
+        self.code.emit(Instruction::Call { dst, function: function.0, args: Args(arguments) });
+        Ok(())
+    }
+
+    fn get(&mut self, from: Reg, key: &Node) -> Result<Reg> {
+        let pos = key.pos;
+        if let Expr::Constant(value) = &key.expr {
+            let constant = self.image.constant(value);
+            let dst = self.register(pos)?;
+            self.code.emit(Instruction::GetConst { dst, from, key: constant });
+            return Ok(dst);
+        }
+        let register = self.value(key)?;
+        let dst = self.register(pos)?;
+        self.code.emit(Instruction::Get { dst, from, key: register });
+        Ok(dst)
+    }
+
+    fn compare(&mut self, dst: Option<Reg>, relation: Relation, left: &Node, right: &Node) -> Result<()> {
+        let (relation, left, right) = match (&left.expr, &right.expr) {
+            (Expr::Constant(_), _) => (mirrored(relation), right, left),
+            _ => (relation, left, right),
+        };
+        if let Expr::Constant(value) = &right.expr {
+            let left = self.value(left)?;
+            let right = self.image.constant(value);
+            self.code.emit(Instruction::CompareConst { relation, dst, left, right });
+            return Ok(());
+        }
+        // A plain variable may be bound by the reference beside it.
+        let (left, right) = if matches!(left.expr, Expr::Variable(_)) {
+            let right = self.value(right)?;
+            (self.value(left)?, right)
+        } else {
+            (self.value(left)?, self.value(right)?)
+        };
+        self.code.emit(Instruction::Compare { relation, dst, left, right });
+        Ok(())
+    }
+
+    fn regex(&mut self, dst: Option<Reg>, pattern: &Node, text: &Node, span: Span) -> Result<()> {
+        let pos = pattern.pos;
+        if let Some(constant) = pattern.as_constant() {
+            let text = self.value(text)?;
+            let number = match constant.as_str() {
+                Some(pattern) => self.image.pattern(pos, &Language { span, text: pattern.into() })?,
+                None => None,
+            };
+            match number {
+                Some(pattern) => self.code.emit(Instruction::Match { dst, text, pattern, args: Args(&[]) }),
+                None => {
+                    self.code.emit(Instruction::Fail);
+                    if let Some(dst) = dst {
+                        self.code.emit(Instruction::Const { dst, value: Const::FALSE });
+                    }
+                }
+            }
+            return Ok(());
+        }
+        let image = &mut *self.image;
+        let Some(texts) = image.computed.of(pattern) else {
+            return Err(Refusal::new(
+                pos,
+                "regular expression",
+                "the pattern is only known at run time; patterns are constants of the policy",
+            ));
+        };
+        let fixed = text.as_constant().cloned();
+        let mut table = BTreeMap::new();
+        for pattern in texts {
+            let language = Language { span, text: pattern.clone() };
+            let entry = match &fixed {
+                Some(Constant::Str(text)) => match regex::matches(&pattern, span, text) {
+                    Ok(matches) => Constant::Bool(matches),
+                    Err(regex::Refused::Invalid(_)) => Constant::Null,
+                    Err(regex::Refused::Unsupported(why)) => {
+                        return Err(Refusal::new(pos, "regular expression", format!("{pattern:?}: {why}")));
+                    }
+                },
+                _ => match image.pattern(pos, &language)? {
+                    Some(number) => Constant::Int(i64::from(number)),
+                    None => Constant::Null,
+                },
+            };
+            table.insert(Constant::Str(pattern), entry);
+        }
+        let table = image.constant(&Constant::Object(table.into()));
+        let strings = (Constant::string(""), Constant::Array(Default::default()));
+        let pattern = self.value(pattern)?;
+        let from = self.register(pos)?;
+        self.code.emit(Instruction::Const { dst: from, value: table });
+        // A string that is not in the table was not foreseen: to call it undefined could turn a
+        // `not` around it into an allowance.
+        let guard = self.open(Instruction::Block { body: 0 });
+        for (relation, constant) in [(Relation::GreaterOrEqual, &strings.0), (Relation::Less, &strings.1)] {
+            let right = self.image.constant(constant);
+            self.code.emit(Instruction::CompareConst { relation, dst: None, left: pattern, right });
+        }
+        let not = self.open(Instruction::Not { body: 0 });
+        let found = self.register(pos)?;
+        self.code.emit(Instruction::Get { dst: found, from, key: pattern });
+        self.close(not);
+        self.code.emit(Instruction::Abort);
+        self.close(guard);
+        let number = self.register(pos)?;
+        self.code.emit(Instruction::Get { dst: number, from, key: pattern });
+        // `null` stands for what is no regular expression.
+        let right = Const::NULL;
+        self.code.emit(Instruction::CompareConst {
+            relation: Relation::NotEqual,
+            dst: None,
+            left: number,
+            right,
+        });
+        if matches!(fixed, Some(Constant::Str(_))) {
+            match dst {
+                Some(dst) => self.code.emit(Instruction::Move { dst, src: number }),
+                None => self.code.emit(Instruction::Test { value: number }),
+            }
+            return Ok(());
+        }
+        let text = self.value(text)?;
+        self.code.emit(Instruction::MatchAt { dst, text, pattern: number, args: Args(&[]) });
+        Ok(())
+    }
+}
+
+fn unsafe_variable(pos: Pos) -> Refusal {
+    Refusal::new(pos, "variable", "unsafe: nothing gives this variable a value")
+}
+
+fn mirrored(relation: Relation) -> Relation {
+    match relation {
+        Relation::Less => Relation::Greater,
+        Relation::LessOrEqual => Relation::GreaterOrEqual,
+        Relation::Greater => Relation::Less,
+        Relation::GreaterOrEqual => Relation::LessOrEqual,
+        Relation::Equal | Relation::NotEqual => relation,
+    }
+}
+
+/// What a `not` keeps inside although it stands in an argument's place: references to the input,
+/// the state, rules and variables. Calls, literals and comprehensions are evaluated ahead.
+fn stays_inside(node: &Node) -> bool {
+    match &node.expr {
+        Expr::Constant(_)
+        | Expr::Variable(_)
+        | Expr::Input
+        | Expr::State
+        | Expr::Ref(..)
+        | Expr::Undefined(_) => true,
+        Expr::Call(_, arguments) => arguments.is_empty(),
+        _ => false,
+    }
+}
+
+// The order of evaluation. `flow` mirrors what the emitter does: it says whether a node can be
+// evaluated with what is bound, and marks what it binds itself.
+
+fn binds(node: &Node, bound: &Bound) -> bool {
+    match &node.expr {
+        Expr::Variable(variable) => !bound[*variable],
+        Expr::Array(items) => items.iter().any(|item| binds(item, bound)),
+        Expr::Object(fields) => fields.iter().any(|(_, value)| binds(value, bound)),
+        _ => false,
+    }
+}
+
+fn flow_bind(pattern: &Node, bound: &mut Bound) -> bool {
+    if !binds(pattern, bound) {
+        return flow(pattern, bound, false);
+    }
+    match &pattern.expr {
+        Expr::Variable(variable) => {
+            bound[*variable] = true;
+            true
+        }
+        Expr::Array(items) => items.iter().all(|item| flow_bind(item, bound)),
+        Expr::Object(fields) => {
+            fields.iter().all(|(key, value)| flow(key, bound, false) && flow_bind(value, bound))
+        }
+        _ => false,
+    }
+}
+
+fn flow(node: &Node, bound: &mut Bound, may_bind: bool) -> bool {
+    match &node.expr {
+        Expr::Variable(variable) => bound[*variable],
+        Expr::Ref(base, path) => {
+            flow(base, bound, may_bind)
+                && path.iter().all(|part| match part.expr {
+                    Expr::Variable(variable) if may_bind => {
+                        bound[variable] = true;
+                        true
+                    }
+                    _ => flow(part, bound, may_bind),
+                })
+        }
+        Expr::Comprehension(it) => {
+            let mut captured = true;
+            node.walk(&mut |node| {
+                if let Expr::Variable(variable) = node.expr {
+                    captured &= it.inner.contains(&variable) || bound[variable];
+                }
+            });
+            captured
+        }
+        Expr::Object(fields) => {
+            fields.iter().all(|(key, value)| flow(key, bound, may_bind) && flow(value, bound, may_bind))
+        }
+        _ => {
+            let children = node.children();
+            let (variables, others): (Vec<&Node>, Vec<&Node>) =
+                children.into_iter().partition(|child| matches!(child.expr, Expr::Variable(_)));
+            others.into_iter().chain(variables).all(|child| flow(child, bound, may_bind))
+        }
+    }
+}
+
+fn flows(literal: &Literal, bound: &mut Bound) -> bool {
+    match &literal.kind {
+        LiteralKind::Test(node) => flow(node, bound, true),
+        LiteralKind::Unify(left, right) => {
+            if binds(left, bound) {
+                flow(right, bound, true) && flow_bind(left, bound)
+            } else if binds(right, bound) {
+                flow(left, bound, true) && flow_bind(right, bound)
+            } else {
+                // As the emitter does: a plain variable last.
+                let plain = matches!(left.expr, Expr::Variable(_));
+                let (first, second) = if plain { (right, left) } else { (left, right) };
+                flow(first, bound, true) && flow(second, bound, true)
+            }
+        }
+        LiteralKind::Some { key, value, collection } => {
+            flow(collection, bound, true)
+                && key.as_ref().is_none_or(|key| flow_bind(key, bound))
+                && flow_bind(value, bound)
+        }
+        LiteralKind::Every { domain, key, value, body, inner } => {
+            let own = |variable: Variable| {
+                inner.contains(&variable) || variable == *value || *key == Some(variable)
+            };
+            let mut captured = true;
+            for literal in body {
+                literal.walk(&mut |node| {
+                    if let Expr::Variable(variable) = node.expr {
+                        captured &= own(variable) || bound[variable];
+                    }
+                });
+            }
+            captured && flow(domain, bound, true)
+        }
+        LiteralKind::Not(inner) => {
+            let mut all = true;
+            for node in inner.nodes() {
+                all &= flow(node, bound, false);
+            }
+            if let LiteralKind::Every { .. } = inner.kind {
+                all &= flows(inner, bound);
+            }
+            all
+        }
+    }
+}
+
+/// Whether evaluating the literal opens a loop.
+fn loops(literal: &Literal, bound: &Bound) -> bool {
+    fn node_loops(node: &Node, bound: &Bound) -> bool {
+        if let Expr::Ref(_, path) = &node.expr
+            && path.iter().any(|part| matches!(part.expr, Expr::Variable(variable) if !bound[variable]))
+        {
+            return true;
+        }
+        node.children().into_iter().any(|child| node_loops(child, bound))
+    }
+    match &literal.kind {
+        LiteralKind::Some { .. } => true,
+        LiteralKind::Not(_) => false,
+        _ => literal.nodes().into_iter().any(|node| node_loops(node, bound)),
+    }
+}
+
+/// The variables that the literal mentions, in closures too.
+fn mentioned(literal: &Literal) -> HashSet<Variable> {
+    let mut variables = HashSet::new();
+    literal.walk(&mut |node| {
+        if let Expr::Variable(variable) = node.expr {
+            variables.insert(variable);
+        }
+    });
+    variables
+}

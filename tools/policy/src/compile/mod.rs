@@ -1,0 +1,228 @@
+//! Rego to an image of Parma's policy machine.
+//!
+//! The passes, each in a file: text to tokens (`lex`), tokens to a syntax tree (`parse`), names to
+//! variables, functions and constants (`resolve`, which works out what is known before any request by
+//! way of `evaluate`), the patterns that regular expressions may be asked with (`patterns`, `regex`), and
+//! instructions (`emit`). What a pass cannot handle it refuses with file, line and construct; nothing is
+//! given another meaning than OPA gives it. `docs/policy-language.md` is the page for policy authors.
+
+mod ast;
+pub(crate) mod constant;
+mod emit;
+mod error;
+mod evaluate;
+mod hir;
+mod lex;
+mod parse;
+mod patterns;
+mod regex;
+mod resolve;
+
+use parma_guest::point::Point;
+use parma_guest::policy::builder::BuildError;
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+use constant::Constant;
+pub use error::{CompileError, Warning};
+use error::{Pos, Refusal};
+
+/// The compiler's version, as the image's header has it. It changes when the same sources compile to
+/// other bytes.
+pub const COMPILER_VERSION: u32 = 1;
+
+/// The enforcement framework that policies alias as `data.framework`.
+pub const FRAMEWORK: &str = include_str!("../../framework/framework.rego");
+/// The static data that the framework refers to, a JSON object.
+pub const FRAMEWORK_DATA: &str = include_str!("../../framework/data.json");
+/// The name of the framework among the sources.
+pub const FRAMEWORK_NAME: &str = "framework.rego";
+
+/// The package of the customer's policy.
+const POLICY_PACKAGE: &str = "policy";
+/// What tools ask a policy besides the enforcement points.
+const INFORMATION: [&str; 5] = ["reason", "api_version", "api_svn", "framework_version", "framework_svn"];
+
+/// The compiler's native stack: nesting is bounded, and this is ample for the bounds.
+const STACK: usize = 256 << 20;
+
+/// What to compile.
+#[derive(Debug, Clone)]
+pub struct Inputs {
+    /// Name (for messages and the image's list of sources) and text of each module.
+    pub modules: Vec<(String, String)>,
+    /// Static data, an object: `data.x` where no package defines `x`. Its fields take precedence over
+    /// those of the framework's data.
+    pub data: Option<Json>,
+    /// Rules to be made entries, such as `data.policy.mount_device`. If empty: every enforcement point
+    /// that package `policy` defines, and what tools ask of it.
+    pub entries: Vec<String>,
+    /// Whether to add the framework and its data. Not where the modules have a package `framework`.
+    pub framework: bool,
+}
+
+impl Inputs {
+    /// A policy of one module, compiled with the framework.
+    pub fn policy(name: &str, text: &str) -> Inputs {
+        Inputs {
+            modules: vec![(name.to_string(), text.to_string())],
+            data: None,
+            entries: Vec::new(),
+            framework: true,
+        }
+    }
+}
+
+/// A compiled policy.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// The image that the machine runs.
+    pub image: Vec<u8>,
+    /// What its author should know, the enforcement points that it leaves denied first.
+    pub warnings: Vec<Warning>,
+}
+
+impl Compiled {
+    /// What HOST_DATA has to be for a guest to accept the image.
+    pub fn host_data(&self) -> [u8; 32] {
+        host_data(&self.image)
+    }
+}
+
+/// SHA-256 of an image: what HOST_DATA has to be for a guest to accept it.
+pub fn host_data(image: &[u8]) -> [u8; 32] {
+    Sha256::digest(image).into()
+}
+
+/// Compiles. The same inputs give the same bytes.
+///
+/// # Errors
+/// The first thing that is refused, with its place.
+pub fn compile(inputs: &Inputs) -> Result<Compiled, CompileError> {
+    std::thread::scope(|scope| {
+        let thread =
+            std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || compile_here(inputs));
+        match thread.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(error) => Err(whole("compiler", format!("cannot start a thread: {error}"))),
+        }
+    })
+}
+
+/// An error about the inputs as a whole.
+fn whole(construct: &str, message: impl Into<String>) -> CompileError {
+    CompileError {
+        file: String::new(),
+        line: 0,
+        column: 0,
+        construct: construct.into(),
+        message: message.into(),
+    }
+}
+
+fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
+    let mut texts: Vec<(String, &str)> =
+        inputs.modules.iter().map(|(name, text)| (name.clone(), text.as_str())).collect();
+    if inputs.framework {
+        texts.push((FRAMEWORK_NAME.into(), FRAMEWORK));
+    }
+    let names: Vec<String> = texts.iter().map(|(name, _)| name.clone()).collect();
+    let named = |refusal: Refusal| refusal.named(&names);
+
+    let mut modules = Vec::new();
+    for (file, (_, text)) in (0..).zip(&texts) {
+        modules.push(parse::module(text, file).map_err(named)?);
+    }
+    // The framework is not to be completed or changed by a module that says it is the framework.
+    if inputs.framework
+        && let Some(at) = modules[..inputs.modules.len()].iter().position(|m| m.package == ["framework"])
+    {
+        let message = "the package name `framework` is taken by the framework that is compiled in";
+        return Err(CompileError {
+            file: names[at].clone(),
+            line: 1,
+            column: 1,
+            ..whole("package", message)
+        });
+    }
+    let data = data(inputs)?;
+    let mut resolver = resolve::Resolver::new(&modules, &data).map_err(named)?;
+
+    let mut warnings = Vec::new();
+    let entries = match inputs.entries.as_slice() {
+        [] => {
+            let points = Point::ALL.iter().map(|point| point.name());
+            let (defined, undefined): (Vec<&str>, Vec<&str>) =
+                points.partition(|name| resolver.defines(POLICY_PACKAGE, name));
+            if !undefined.is_empty() {
+                let message = format!("not in the policy, so denied: {}", undefined.join(", "));
+                warnings.push(Warning { file: String::new(), line: 0, message });
+            }
+            let information = INFORMATION.into_iter().filter(|name| resolver.defines(POLICY_PACKAGE, name));
+            defined
+                .into_iter()
+                .chain(information)
+                .map(|name| format!("data.{POLICY_PACKAGE}.{name}"))
+                .collect()
+        }
+        entries => entries.to_vec(),
+    };
+    let mut roots = Vec::new();
+    for entry in &entries {
+        let path: Vec<String> = entry.split('.').skip(1).map(str::to_string).collect();
+        if !entry.starts_with("data.") {
+            return Err(whole("entry", format!("{entry} does not start with `data.`")));
+        }
+        match resolver.entry(&path).map_err(named)? {
+            Some(function) => roots.push((entry, function)),
+            None => return Err(whole("entry", format!("{entry} is not defined"))),
+        }
+    }
+    if roots.is_empty() {
+        return Err(whole("policy", "it defines no enforcement point: everything would be denied"));
+    }
+    for (Pos { file, line, .. }, message) in std::mem::take(&mut resolver.warnings) {
+        let warning = Warning { file: names.get(file as usize).cloned().unwrap_or_default(), line, message };
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
+        }
+    }
+
+    let ids: Vec<_> = roots.iter().map(|(_, id)| *id).collect();
+    let computed = patterns::computed(&resolver.program, &ids);
+    let mut image = emit::Image::new(COMPILER_VERSION, &resolver.program, &computed);
+    let built = |error: BuildError| whole("policy", format!("does not fit an image: {error:?}"));
+    for (name, text) in &texts {
+        image.builder.source(name, Sha256::digest(text).into()).map_err(built)?;
+    }
+    if let Some(data) = &inputs.data {
+        image.builder.source("data.json", Sha256::digest(data.to_string()).into()).map_err(built)?;
+    }
+    image.functions(&ids).map_err(named)?;
+    for (name, id) in roots {
+        if let Some(number) = image.number(id) {
+            image.builder.entry(name, number).map_err(built)?;
+        }
+    }
+    let image = image.builder.finish().map_err(built)?;
+    Ok(Compiled { image, warnings })
+}
+
+/// The static data: the framework's, overlaid by the inputs'.
+fn data(inputs: &Inputs) -> Result<Constant, CompileError> {
+    let mut fields = serde_json::Map::new();
+    if inputs.framework {
+        let framework: Json = serde_json::from_str(FRAMEWORK_DATA)
+            .map_err(|error| whole("framework data", error.to_string()))?;
+        if let Json::Object(framework) = framework {
+            fields.extend(framework);
+        }
+    }
+    match &inputs.data {
+        None => {}
+        Some(Json::Object(data)) => fields.extend(data.clone()),
+        Some(_) => return Err(whole("data", "not a JSON object")),
+    }
+    constant::from_json(&Json::Object(fields)).map_err(|message| whole("data", message))
+}

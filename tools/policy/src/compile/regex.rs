@@ -1,0 +1,534 @@
+//! Regular expressions: RE2's language, as Go's `regexp` reads it, to sparse automata.
+//!
+//! The pattern is read by RE2's rules and written anew in a form that has one meaning only: every
+//! literal as a code point, every class as ranges, ASCII `\d \w \s \b`. What RE2 refuses is
+//! [`Refused::Invalid`] (at run time: undefined); what RE2 accepts and this compiler does not, such as
+//! `\p{…}`, is [`Refused::Unsupported`] (the policy does not compile).
+
+use regex_automata::dfa::{Automaton, StartKind, dense, sparse};
+use regex_automata::util::syntax;
+use regex_automata::{Anchored, Input, MatchKind};
+
+use super::hir::Span;
+
+/// Repetition counts, multiplied where they nest, as in RE2.
+const MAX_REPEAT: u32 = 1000;
+/// Bytes of an automaton, and of memory to make it.
+const MAX_AUTOMATON: usize = 512 << 10;
+const MAX_MEMORY: usize = 64 << 20;
+/// Automata up to this size are made minimal, which takes time beyond proportion.
+const MAX_MINIMIZED: usize = 64 << 10;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// No regular expression.
+    Invalid(&'static str),
+    /// One that this compiler leaves out.
+    Unsupported(String),
+}
+
+type Result<T> = std::result::Result<T, Refused>;
+
+/// The automaton of a pattern, little-endian, as the image wants it: anchored, and what counts is
+/// whether the whole string matches.
+pub(crate) fn automaton(pattern: &str, span: Span) -> Result<Vec<u8>> {
+    Ok(sparse_automaton(pattern, span)?.to_bytes_little_endian())
+}
+
+/// Whether the pattern matches the text.
+pub(crate) fn matches(pattern: &str, span: Span, text: &str) -> Result<bool> {
+    let automaton = sparse_automaton(pattern, span)?;
+    let input = Input::new(text).anchored(Anchored::Yes);
+    let Ok(mut state) = automaton.start_state_forward(&input) else { return Ok(false) };
+    for &byte in text.as_bytes() {
+        state = automaton.next_state(state, byte);
+    }
+    Ok(automaton.is_match_state(automaton.next_eoi_state(state)))
+}
+
+fn sparse_automaton(pattern: &str, span: Span) -> Result<sparse::DFA<Vec<u8>>> {
+    let inner = translate(pattern)?;
+    // The expression is parsed by itself before anything is put around it: the translation balances
+    // its parentheses, so what is around cannot change its meaning.
+    let whole = match span {
+        Span::Whole => format!("(?:{inner})"),
+        Span::Part => format!("(?s:.)*(?:{inner})(?s:.)*"),
+    };
+    let unsupported = |error: &dyn std::fmt::Display| Refused::Unsupported(error.to_string());
+    let config = |minimize| {
+        dense::Config::new()
+            .match_kind(MatchKind::All)
+            .start_kind(StartKind::Anchored)
+            .accelerate(false)
+            .minimize(minimize)
+            .dfa_size_limit(Some(8 * MAX_AUTOMATON))
+            .determinize_size_limit(Some(MAX_MEMORY))
+    };
+    let build = |minimize| {
+        dense::Builder::new()
+            .configure(config(minimize))
+            .syntax(syntax::Config::new().unicode(true).utf8(false))
+            .build(&whole)
+            .map_err(|error| unsupported(&error))
+    };
+    let mut dense = build(false)?;
+    if dense.memory_usage() <= MAX_MINIMIZED {
+        dense = build(true)?;
+    }
+    let sparse = dense.to_sparse().map_err(|error| unsupported(&error))?;
+    if sparse.memory_usage() > MAX_AUTOMATON {
+        return Err(Refused::Unsupported(format!("needs an automaton of more than {MAX_AUTOMATON} bytes")));
+    }
+    Ok(sparse)
+}
+
+/// One open group: what of it matters for repetition.
+#[derive(Default)]
+struct Group {
+    /// The last thing in it, if that can be repeated: how many copies counted repetition makes of it.
+    last: Option<u32>,
+    /// The last thing is repeated already.
+    repeated: bool,
+    /// The most copies that anything in the group is made.
+    copies: u32,
+}
+
+struct Translator<'p> {
+    rest: &'p str,
+    out: String,
+    groups: Vec<Group>,
+    names: Vec<&'p str>,
+}
+
+/// Writes a pattern of RE2 anew for Rust's parser.
+fn translate(pattern: &str) -> Result<String> {
+    let mut translator =
+        Translator { rest: pattern, out: String::new(), groups: vec![Group::default()], names: Vec::new() };
+    while !translator.rest.is_empty() {
+        translator.step()?;
+    }
+    if translator.groups.len() > 1 {
+        return Err(Refused::Invalid("missing )"));
+    }
+    Ok(translator.out)
+}
+
+impl<'p> Translator<'p> {
+    fn next(&mut self) -> Option<char> {
+        let c = self.rest.chars().next()?;
+        self.rest = &self.rest[c.len_utf8()..];
+        Some(c)
+    }
+
+    fn group(&mut self) -> &mut Group {
+        if self.groups.is_empty() {
+            self.groups.push(Group::default());
+        }
+        let last = self.groups.len() - 1;
+        &mut self.groups[last]
+    }
+
+    /// Something that can be repeated was written; `copies` are inside it.
+    fn atom(&mut self, copies: u32) {
+        let group = self.group();
+        group.last = Some(copies);
+        group.repeated = false;
+        group.copies = group.copies.max(copies);
+    }
+
+    fn literal(&mut self, c: char) {
+        self.out.push_str(&code_point(c));
+        self.atom(1);
+    }
+
+    fn step(&mut self) -> Result<()> {
+        if let Some(rest) = self.rest.strip_prefix("\\Q") {
+            let (text, after) = rest.split_once("\\E").unwrap_or((rest, ""));
+            text.chars().for_each(|c| self.literal(c));
+            self.rest = after;
+            return Ok(());
+        }
+        let Some(c) = self.next() else { return Ok(()) };
+        match c {
+            '(' => self.open_group(),
+            ')' => {
+                if self.groups.len() == 1 {
+                    return Err(Refused::Invalid("unexpected )"));
+                }
+                let copies = self.groups.pop().map_or(1, |group| group.copies.max(1));
+                self.out.push(')');
+                self.atom(copies);
+                Ok(())
+            }
+            '|' => {
+                self.out.push('|');
+                self.group().last = None;
+                Ok(())
+            }
+            '*' | '+' | '?' => self.repeat(&c.to_string(), 1),
+            '{' => match counted(self.rest) {
+                None => {
+                    self.literal('{');
+                    Ok(())
+                }
+                Some((min, max, rest)) => {
+                    self.rest = rest;
+                    let most = max.unwrap_or(min);
+                    if min > MAX_REPEAT || most > MAX_REPEAT || most < min {
+                        return Err(Refused::Invalid("invalid repeat count"));
+                    }
+                    let text = match max {
+                        None => format!("{{{min},}}"),
+                        Some(max) => format!("{{{min},{max}}}"),
+                    };
+                    self.repeat(&text, most)
+                }
+            },
+            '[' => self.class(),
+            '.' | '^' | '$' => {
+                self.out.push(c);
+                self.atom(1);
+                Ok(())
+            }
+            '\\' => self.escape(),
+            _ => {
+                self.literal(c);
+                Ok(())
+            }
+        }
+    }
+
+    fn repeat(&mut self, operator: &str, times: u32) -> Result<()> {
+        let group = self.group();
+        let Some(copies) = group.last else {
+            return Err(Refused::Invalid("missing argument to repetition operator"));
+        };
+        if group.repeated {
+            return Err(Refused::Invalid("invalid nested repetition operator"));
+        }
+        let copies = copies.saturating_mul(times.max(1));
+        if copies > MAX_REPEAT {
+            return Err(Refused::Invalid("invalid repeat count"));
+        }
+        group.last = Some(copies);
+        group.repeated = true;
+        group.copies = group.copies.max(copies);
+        self.out.push_str(operator);
+        if let Some(rest) = self.rest.strip_prefix('?') {
+            self.rest = rest;
+            self.out.push('?');
+        }
+        Ok(())
+    }
+
+    fn open_group(&mut self) -> Result<()> {
+        if !self.rest.starts_with('?') {
+            self.out.push_str("(?:");
+            self.groups.push(Group::default());
+            return Ok(());
+        }
+        for prefix in ["?P<", "?<"] {
+            // `(?<=` and `(?<!` look behind, which RE2 refuses: no name starts so.
+            if let Some(rest) = self.rest.strip_prefix(prefix) {
+                let Some((name, after)) = rest.split_once('>') else {
+                    return Err(Refused::Invalid("invalid named capture"));
+                };
+                let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                if name.is_empty() || !name.chars().all(word) || self.names.contains(&name) {
+                    return Err(Refused::Invalid("invalid named capture"));
+                }
+                self.names.push(name);
+                self.rest = after;
+                self.out.push_str("(?:");
+                self.groups.push(Group::default());
+                return Ok(());
+            }
+        }
+        self.next();
+        // Flags up to `:` (for a group) or `)` (from here to the end of the group).
+        let (mut on, mut off, mut negated, mut since_sign) = (String::new(), String::new(), false, true);
+        loop {
+            match self.next() {
+                Some(c @ ('i' | 'm' | 's' | 'U')) => {
+                    let (to, other) = if negated { (&mut off, &mut on) } else { (&mut on, &mut off) };
+                    other.retain(|flag| flag != c);
+                    if !to.contains(c) {
+                        to.push(c);
+                    }
+                    since_sign = true;
+                }
+                Some('-') if !negated => {
+                    negated = true;
+                    since_sign = false;
+                }
+                Some(end @ (':' | ')')) if since_sign => {
+                    let off = if off.is_empty() { String::new() } else { format!("-{off}") };
+                    if end == ':' {
+                        self.out.push_str(&format!("(?{on}{off}:"));
+                        self.groups.push(Group::default());
+                    } else if !on.is_empty() || !off.is_empty() {
+                        self.out.push_str(&format!("(?{on}{off})"));
+                    }
+                    return Ok(());
+                }
+                _ => return Err(Refused::Invalid("invalid or unsupported Perl syntax")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<()> {
+        let Some(c) = self.rest.chars().next() else { return Err(Refused::Invalid("trailing \\")) };
+        let assertion = match c {
+            'A' => "\\A",
+            'z' => "\\z",
+            'b' => "(?-u:\\b)",
+            'B' => "(?-u:\\B)",
+            _ => "",
+        };
+        if !assertion.is_empty() {
+            self.next();
+            self.out.push_str(assertion);
+            self.atom(1);
+            return Ok(());
+        }
+        if let Some((ranges, negated)) = perl_class(c) {
+            self.next();
+            self.out.push_str(&format!("[{}{ranges}]", if negated { "^" } else { "" }));
+            self.atom(1);
+            return Ok(());
+        }
+        let c = self.escaped()?;
+        self.literal(c);
+        Ok(())
+    }
+
+    /// The character that an escape stands for; the backslash is behind us.
+    fn escaped(&mut self) -> Result<char> {
+        let invalid = Refused::Invalid("invalid escape sequence");
+        let Some(c) = self.next() else { return Err(Refused::Invalid("trailing \\")) };
+        let octal = |c: char| c.is_digit(8);
+        let code = match c {
+            '1'..='7' if !self.rest.starts_with(octal) => return Err(invalid),
+            '0'..='7' => {
+                let mut code = c.to_digit(8).unwrap_or(0);
+                for _ in 0..2 {
+                    let Some(digit) = self.rest.chars().next().and_then(|c| c.to_digit(8)) else { break };
+                    self.next();
+                    code = code * 8 + digit;
+                }
+                code
+            }
+            'x' => {
+                let (digits, after) = match self.rest.strip_prefix('{') {
+                    Some(rest) => rest.split_once('}').ok_or(invalid.clone())?,
+                    None => self.rest.split_at_checked(2).ok_or(invalid.clone())?,
+                };
+                if digits.is_empty() || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+                    return Err(invalid);
+                }
+                self.rest = after;
+                u32::from_str_radix(digits, 16).map_err(|_| invalid.clone())?
+            }
+            'a' => 7,
+            'f' => 12,
+            'n' => 10,
+            'r' => 13,
+            't' => 9,
+            'v' => 11,
+            'p' | 'P' => {
+                return Err(Refused::Unsupported(
+                    "Unicode classes differ between engines; list the characters".into(),
+                ));
+            }
+            c if c.is_ascii() && !c.is_ascii_alphanumeric() => c as u32,
+            _ => return Err(invalid),
+        };
+        char::from_u32(code).ok_or(invalid)
+    }
+
+    fn class(&mut self) -> Result<()> {
+        const MISSING: Refused = Refused::Invalid("missing closing ]");
+        self.out.push('[');
+        if let Some(rest) = self.rest.strip_prefix('^') {
+            self.rest = rest;
+            self.out.push('^');
+        }
+        let mut first = true;
+        loop {
+            if !first && self.rest.starts_with(']') {
+                self.next();
+                break;
+            }
+            if self.rest.is_empty() {
+                return Err(MISSING);
+            }
+            first = false;
+            if let Some(rest) = self.rest.strip_prefix("[:")
+                && let Some((name, after)) = rest.split_once(":]")
+            {
+                let (name, negated) = name.strip_prefix('^').map_or((name, false), |name| (name, true));
+                const NAMES: [&str; 14] = [
+                    "alnum", "alpha", "ascii", "blank", "cntrl", "digit", "graph", "lower", "print", "punct",
+                    "space", "upper", "word", "xdigit",
+                ];
+                if !NAMES.contains(&name) {
+                    return Err(Refused::Invalid("invalid character class range"));
+                }
+                self.out.push_str(&format!("[:{}{name}:]", if negated { "^" } else { "" }));
+                self.rest = after;
+                continue;
+            }
+            if let Some(rest) = self.rest.strip_prefix('\\')
+                && let Some((ranges, negated)) = rest.chars().next().and_then(perl_class)
+            {
+                self.rest = &rest[1..];
+                self.out.push_str(&format!("[{}{ranges}]", if negated { "^" } else { "" }));
+                continue;
+            }
+            let low = self.class_character()?;
+            let dash = self.rest.strip_prefix('-').filter(|rest| !rest.starts_with(']') && !rest.is_empty());
+            let high = match dash {
+                Some(rest) => {
+                    self.rest = rest;
+                    self.class_character()?
+                }
+                None => low,
+            };
+            if high < low {
+                return Err(Refused::Invalid("invalid character class range"));
+            }
+            self.out.push_str(&code_point(low));
+            if high > low {
+                self.out.push('-');
+                self.out.push_str(&code_point(high));
+            }
+        }
+        self.out.push(']');
+        self.atom(1);
+        Ok(())
+    }
+
+    fn class_character(&mut self) -> Result<char> {
+        match self.next() {
+            Some('\\') => self.escaped(),
+            Some(c) => Ok(c),
+            None => Err(Refused::Invalid("missing closing ]")),
+        }
+    }
+}
+
+fn code_point(c: char) -> String {
+    format!("\\x{{{:X}}}", c as u32)
+}
+
+/// The members of `\d`, `\s`, `\w` and their complements.
+fn perl_class(c: char) -> Option<(&'static str, bool)> {
+    Some(match c {
+        'd' => ("0-9", false),
+        'D' => ("0-9", true),
+        's' => ("\\t\\n\\x0C\\r ", false),
+        'S' => ("\\t\\n\\x0C\\r ", true),
+        'w' => ("0-9A-Za-z_", false),
+        'W' => ("0-9A-Za-z_", true),
+        _ => return None,
+    })
+}
+
+/// `n}`, `n,}` or `n,m}` at the start of `rest`, and what follows. Anything else after `{` makes
+/// that a literal.
+fn counted(rest: &str) -> Option<(u32, Option<u32>, &str)> {
+    let (inside, after) = rest.split_once('}')?;
+    let number = |text: &str| {
+        let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let canonical = text == "0" || !text.starts_with('0');
+        // Too long a number is too large a count, not a literal.
+        (plain && canonical).then(|| text.parse().unwrap_or(u32::MAX))
+    };
+    match inside.split_once(',') {
+        None => number(inside).map(|n| (n, Some(n), after)),
+        Some((min, "")) => number(min).map(|n| (n, None, after)),
+        Some((min, max)) => Some((number(min)?, Some(number(max)?), after)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(pattern: &str, text: &str) -> Option<bool> {
+        matches(pattern, Span::Part, text).ok()
+    }
+
+    fn whole(pattern: &str, text: &str) -> Option<bool> {
+        matches(pattern, Span::Whole, text).ok()
+    }
+
+    #[test]
+    fn patterns_mean_what_re2_says_they_mean() {
+        assert_eq!(part(r"^[[a]b]$", "[b]"), Some(true));
+        assert_eq!(part(r"^[a&&b]$", "&"), Some(true));
+        assert_eq!(part(r"^\d$", "٣"), Some(false));
+        assert_eq!(part(r"^\s$", "\u{a0}"), Some(false));
+        assert_eq!(part(r"^\s$", "\u{b}"), Some(false));
+        assert_eq!(part(r"(?i)(FABRIC)_.+=.+", "fabric_x=1"), Some(true));
+        assert_eq!(part(r"^a.b$", "a\nb"), Some(false));
+        assert_eq!(part(r"^(?s)a.b$", "a\nb"), Some(true));
+        assert_eq!(part(r"^\Qa.b\E+$", "a.bb"), Some(true));
+        assert_eq!(part(r"^\Qa.b", "axb"), Some(false));
+        assert_eq!(part(r"^a{,2}$", "a{,2}"), Some(true));
+        assert_eq!(part(r"^[]a]$", "]"), Some(true));
+        assert_eq!(part(r"^[\d-z]$", "-"), Some(true));
+        assert_eq!(part(r"\bfoo\b", "a foo b"), Some(true));
+        assert_eq!(part(r"\bfoo\b", "éfoo"), Some(true));
+        assert_eq!(part(r"(?m)^b$", "a\nb"), Some(true));
+        assert_eq!(part("", "anything"), Some(true));
+    }
+
+    #[test]
+    fn what_re2_refuses_is_invalid() {
+        let patterns = [
+            "(",
+            ")",
+            "*",
+            "a**",
+            "a{2}{3}",
+            "a{1001}",
+            "(a{100}){11}",
+            "(?=a)",
+            "(?<=a)",
+            "(?x)a",
+            r"\8",
+            r"\1",
+            r"\Z",
+            r"\C",
+            "[a",
+            "[b-a]",
+            "[[:nope:]]",
+            "a|*",
+            r"\",
+            "(?P<n>a)(?P<n>b)",
+            r"\x{110000}",
+            "a{3,2}",
+        ];
+        for pattern in patterns {
+            let refused = matches(pattern, Span::Part, "a");
+            assert!(matches!(refused, Err(Refused::Invalid(_))), "{pattern}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn unicode_classes_are_refused_and_not_read_differently() {
+        assert!(matches!(matches(r"\pL", Span::Part, "a"), Err(Refused::Unsupported(_))));
+    }
+
+    #[test]
+    fn a_whole_match_leaves_nothing_over_on_either_side() {
+        assert_eq!(whole("A=1|B=2", "A=1"), Some(true));
+        assert_eq!(whole("A=1|B=2", "B=2"), Some(true));
+        assert_eq!(whole("A=1|B=2", "A=1xyz"), Some(false));
+        assert_eq!(whole("A=1|B=2", "LD_PRELOAD=/e;B=2"), Some(false));
+        assert_eq!(whole("a)|(?:b", "b"), None);
+        assert_eq!(whole("a?b", "b"), Some(true));
+        assert_eq!(whole("a|ab", "ab"), Some(true));
+    }
+}

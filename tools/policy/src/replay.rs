@@ -1,0 +1,159 @@
+//! Asking a compiled policy the way a guest does: any entry, with metadata kept from one request to the next.
+
+use std::io::{BufRead, Write};
+
+use anyhow::{Context, Result, anyhow, bail};
+use parma_guest::policy::engine::{Engine, Outcome};
+use parma_guest::policy::state::{Action, Delta};
+use parma_guest::policy::value::{Arena, Fault};
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+
+use crate::value::{from_json, to_json};
+
+/// Bytes for one evaluation: far more than a guest gives, since traces may ask anything.
+const MEMORY: usize = 16 << 20;
+
+/// A policy that is being asked.
+pub struct Session<'p> {
+    image: &'p [u8],
+    engine: Engine<'p>,
+    memory: Vec<u8>,
+}
+
+/// What an entry evaluated to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Evaluation {
+    /// Its value.
+    Value(Json),
+    /// It has none: the policy does not define it, or no body of it holds.
+    Undefined,
+    /// It could not be evaluated.
+    Fault(Fault),
+}
+
+impl<'p> Session<'p> {
+    /// Loads and verifies an image. Metadata is what it is in a fresh Linux guest.
+    ///
+    /// # Errors
+    /// If the image is not valid.
+    pub fn new(image: &'p [u8]) -> Result<Session<'p>> {
+        let engine = Engine::new(image).map_err(|error| anyhow!("the image is not valid: {error:?}"))?;
+        Ok(Session { image, engine, memory: vec![0; MEMORY] })
+    }
+
+    /// Evaluates `data.<…>` with an input. Metadata stays as it is.
+    pub fn evaluate(&mut self, rule: &str, input: Option<&Json>) -> Evaluation {
+        let mut arena = Arena::new(&mut self.memory);
+        let outcome = self
+            .engine
+            .evaluate(&mut arena, rule, |arena| input.map(|input| from_json(arena, input)).transpose());
+        match outcome {
+            Ok(Outcome::Value(value)) => Evaluation::Value(to_json(&self.engine.view(&arena), value)),
+            Ok(Outcome::Undefined | Outcome::Missing) => Evaluation::Undefined,
+            Err(fault) => Evaluation::Fault(fault),
+        }
+    }
+
+    /// Evaluates, and if the result allows, does to metadata what it says.
+    ///
+    /// # Errors
+    /// If the result's operations cannot be applied; nothing has changed then.
+    pub fn decide(&mut self, rule: &str, input: Option<&Json>) -> Result<Evaluation> {
+        let mut arena = Arena::new(&mut self.memory);
+        let outcome = self
+            .engine
+            .evaluate(&mut arena, rule, |arena| input.map(|input| from_json(arena, input)).transpose());
+        let value = match outcome {
+            Ok(Outcome::Value(value)) => value,
+            Ok(Outcome::Undefined | Outcome::Missing) => return Ok(Evaluation::Undefined),
+            Err(fault) => return Ok(Evaluation::Fault(fault)),
+        };
+        let view = self.engine.view(&arena);
+        let json = to_json(&view, value);
+        if json.get("allowed") == Some(&Json::Bool(true))
+            && let Some(operations) = view.field(value, "metadata")
+        {
+            let failed = |error| anyhow!("{rule}: the result's metadata cannot be applied: {error:?}");
+            let delta = self.engine.delta(&view, operations).map_err(failed)?;
+            self.engine.commit(delta).map_err(failed)?;
+        }
+        Ok(Evaluation::Value(json))
+    }
+
+    /// All of metadata.
+    pub fn metadata(&self) -> Json {
+        let mut memory = [];
+        let arena = Arena::new(&mut memory);
+        to_json(&self.engine.view(&arena), self.engine.metadata())
+    }
+
+    /// Replaces all of metadata: an object of maps (objects) and sets (arrays).
+    ///
+    /// # Errors
+    /// If it is something else, or exceeds a limit of the state.
+    pub fn set_metadata(&mut self, metadata: &Json) -> Result<()> {
+        let Json::Object(maps) = metadata else { bail!("metadata is not an object") };
+        let mut engine = Engine::with_empty_state(self.image)
+            .map_err(|error| anyhow!("the image is not valid: {error:?}"))?;
+        for (name, map) in maps {
+            let mut entries: Vec<(Option<&str>, &Json)> = Vec::new();
+            match map {
+                Json::Object(map) => {
+                    entries.extend(map.iter().map(|(key, value)| (Some(key.as_str()), value)))
+                }
+                Json::Array(members) => entries.extend(members.iter().map(|member| (None, member))),
+                _ => bail!("metadata.{name} is neither an object nor an array"),
+            }
+            for (key, value) in entries {
+                let mut arena = Arena::new(&mut self.memory);
+                let made = (|| {
+                    let key = key.map(|key| arena.string(key)).transpose()?;
+                    Ok((key, from_json(&mut arena, value)?))
+                })();
+                let (key, value) = made.map_err(|fault: Fault| anyhow!("metadata.{name}: {fault:?}"))?;
+                let mut delta = Delta::default();
+                delta
+                    .push(&engine.view(&arena), Action::Add, name, key, value)
+                    .and_then(|()| engine.commit(delta))
+                    .map_err(|error| anyhow!("metadata.{name}: {error:?}"))?;
+            }
+        }
+        self.engine = engine;
+        Ok(())
+    }
+}
+
+/// A line of a trace.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    rule: String,
+    input: Option<Json>,
+}
+
+/// Replays a trace: a line each `{"rule": "data.policy.mount_device", "input": {…}}`; writes a line each
+/// `{"defined": bool, "result": …, "metadata": {…}}`, where `metadata` is the whole state afterwards. A
+/// result that allows changes it as it says. A fault is `"defined": false` with an `error`.
+///
+/// # Errors
+/// If a line is no request, the image is not valid, or reading or writing fails.
+pub fn replay(image: &[u8], trace: impl BufRead, mut out: impl Write) -> Result<()> {
+    let mut session = Session::new(image)?;
+    for (number, line) in trace.lines().enumerate() {
+        let place = || format!("line {} of the trace", number + 1);
+        let line = line.with_context(place)?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let request: Request = serde_json::from_str(&line).with_context(place)?;
+        let mut answer = match session.decide(&request.rule, request.input.as_ref()).with_context(place)? {
+            Evaluation::Value(result) => json!({"defined": true, "result": result}),
+            Evaluation::Undefined => json!({"defined": false}),
+            Evaluation::Fault(fault) => json!({"defined": false, "error": format!("{fault:?}")}),
+        };
+        answer["metadata"] = session.metadata();
+        writeln!(out, "{answer}").context("writing the answers")?;
+    }
+    Ok(())
+}
