@@ -130,6 +130,8 @@ impl Root {
             ("APT::Sandbox::User", String::new()),
             ("Acquire::Languages", "none".into()),
             ("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false".into()),
+            // Without this, `install --print-uris` shows MD5.
+            ("Acquire::ForceHash", "sha256".into()),
             ("Acquire::Retries", "3".into()),
         ] {
             command.arg("-o").arg(format!("{key}={value}"));
