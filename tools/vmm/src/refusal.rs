@@ -39,16 +39,15 @@ impl fmt::Display for Refused {
             Reason::PolicyInvalid => {
                 f.write_str("the policy is no valid bytecode; compile it with the guest's version of `parma policy compile`")
             }
-            Reason::Denied { point, how, fields, value } => {
+            Reason::Denied { point, how, failed, value } => {
                 let point = point.name();
                 match how {
                     Denied::Undefined => write!(f, "the policy has no answer for {point}; add a rule for it")?,
                     Denied::No => write!(f, "the policy does not allow {point}")?,
                     Denied::Fault => write!(f, "the policy's rule for {point} failed to evaluate; simplify it")?,
                 }
-                for (index, field) in fields.iter().enumerate() {
-                    let before = if index == 0 { ": no entry allows this " } else { ", " };
-                    write!(f, "{before}{}", field_name(*field))?;
+                for (index, check) in failed.iter().enumerate() {
+                    write!(f, "{}{}", if index == 0 { ": " } else { ", " }, check.text())?;
                 }
                 got(f, value)
             }
@@ -140,6 +139,7 @@ fn step_name(step: Step) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use parma_guest::policy;
     use parma_guest::wire::{List, Point};
 
     fn line(culprit: Culprit, reason: Reason) -> String {
@@ -147,14 +147,15 @@ mod tests {
     }
 
     #[test]
-    fn a_denial_names_culprit_point_fields_and_value() {
-        let fields = List::from_vec(vec![Field::Command, Field::Environment]).unwrap();
+    fn a_denial_names_culprit_point_failed_checks_and_value() {
+        let failed =
+            List::from_vec(vec![policy::Reason::InvalidCommand, policy::Reason::InvalidUser]).unwrap();
         let value = Excerpt::of("rm -rf /\x1b[2J");
-        let reason = Reason::Denied { point: Point::CreateContainer, how: Denied::No, fields, value };
+        let reason = Reason::Denied { point: Point::CreateContainer, how: Denied::No, failed, value };
         assert_eq!(
             line(Culprit::Policy, reason),
-            "refused (policy): the policy does not allow create_container: no entry allows this command, \
-             environment; got \"rm -rf /?[2J\""
+            "refused (policy): the policy does not allow create_container: invalid command, invalid user; \
+             got \"rm -rf /?[2J\""
         );
     }
 
