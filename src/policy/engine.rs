@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::format::{Image, ImageError};
-use super::machine::Machine;
+use super::machine::{Context, Machine};
 use super::reason::{Reason, Reasons};
 use super::state::{Action, Delta, State, StateError, Undo};
 use super::value::{Arena, Fault, Fuel, Value, View};
@@ -100,7 +100,6 @@ impl<'p> Engine<'p> {
     /// The same with a state that has no maps.
     pub fn with_empty_state(image: &'p [u8]) -> Result<Engine<'p>, ImageError> {
         let image = Image::read(image)?;
-        super::verify::verify(&image)?;
         let machine = Machine::new(&image)?;
         Ok(Engine { image, machine, state: State::default(), fuel: DEFAULT_FUEL })
     }
@@ -191,7 +190,8 @@ impl<'p> Engine<'p> {
     ) -> Result<Outcome, Fault> {
         let found = self.image.entries().find(|&(name, _)| self.image.string(name) == Some(entry.as_bytes()));
         let Some((_, function)) = found else { return Ok(Outcome::Missing) };
-        let result = self.machine.run(&self.image, &self.state, arena, function, input, fuel)?;
+        let context = &mut Context { image: &self.image, state: &self.state, arena, fuel };
+        let result = self.machine.run(context, function, input)?;
         Ok(result.map_or(Outcome::Undefined, Outcome::Value))
     }
 

@@ -422,7 +422,7 @@ impl<'p> Image<'p> {
     }
 
     /// A pattern's parts.
-    pub fn pattern(&self, index: u32) -> Option<impl Iterator<Item = Part> + use<'p>> {
+    pub fn pattern(&self, index: u32) -> Option<impl Iterator<Item = Part> + Clone + use<'p>> {
         let range = self.range(Section::PatternEnds, index)?;
         let bytes = self.section(Section::PatternParts).get(range.start * 4..range.end * 4)?;
         Some(bytes.as_chunks().0.iter().map(|&word| Part::from_bits(u32::from_le_bytes(word))))

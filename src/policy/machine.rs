@@ -1,28 +1,671 @@
-//! The interpreter.
+//! The interpreter: runs verified code over immutable values.
+//!
+//! It keeps explicit stacks, sized when the image is loaded by what the verifier proved sufficient,
+//! and never calls itself. Every instruction, every round of a loop, and every element or stretch of
+//! bytes that a builtin visits costs fuel.
+//!
+//! # Memory
+//!
+//! Values made on the way live in the arena. A register is written once on each way and cannot be
+//! read after the body that wrote it (only `Some` exports registers), so when a body ends, what it
+//! allocated is garbage unless it escaped: by `Yield`, by `Return`, or as a remembered result. Those
+//! raise the marks of the bodies that they leave behind; every other end of a body sets the arena
+//! back to where it began.
 
-use super::format::{Image, ImageError};
+use alloc::vec::Vec;
+
+use super::builtins;
+use super::format::{FunctionRecord, Image, ImageError, Section};
+use super::instruction::{Args, Collection, Instruction, Reg, Target};
+use super::pattern;
 use super::state::State;
-use super::value::{Arena, Fault, Fuel, Value};
+use super::value::{Arena, CELL, Fault, Fuel, Value, View};
+use super::verify::{Dfa, verify_with};
 
+/// What runs an image: its automata and stacks.
 #[derive(Debug)]
 pub(super) struct Machine<'p> {
-    _image: core::marker::PhantomData<&'p ()>,
+    dfas: Vec<Dfa<'p>>,
+    functions: Vec<Function>,
+    registers: Vec<Value>,
+    frames: Vec<Frame>,
+    controls: Vec<Control>,
+    memos: Vec<Memo>,
+}
+
+/// Where a function is.
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    record: FunctionRecord,
+    start: usize,
+}
+
+/// A remembered result.
+#[derive(Clone, Copy, Debug)]
+enum Memo {
+    Unknown,
+    Known(Option<Value>),
+}
+
+/// An active function.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    function: u32,
+    /// Its first register.
+    base: usize,
+    /// Number of open bodies when it was called.
+    controls: usize,
+    /// Where its caller goes on, and with what.
+    caller: usize,
+    dst: Target,
+    result: Option<Value>,
+}
+
+/// An open body.
+#[derive(Clone, Copy, Debug)]
+struct Control {
+    scope: Scope,
+    start: usize,
+    end: usize,
+    /// The arena's height to which its end goes back.
+    mark: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Scope {
+    Function,
+    Block,
+    Some,
+    Not,
+    Scan(Loop),
+    Every(Loop),
+    Collect { dst: Reg, kind: Collection, cells: Cells },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Loop {
+    source: Value,
+    next: usize,
+    key: Target,
+    value: Target,
+}
+
+/// What happens next.
+enum Flow {
+    /// Go on at this offset in the code.
+    Go(usize),
+    /// The innermost body fails.
+    Fail,
+    /// The innermost body ends.
+    End,
+    /// The function returns.
+    Return,
+    /// The run is over.
+    Finish(Option<Value>),
+}
+
+/// A growing list of cells in the arena.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cells {
+    at: usize,
+    len: usize,
+    capacity: usize,
+}
+
+/// What one run works with.
+pub(super) struct Context<'a, 'm> {
+    pub image: &'a Image<'a>,
+    pub state: &'a State,
+    pub arena: &'a mut Arena<'m>,
+    pub fuel: &'a mut Fuel,
 }
 
 impl<'p> Machine<'p> {
-    pub fn new(_image: &Image<'p>) -> Result<Machine<'p>, ImageError> {
-        Ok(Machine { _image: core::marker::PhantomData })
+    /// Verifies an image and makes the stacks that it needs.
+    pub fn new(image: &Image<'p>) -> Result<Machine<'p>, ImageError> {
+        let mut dfas = Vec::new();
+        verify_with(image, |dfa| {
+            dfas.try_reserve(1).map_err(|_| ImageError::Memory)?;
+            dfas.push(dfa);
+            Ok(())
+        })?;
+        let count = image.functions();
+        let mut functions = vec_of(count as usize)?;
+        let (mut stack, mut frames, mut controls) = (0, 0, 0);
+        for function in 0..count {
+            let record = image.function(function).ok_or(ImageError::Function { function })?;
+            let start = image.code_range(function).ok_or(ImageError::Function { function })?.start;
+            stack = stack.max(usize::from(record.stack));
+            frames = frames.max(usize::from(record.frames));
+            controls = controls.max(usize::from(record.controls));
+            functions.push(Function { record, start });
+        }
+        let mut registers = vec_of(stack)?;
+        registers.resize(stack, Value::Null);
+        let mut memos = vec_of(count as usize)?;
+        memos.resize(count as usize, Memo::Unknown);
+        // Each active function has a body of its own.
+        let controls = vec_of(controls + frames)?;
+        Ok(Machine { dfas, functions, registers, frames: vec_of(frames)?, controls, memos })
     }
 
+    /// Evaluates a function without arguments. `None` is undefined.
     pub fn run(
         &mut self,
-        _image: &Image<'p>,
-        _state: &State,
-        _arena: &mut Arena<'_>,
-        _function: u32,
-        _input: Option<Value>,
-        _fuel: &mut Fuel,
+        context: &mut Context<'_, '_>,
+        function: u32,
+        input: Option<Value>,
     ) -> Result<Option<Value>, Fault> {
-        Err(Fault::Abort)
+        self.frames.clear();
+        self.controls.clear();
+        self.memos.fill(Memo::Unknown);
+        let mut flow = self.call(context, None, function, 0, 0)?;
+        loop {
+            flow = match flow {
+                Flow::Go(at) if at == self.top()?.end => Flow::End,
+                Flow::Go(at) => self.step(context, at, input)?,
+                Flow::Fail => self.fail(context)?,
+                Flow::End => self.end(context)?,
+                Flow::Return => self.leave(context)?,
+                Flow::Finish(result) => return Ok(result),
+            }
+        }
+    }
+
+    // After verification there always is a top. If not, the policy faults rather than the guest.
+    fn top(&mut self) -> Result<&mut Control, Fault> {
+        self.controls.last_mut().ok_or(Fault::Abort)
+    }
+
+    fn frame(&mut self) -> Result<&mut Frame, Fault> {
+        self.frames.last_mut().ok_or(Fault::Abort)
+    }
+
+    fn get(&self, register: Reg) -> Value {
+        let base = self.frames.last().map_or(0, |frame| frame.base);
+        self.registers[base + usize::from(register)]
+    }
+
+    fn set(&mut self, register: Reg, value: Value) {
+        let base = self.frames.last().map_or(0, |frame| frame.base);
+        self.registers[base + usize::from(register)] = value;
+    }
+
+    /// Delivers a result and goes on at `next`.
+    fn deliver(&mut self, dst: Target, value: Value, next: usize) -> Flow {
+        match (dst, value) {
+            (None, Value::Bool(false)) => Flow::Fail,
+            (None, _) => Flow::Go(next),
+            (Some(dst), _) => {
+                self.set(dst, value);
+                Flow::Go(next)
+            }
+        }
+    }
+
+    /// Delivers what may be undefined.
+    fn deliver_some(&mut self, dst: Target, value: Option<Value>, next: usize) -> Flow {
+        value.map_or(Flow::Fail, |value| self.deliver(dst, value, next))
+    }
+
+    /// Starts a function whose arguments are already in place, or has its remembered result.
+    fn call(
+        &mut self,
+        context: &mut Context<'_, '_>,
+        dst: Target,
+        function: u32,
+        base: usize,
+        caller: usize,
+    ) -> Result<Flow, Fault> {
+        if let Some(Memo::Known(result)) = self.memos.get(function as usize).copied() {
+            return Ok(if self.frames.is_empty() {
+                Flow::Finish(result)
+            } else {
+                self.deliver_some(dst, result, caller)
+            });
+        }
+        let Function { record, start } = *self.functions.get(function as usize).ok_or(Fault::Abort)?;
+        let controls = self.controls.len();
+        self.frames.push(Frame { function, base, controls, caller, dst, result: None });
+        let mark = context.arena.used();
+        self.controls.push(Control { scope: Scope::Function, start, end: record.end as usize * 4, mark });
+        Ok(Flow::Go(start))
+    }
+
+    /// Returns from the innermost function.
+    fn leave(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
+        let frame = self.frames.pop().ok_or(Fault::Abort)?;
+        let mark = self.controls.get(frame.controls).map_or(0, |control| control.mark);
+        self.controls.truncate(frame.controls);
+        let escapes = frame.result.and_then(Value::arena_start).is_some_and(|start| start >= mark);
+        if !escapes {
+            context.arena.release(mark);
+        }
+        let memo = self.functions.get(frame.function as usize).is_some_and(|function| function.record.memo);
+        if memo && let Some(slot) = self.memos.get_mut(frame.function as usize) {
+            *slot = Memo::Known(frame.result);
+            if escapes {
+                self.pin(context, 0);
+            }
+        }
+        Ok(match (self.frames.is_empty(), frame.result) {
+            (true, result) => Flow::Finish(result),
+            (false, result) => self.deliver_some(frame.dst, result, frame.caller),
+        })
+    }
+
+    /// Keeps everything in the arena when the bodies from number `from` on end.
+    fn pin(&mut self, context: &Context<'_, '_>, from: usize) {
+        let top = context.arena.used();
+        self.controls.iter_mut().skip(from).for_each(|control| control.mark = top);
+    }
+
+    /// The innermost body has failed.
+    fn fail(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
+        let control = *self.top()?;
+        match control.scope {
+            Scope::Function => return Ok(Flow::Return),
+            Scope::Scan(_) | Scope::Collect { .. } => return self.end(context),
+            Scope::Block | Scope::Not => context.arena.release(control.mark),
+            Scope::Some | Scope::Every(_) => {
+                self.controls.pop();
+                return Ok(Flow::Fail);
+            }
+        }
+        self.controls.pop();
+        Ok(Flow::Go(control.end))
+    }
+
+    /// The innermost body has reached its end.
+    fn end(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
+        let control = *self.top()?;
+        match control.scope {
+            Scope::Function => return Ok(Flow::Return),
+            Scope::Scan(_) | Scope::Every(_) => {
+                context.arena.release(control.mark);
+                return self.round(context);
+            }
+            Scope::Block => context.arena.release(control.mark),
+            Scope::Not => {
+                context.arena.release(control.mark);
+                self.controls.pop();
+                return Ok(Flow::Fail);
+            }
+            Scope::Some => {}
+            Scope::Collect { dst, kind, cells } => {
+                self.controls.pop();
+                self.set(dst, cells.finish(context.arena, kind));
+                return Ok(Flow::Go(control.end));
+            }
+        }
+        self.controls.pop();
+        Ok(Flow::Go(control.end))
+    }
+
+    /// The next round of the innermost body, a loop.
+    fn round(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
+        context.fuel.take(1)?;
+        let control = self.top()?;
+        let (Scope::Scan(this) | Scope::Every(this)) = &mut control.scope else { return Err(Fault::Abort) };
+        let Loop { source, next, key, value } = *this;
+        this.next += 1;
+        let (start, end) = (control.start, control.end);
+        match context.view().element(source, next) {
+            Some(element) => {
+                key.into_iter().for_each(|key| self.set(key, element.0));
+                value.into_iter().for_each(|value| self.set(value, element.1));
+                Ok(Flow::Go(start))
+            }
+            None => {
+                self.controls.pop();
+                Ok(Flow::Go(end))
+            }
+        }
+    }
+
+    /// Opens a body.
+    fn open(&mut self, context: &Context<'_, '_>, scope: Scope, start: usize, body: u32) -> Flow {
+        let (end, mark) = (start + body as usize * 4, context.arena.used());
+        self.controls.push(Control { scope, start, end, mark });
+        Flow::Go(start)
+    }
+
+    /// One instruction.
+    fn step(
+        &mut self,
+        context: &mut Context<'_, '_>,
+        at: usize,
+        input: Option<Value>,
+    ) -> Result<Flow, Fault> {
+        use Instruction as I;
+        context.fuel.take(1)?;
+        let code = context.image.section(Section::Code);
+        let rest = code.get(at..).ok_or(Fault::Abort)?;
+        let (instruction, after) = Instruction::decode(rest).ok_or(Fault::Abort)?;
+        let next = code.len() - after.len();
+        Ok(match instruction {
+            I::Const { dst, value } => self.deliver(Some(dst), context.view().constant(value), next),
+            I::Input { dst } => self.deliver_some(Some(dst), input, next),
+            I::State { dst } => self.deliver(Some(dst), context.state.root(), next),
+            I::Move { dst, src } => self.deliver(Some(dst), self.get(src), next),
+            I::Get { dst, from, key } => {
+                let value = context.lookup(self.get(from), self.get(key))?;
+                self.deliver_some(Some(dst), value, next)
+            }
+            I::GetConst { dst, from, key } => {
+                let key = context.view().constant(key);
+                let value = context.lookup(self.get(from), key)?;
+                self.deliver_some(Some(dst), value, next)
+            }
+            I::Array { dst, items } => {
+                let mut cells = Cells::default();
+                for &item in items.0 {
+                    cells.push(context, self.get(item))?;
+                }
+                let value = cells.finish(context.arena, Collection::Array);
+                self.deliver(Some(dst), value, next)
+            }
+            I::Set { dst, items } => {
+                let mut cells = Cells::default();
+                for &item in items.0 {
+                    cells.insert(context, self.get(item))?;
+                }
+                let value = cells.finish(context.arena, Collection::Set);
+                self.deliver(Some(dst), value, next)
+            }
+            I::Object { dst, pairs } => {
+                let mut cells = Cells::default();
+                for pair in pairs.0.chunks_exact(2) {
+                    cells.insert_pair(context, self.get(pair[0]), self.get(pair[1]), true)?;
+                }
+                let value = cells.finish(context.arena, Collection::Object);
+                self.deliver(Some(dst), value, next)
+            }
+            I::Compare { relation, dst, left, right } => {
+                let order = context.compare(self.get(left), self.get(right))?;
+                self.deliver(dst, Value::Bool(relation.holds(order)), next)
+            }
+            I::CompareConst { relation, dst, left, right } => {
+                let right = context.view().constant(right);
+                let order = context.compare(self.get(left), right)?;
+                self.deliver(dst, Value::Bool(relation.holds(order)), next)
+            }
+            I::Test { value } => self.deliver(None, self.get(value), next),
+            I::Call { dst, function, args } => {
+                let frame = *self.frame()?;
+                let caller = self.functions.get(frame.function as usize).ok_or(Fault::Abort)?;
+                let base = frame.base + usize::from(caller.record.registers);
+                for (index, &arg) in args.0.iter().enumerate() {
+                    self.registers[base + index] = self.get(arg);
+                }
+                self.call(context, dst, function, base, next)?
+            }
+            I::Builtin { dst, builtin, args } => {
+                let mut values = [Value::Null; 3];
+                values.iter_mut().zip(args.0).for_each(|(value, &arg)| *value = self.get(arg));
+                let value = builtins::call(context, builtin, values)?;
+                self.deliver_some(dst, value, next)
+            }
+            I::Match { dst, text, pattern, args } => {
+                let value = self.matches(context, self.get(text), i64::from(pattern), args)?;
+                self.deliver_some(dst, value, next)
+            }
+            I::MatchAt { dst, text, pattern, args } => match self.get(pattern) {
+                Value::Int(pattern) => {
+                    let value = self.matches(context, self.get(text), pattern, args)?;
+                    self.deliver_some(dst, value, next)
+                }
+                _ => Flow::Fail,
+            },
+            I::MatchAll { dst, text, dfa } => {
+                let Value::String(text) = self.get(text) else { return Ok(Flow::Fail) };
+                let dfa = self.dfas.get(dfa as usize).ok_or(Fault::Abort)?;
+                let mut cells = Cells::default();
+                context.fuel.take(text.len())?;
+                let state = pattern::run(dfa, context.view().bytes(text))?;
+                for number in state.map_or(0..0, |state| 0..pattern::match_count(dfa, state)) {
+                    let id = state.map_or(0, |state| pattern::matched(dfa, state, number));
+                    cells.insert(context, Value::Int(id))?;
+                }
+                let value = cells.finish(context.arena, Collection::Array);
+                self.deliver(Some(dst), value, next)
+            }
+            I::Block { body } => self.open(context, Scope::Block, next, body),
+            I::Some { body } => self.open(context, Scope::Some, next, body),
+            I::Not { body } => self.open(context, Scope::Not, next, body),
+            I::Scan { source, key, value, body } => {
+                let source = self.get(source);
+                self.open(context, Scope::Scan(Loop { source, next: 0, key, value }), next, body);
+                self.round(context)?
+            }
+            I::Every { source, key, value, body } => {
+                let source = self.get(source);
+                if !matches!(source, Value::Array(_) | Value::Object(_) | Value::Set(_)) {
+                    return Ok(Flow::Fail);
+                }
+                self.open(context, Scope::Every(Loop { source, next: 0, key, value }), next, body);
+                self.round(context)?
+            }
+            I::Collect { dst, kind, body } => {
+                self.open(context, Scope::Collect { dst, kind, cells: Cells::default() }, next, body)
+            }
+            I::Yield { value } => self.collect(context, self.get(value), None, next)?,
+            I::YieldPair { key, value } => {
+                self.collect(context, self.get(key), Some(self.get(value)), next)?
+            }
+            I::Fail => Flow::Fail,
+            I::Done { depth } => {
+                let open = self.controls.len().checked_sub(usize::from(depth)).ok_or(Fault::Abort)?;
+                self.controls.truncate(open);
+                Flow::End
+            }
+            I::Return { value } => {
+                let value = self.get(value);
+                match self.frame()?.result {
+                    None => {
+                        let frame = self.frame()?;
+                        frame.result = Some(value);
+                        let from = frame.controls;
+                        if value.arena_start().is_some() {
+                            self.pin(context, from + 1);
+                        }
+                    }
+                    Some(first) if context.compare(first, value)?.is_ne() => return Err(Fault::Conflict),
+                    Some(_) => {}
+                }
+                Flow::Go(next)
+            }
+            I::ReturnLast { value } => {
+                let value = self.get(value);
+                if let Some(first) = self.frame()?.result
+                    && context.compare(first, value)?.is_ne()
+                {
+                    return Err(Fault::Conflict);
+                }
+                self.frame()?.result = Some(value);
+                Flow::Return
+            }
+            I::Leave if self.frame()?.result.is_some() => Flow::Return,
+            I::Leave => Flow::Go(next),
+            I::Abort => return Err(Fault::Abort),
+        })
+    }
+
+    /// Adds to the innermost comprehension.
+    fn collect(
+        &mut self,
+        context: &mut Context<'_, '_>,
+        first: Value,
+        second: Option<Value>,
+        next: usize,
+    ) -> Result<Flow, Fault> {
+        let found = self.controls.iter().rposition(|control| matches!(control.scope, Scope::Collect { .. }));
+        let index = found.ok_or(Fault::Abort)?;
+        let Scope::Collect { kind, cells, .. } = &mut self.controls[index].scope else {
+            return Err(Fault::Abort);
+        };
+        match (kind, second) {
+            (Collection::Array, _) => cells.push(context, first)?,
+            (Collection::Set, _) => cells.insert(context, first)?,
+            (Collection::Object, Some(second)) => cells.insert_pair(context, first, second, false)?,
+            (Collection::Object, None) => return Err(Fault::Abort),
+        }
+        self.pin(context, index + 1);
+        Ok(Flow::Go(next))
+    }
+
+    /// Whether a text matches a pattern; `None` where something is no string.
+    fn matches(
+        &self,
+        context: &mut Context<'_, '_>,
+        text: Value,
+        pattern: i64,
+        args: Args<'_>,
+    ) -> Result<Option<Value>, Fault> {
+        let Value::String(text) = text else { return Ok(None) };
+        let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
+        let mut literals: [&[u8]; super::format::MAX_PATTERN_PARTS] = Default::default();
+        for (literal, &arg) in literals.iter_mut().zip(args.0) {
+            let Value::String(arg) = self.get(arg) else { return Ok(None) };
+            *literal = view.bytes(arg);
+        }
+        let literals = literals.get(..args.0.len()).ok_or(Fault::Pattern)?;
+        let pattern = u32::try_from(pattern).map_err(|_| Fault::Pattern)?;
+        let matches =
+            pattern::matches(context.image, &self.dfas, pattern, view.bytes(text), literals, context.fuel)?;
+        Ok(Some(Value::Bool(matches)))
+    }
+}
+
+fn vec_of<T>(count: usize) -> Result<Vec<T>, ImageError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(count).map_err(|_| ImageError::Memory)?;
+    Ok(vec)
+}
+
+impl<'a> Context<'a, '_> {
+    pub fn view(&self) -> View<'_> {
+        View { image: self.image, state: self.state, arena: self.arena.bytes() }
+    }
+
+    pub fn compare(&mut self, a: Value, b: Value) -> Result<core::cmp::Ordering, Fault> {
+        let view = View { image: self.image, state: self.state, arena: self.arena.bytes() };
+        view.compare(a, b, self.fuel)
+    }
+
+    pub fn lookup(&mut self, from: Value, key: Value) -> Result<Option<Value>, Fault> {
+        let view = View { image: self.image, state: self.state, arena: self.arena.bytes() };
+        view.get(from, key, self.fuel)
+    }
+
+    /// Appends a string's bytes to the arena.
+    pub fn append(&mut self, text: super::value::Text) -> Result<(), Fault> {
+        self.fuel.bytes(text.len())?;
+        match Value::String(text).arena_start() {
+            Some(at) => self.arena.append_within(at, text.len()),
+            None => {
+                let view = View { image: self.image, state: self.state, arena: &[] };
+                self.arena.append(view.bytes(text))
+            }
+        }
+    }
+}
+
+impl Cells {
+    /// Makes room for `count` more.
+    fn grow(&mut self, context: &mut Context<'_, '_>, count: usize) -> Result<(), Fault> {
+        context.fuel.take(1)?;
+        if self.len + count <= self.capacity {
+            return Ok(());
+        }
+        let top = context.arena.used();
+        if self.capacity > 0 && self.at + self.capacity * CELL == top {
+            let more = count.max(self.capacity.min(16));
+            context.arena.reserve(more)?;
+            self.capacity += more;
+            return Ok(());
+        }
+        let capacity = (self.capacity * 2).max(count).max(4);
+        let at = context.arena.reserve(capacity)?;
+        context.fuel.bytes(self.len * CELL)?;
+        context.arena.shift(self.at, at, self.len * CELL);
+        (self.at, self.capacity) = (at, capacity);
+        Ok(())
+    }
+
+    /// Adds at the end.
+    pub fn push(&mut self, context: &mut Context<'_, '_>, value: Value) -> Result<(), Fault> {
+        self.grow(context, 1)?;
+        context.arena.set_cell(self.at + self.len * CELL, value);
+        self.len += 1;
+        Ok(())
+    }
+
+    /// Where `key` is among keys `stride` cells apart, or belongs.
+    fn search(
+        &self,
+        context: &mut Context<'_, '_>,
+        key: Value,
+        stride: usize,
+    ) -> Result<Result<usize, usize>, Fault> {
+        let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
+        let at = |index: usize| context.arena.cell(self.at + index * stride * CELL);
+        view.search(self.len / stride, key, context.fuel, at)
+    }
+
+    /// Opens a gap of `stride` cells for element `index`.
+    fn gap(&mut self, context: &mut Context<'_, '_>, index: usize, stride: usize) -> Result<usize, Fault> {
+        self.grow(context, stride)?;
+        let at = self.at + index * stride * CELL;
+        let moved = (self.len - index * stride) * CELL;
+        context.fuel.bytes(moved)?;
+        context.arena.shift(at, at + stride * CELL, moved);
+        self.len += stride;
+        Ok(at)
+    }
+
+    /// Adds a member in its place, unless it is there.
+    pub fn insert(&mut self, context: &mut Context<'_, '_>, value: Value) -> Result<(), Fault> {
+        if let Err(index) = self.search(context, value, 1)? {
+            let at = self.gap(context, index, 1)?;
+            context.arena.set_cell(at, value);
+        }
+        Ok(())
+    }
+
+    /// Adds a pair in its place. If the key is there with another value, that is replaced or a fault.
+    pub fn insert_pair(
+        &mut self,
+        context: &mut Context<'_, '_>,
+        key: Value,
+        value: Value,
+        replace: bool,
+    ) -> Result<(), Fault> {
+        match self.search(context, key, 2)? {
+            Err(index) => {
+                let at = self.gap(context, index, 2)?;
+                context.arena.set_cell(at, key);
+                context.arena.set_cell(at + CELL, value);
+            }
+            Ok(index) => {
+                let at = self.at + (index * 2 + 1) * CELL;
+                let old = context.arena.cell(at);
+                if replace {
+                    context.arena.set_cell(at, value);
+                } else if context.compare(old, value)?.is_ne() {
+                    return Err(Fault::Conflict);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The value.
+    pub fn finish(self, arena: &Arena<'_>, kind: Collection) -> Value {
+        match kind {
+            Collection::Array => Value::Array(arena.list(self.at, self.len)),
+            Collection::Set => Value::Set(arena.list(self.at, self.len)),
+            Collection::Object => Value::Object(arena.list(self.at, self.len / 2)),
+        }
     }
 }

@@ -4,12 +4,16 @@
 //! says the same to someone who wants to write a second machine.
 
 pub mod builder;
+mod builtins;
 pub mod engine;
 pub mod format;
 pub mod instruction;
 mod machine;
+mod pattern;
 pub mod reason;
 pub mod state;
+#[cfg(test)]
+mod tests;
 pub mod value;
 pub mod verify;
 

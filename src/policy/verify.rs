@@ -1,8 +1,520 @@
-//! The load-time verifier.
+//! The load-time verifier: one pass over an image, without a heap.
+//!
+//! What it accepts, the machine can run without a check that could panic: every operand refers to
+//! something of the right kind; every register is written before it is read, and once; bodies nest;
+//! calls go to lower-numbered functions, so there is no recursion and the stacks that each function
+//! says it needs are exactly what it needs; the image is in its one canonical encoding.
+//!
+//! It does not prove that a program means what its source means (that is the compiler's), nor that
+//! it ends within the fuel (that is counted at run time).
 
-use super::format::{Image, ImageError};
+use regex_automata::Anchored;
+use regex_automata::dfa::{Automaton, sparse};
+use regex_automata::util::start;
 
-/// Proves an image's rules.
-pub fn verify(_image: &Image<'_>) -> Result<(), ImageError> {
+use super::format::{
+    CodeRule, Const, FunctionRecord, Image, ImageError, Kind, MAX_CONTROLS, MAX_DEPTH, MAX_FRAMES,
+    MAX_NESTING, MAX_PATTERN_PARTS, MAX_REGISTERS, MAX_STACK, Part, Section,
+};
+use super::instruction::{Args, Builtin, Collection, Instruction, Owner, Reg};
+use super::state::State;
+use super::value::{Fuel, View};
+
+/// A DFA read in place.
+pub(super) type Dfa<'p> = sparse::DFA<&'p [u8]>;
+
+/// Comparisons that verifying the order of constants may cost. An image of 1 MiB has at most 2^18
+/// elements, most of them strings, which compare in one step.
+const FUEL: u64 = 1 << 24;
+
+/// Verifies an image.
+pub fn verify(image: &Image<'_>) -> Result<(), ImageError> {
+    verify_with(image, |_| Ok(()))
+}
+
+/// Verifies an image and hands out its DFAs, in their order.
+pub(super) fn verify_with<'p>(
+    image: &Image<'p>,
+    dfa: impl FnMut(Dfa<'p>) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    strings(image)?;
+    ints(image)?;
+    constants(image)?;
+    dfas(image, dfa)?;
+    patterns(image)?;
+    functions(image)?;
+    names(image)
+}
+
+/// Whether the table of ends is ascending and ends with what `content` has.
+fn ends(image: &Image<'_>, section: Section, content: usize) -> Result<(), ImageError> {
+    let (mut last, count) = (0, image.words(section));
+    for index in 0..count {
+        let end = image.word(section, index).ok_or(ImageError::Section(section))?;
+        if end < last {
+            return Err(ImageError::Section(section));
+        }
+        last = end;
+    }
+    if last as usize == content { Ok(()) } else { Err(ImageError::Section(section)) }
+}
+
+/// The same for content in bytes that is padded with zeros to a multiple of four.
+fn padded_ends(image: &Image<'_>, section: Section, content: Section) -> Result<(), ImageError> {
+    let bytes = image.section(content);
+    let end = match image.words(section) {
+        0 => 0,
+        count => image.word(section, count - 1).unwrap_or(u32::MAX) as usize,
+    };
+    ends(image, section, end)?;
+    let padding = bytes.get(end..).ok_or(ImageError::Section(section))?;
+    if padding.len() < 4 && padding.iter().all(|&byte| byte == 0) {
+        Ok(())
+    } else {
+        Err(ImageError::Section(content))
+    }
+}
+
+fn strings(image: &Image<'_>) -> Result<(), ImageError> {
+    padded_ends(image, Section::StringEnds, Section::StringBytes)?;
+    let mut last: Option<&[u8]> = None;
+    for index in 0..image.words(Section::StringEnds) as u32 {
+        let string = image.string(index).ok_or(ImageError::Strings)?;
+        if core::str::from_utf8(string).is_err() || last.is_some_and(|last| last >= string) {
+            return Err(ImageError::Strings);
+        }
+        last = Some(string);
+    }
     Ok(())
+}
+
+fn ints(image: &Image<'_>) -> Result<(), ImageError> {
+    let (ints, rest) = image.section(Section::Ints).as_chunks();
+    let ascending = ints.is_sorted_by(|&a, &b| i64::from_le_bytes(a) < i64::from_le_bytes(b));
+    if rest.is_empty() && ascending { Ok(()) } else { Err(ImageError::Ints) }
+}
+
+/// Whether a constant exists; of composite ones, among the first `nodes`.
+fn exists(image: &Image<'_>, constant: Const, nodes: usize) -> bool {
+    let index = constant.index() as usize;
+    match constant.kind() {
+        None => false,
+        Some(Kind::Null) => index == 0,
+        Some(Kind::Bool) => index <= 1,
+        Some(Kind::Int) => index < image.section(Section::Ints).len() / 8,
+        Some(Kind::String) => index < image.words(Section::StringEnds),
+        Some(kind @ (Kind::Array | Kind::Object | Kind::Set)) => {
+            index < nodes && image.node(constant.index()).is_some_and(|(node, _)| node == kind)
+        }
+    }
+}
+
+fn constants(image: &Image<'_>) -> Result<(), ImageError> {
+    let refuse = Err(ImageError::Constant);
+    let levels = image.words(Section::Levels);
+    if levels > MAX_DEPTH {
+        return refuse;
+    }
+    let state = State::default();
+    let view = View { image, state: &state, arena: &[] };
+    let mut fuel = Fuel(FUEL);
+    // Where the level before and this one start, in nodes.
+    let (mut before, mut start) = (0, 0);
+    for level in 0..levels {
+        let end = image.word(Section::Levels, level).unwrap_or_default() as usize;
+        // A level may be empty only where it is the lowest.
+        if end < start || end == start && (level > 0 || levels == 1) {
+            return refuse;
+        }
+        for node in start..end {
+            let Some((kind, words)) = image.node(node as u32) else { return refuse };
+            if kind < Kind::Array || words.end > image.words(Section::Words) {
+                return refuse;
+            }
+            let mut highest = None;
+            for word in words.clone() {
+                let Some(element) = image.element(word) else { return refuse };
+                if !exists(image, element, start) {
+                    return refuse;
+                }
+                let composite = element.kind() >= Some(Kind::Array);
+                let in_level_before = if composite { element.index() as usize >= before } else { level == 1 };
+                highest = Some(highest.unwrap_or(false) || in_level_before);
+            }
+            // Elements are from the level before, at least one; the lowest level has none.
+            if highest != (level > 0).then_some(true) {
+                return refuse;
+            }
+            if kind == Kind::Object {
+                let shape = image.element(words.start).filter(|shape| shape.kind() == Some(Kind::Array));
+                let keys = shape.and_then(|shape| image.node(shape.index()));
+                let Some((_, keys)) = keys.filter(|(_, keys)| keys.len() + 1 == words.len()) else {
+                    return refuse;
+                };
+                if !ascending(&view, keys, &mut fuel) {
+                    return refuse;
+                }
+            } else if kind == Kind::Set && !ascending(&view, words.clone(), &mut fuel) {
+                return refuse;
+            }
+            if node > start && !in_order(image, node as u32) {
+                return refuse;
+            }
+        }
+        (before, start) = (start, end);
+    }
+    let last = match start.checked_sub(1) {
+        Some(last) => image.node(last as u32).map(|(_, words)| words.end),
+        None => Some(0),
+    };
+    if start == image.words(Section::Nodes) && last == Some(image.words(Section::Words)) {
+        Ok(())
+    } else {
+        refuse
+    }
+}
+
+/// Whether elements ascend strictly in OPA's order.
+fn ascending(view: &View<'_>, words: core::ops::Range<usize>, fuel: &mut Fuel) -> bool {
+    let value = |index| view.image.element(index).map(|constant| view.constant(constant));
+    let mut last = None;
+    for index in words {
+        let this = value(index);
+        if let (Some(last), Some(this)) = (last, this)
+            && view.compare(last, this, fuel) != Ok(core::cmp::Ordering::Less)
+        {
+            return false;
+        }
+        last = this;
+    }
+    true
+}
+
+/// Whether a node comes after the one before it: by kind, then by words.
+fn in_order(image: &Image<'_>, node: u32) -> bool {
+    let (Some((a, x)), Some((b, y))) = (image.node(node - 1), image.node(node)) else { return false };
+    let words = |range: core::ops::Range<usize>| range.map(|index| image.element(index));
+    a < b || a == b && words(x).lt(words(y))
+}
+
+fn dfas<'p>(
+    image: &Image<'p>,
+    mut each: impl FnMut(Dfa<'p>) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    padded_ends(image, Section::DfaEnds, Section::DfaBytes)?;
+    for index in 0..image.words(Section::DfaEnds) as u32 {
+        let bytes = image.dfa(index).ok_or(ImageError::Dfa)?;
+        let (dfa, length) = Dfa::from_bytes(bytes).map_err(|_| ImageError::Dfa)?;
+        let start = dfa.start_state(&start::Config::new().anchored(Anchored::Yes));
+        if length != bytes.len() || start.is_err() {
+            return Err(ImageError::Dfa);
+        }
+        each(dfa)?;
+    }
+    Ok(())
+}
+
+fn patterns(image: &Image<'_>) -> Result<(), ImageError> {
+    ends(image, Section::PatternEnds, image.words(Section::PatternParts))?;
+    for index in 0..image.words(Section::PatternEnds) as u32 {
+        let parts = image.pattern(index).ok_or(ImageError::Pattern)?;
+        if parts.clone().count() > MAX_PATTERN_PARTS {
+            return Err(ImageError::Pattern);
+        }
+        // Which arguments are used: all from 0 on, without a gap.
+        let mut used = 0u32;
+        for part in parts {
+            match part {
+                Part::Dfa(dfa) if (dfa as usize) < image.words(Section::DfaEnds) => {}
+                Part::Arg(arg) if (arg as usize) < MAX_PATTERN_PARTS => used |= 1 << arg,
+                _ => return Err(ImageError::Pattern),
+            }
+        }
+        if used & used.wrapping_add(1) != 0 {
+            return Err(ImageError::Pattern);
+        }
+    }
+    Ok(())
+}
+
+/// The number of run-time strings that a pattern takes.
+pub(super) fn pattern_arity(image: &Image<'_>, pattern: u32) -> Option<usize> {
+    let arg = |part| match part {
+        Part::Arg(arg) => arg as usize + 1,
+        Part::Dfa(_) => 0,
+    };
+    Some(image.pattern(pattern)?.map(arg).max().unwrap_or(0))
+}
+
+fn names(image: &Image<'_>) -> Result<(), ImageError> {
+    let strings = image.words(Section::StringEnds);
+    let sources = image.section(Section::Sources).len().is_multiple_of(36)
+        && image.sources().is_sorted_by(|a, b| a.0 < b.0)
+        && image.sources().all(|(name, _)| (name as usize) < strings);
+    let entries = image.section(Section::Entries).len().is_multiple_of(8)
+        && image.entries().is_sorted_by(|a, b| a.0 < b.0)
+        && image.entries().all(|(name, function)| {
+            (name as usize) < strings && image.function(function).is_some_and(|record| record.arity == 0)
+        });
+    if sources && entries { Ok(()) } else { Err(ImageError::Names) }
+}
+
+fn functions(image: &Image<'_>) -> Result<(), ImageError> {
+    if !image.section(Section::Functions).len().is_multiple_of(FunctionRecord::SIZE) {
+        return Err(ImageError::Section(Section::Functions));
+    }
+    let mut end = 0;
+    for function in 0..image.functions() {
+        let refuse = ImageError::Function { function };
+        let record = image.function(function).ok_or(refuse)?;
+        let range = image.code_range(function).ok_or(refuse)?;
+        let code = image.section(Section::Code).get(range.clone()).ok_or(refuse)?;
+        end = range.end;
+        if record.name as usize >= image.words(Section::StringEnds)
+            || usize::from(record.registers) > MAX_REGISTERS
+            || record.arity > record.registers
+            || record.memo && record.arity > 0
+        {
+            return Err(refuse);
+        }
+        let mut body = Function::new(image, function, record);
+        body.verify(code)?;
+        let exact = record.stack == u16::from(record.registers).saturating_add(body.stack)
+            && record.frames == body.frames + 1
+            && record.controls == body.controls;
+        if !exact
+            || usize::from(record.stack) > MAX_STACK
+            || usize::from(record.frames) > MAX_FRAMES
+            || usize::from(record.controls) > MAX_CONTROLS
+        {
+            return Err(refuse);
+        }
+    }
+    if end == image.section(Section::Code).len() { Ok(()) } else { Err(ImageError::Section(Section::Code)) }
+}
+
+/// A set of registers.
+#[derive(Clone, Copy, Default)]
+struct Registers([u64; 4]);
+
+impl Registers {
+    fn has(&self, register: Reg) -> bool {
+        self.0[usize::from(register >> 6)] >> (register & 63) & 1 == 1
+    }
+
+    fn insert(&mut self, register: Reg) {
+        self.0[usize::from(register >> 6)] |= 1 << (register & 63);
+    }
+
+    fn intersect(&mut self, other: &Registers) {
+        self.0.iter_mut().zip(other.0).for_each(|(mine, other)| *mine &= other);
+    }
+}
+
+/// An open body.
+#[derive(Clone, Copy)]
+struct Scope {
+    owner: Owner,
+    /// Bytes of code left after its last instruction.
+    rest: usize,
+    /// What was written when its owner was reached.
+    entry: Registers,
+    /// Whether anything reaches the owner at all.
+    reachable: bool,
+    /// What is written at every successful end so far.
+    exit: Option<Registers>,
+    /// What the owner itself writes after the body.
+    dst: Option<Reg>,
+}
+
+/// The verification of one function.
+struct Function<'i, 'p> {
+    image: &'i Image<'p>,
+    number: u32,
+    record: FunctionRecord,
+    scopes: [Option<Scope>; MAX_NESTING],
+    depth: usize,
+    /// What is written on every way here.
+    written: Registers,
+    /// Whether there is a way here.
+    reachable: bool,
+    /// What the callees need: registers, frames, bodies (with those around the call).
+    stack: u16,
+    frames: u16,
+    controls: u16,
+}
+
+impl<'i, 'p> Function<'i, 'p> {
+    fn new(image: &'i Image<'p>, number: u32, record: FunctionRecord) -> Self {
+        let mut written = Registers::default();
+        (0..record.arity).for_each(|register| written.insert(register));
+        Function {
+            image,
+            number,
+            record,
+            scopes: [None; MAX_NESTING],
+            depth: 0,
+            written,
+            reachable: true,
+            stack: 0,
+            frames: 0,
+            controls: 0,
+        }
+    }
+
+    fn verify(&mut self, code: &[u8]) -> Result<(), ImageError> {
+        let mut rest = code;
+        loop {
+            // Bodies end where no code of theirs is left.
+            while let Some(scope) = self.top().filter(|scope| scope.rest == rest.len()) {
+                self.close(&scope);
+            }
+            if rest.is_empty() {
+                return Ok(());
+            }
+            let at = ((code.len() - rest.len()) / 4) as u32;
+            let function = self.number;
+            let refuse = |rule| ImageError::Code { function, at, rule };
+            // Of an instruction that crosses the end of its body a part is missing.
+            let end = self.top().map_or(0, |scope| scope.rest);
+            let body = rest.split_at_checked(rest.len() - end).map_or(rest, |(body, _)| body);
+            let (instruction, after) = Instruction::decode(body).ok_or(refuse(CodeRule::Encoding))?;
+            rest = &rest[body.len() - after.len()..];
+            self.instruction(&instruction, rest.len(), after.len()).map_err(refuse)?;
+        }
+    }
+
+    fn top(&self) -> Option<Scope> {
+        self.depth.checked_sub(1).and_then(|top| self.scopes[top])
+    }
+
+    /// Ends the innermost body.
+    fn close(&mut self, scope: &Scope) {
+        self.depth -= 1;
+        let mut exit = scope.exit;
+        if self.reachable {
+            exit.get_or_insert(self.written).intersect(&self.written);
+        }
+        (self.written, self.reachable) = match (scope.owner, exit) {
+            (Owner::Some, Some(exit)) => (exit, scope.reachable),
+            (Owner::Some, None) => (scope.entry, false),
+            _ => (scope.entry, scope.reachable),
+        };
+        if let Some(dst) = scope.dst {
+            self.written.insert(dst);
+        }
+    }
+
+    fn args(&self, args: Args<'_>, expected: usize) -> Result<(), CodeRule> {
+        if args.0.len() == expected { Ok(()) } else { Err(CodeRule::Arity) }
+    }
+
+    /// `rest` and `body` are the bytes of code after the instruction in the function and in its body.
+    fn instruction(
+        &mut self,
+        instruction: &Instruction<'_>,
+        rest: usize,
+        body: usize,
+    ) -> Result<(), CodeRule> {
+        use Instruction as I;
+        self.operands(instruction)?;
+        // What an owner writes belongs to its body, or (of a comprehension) to what follows it.
+        let entry = self.written;
+        let mut result = Ok(());
+        instruction.registers(|register, written| {
+            let rule = match (self.written.has(register), written) {
+                _ if register >= self.record.registers => Err(CodeRule::Register),
+                (false, false) => Err(CodeRule::Unassigned),
+                (true, true) => Err(CodeRule::Reassigned),
+                _ => Ok(()),
+            };
+            if written && rule.is_ok() {
+                self.written.insert(register);
+            }
+            result = result.and(rule);
+        });
+        result?;
+        match *instruction {
+            I::Yield { .. } | I::YieldPair { .. } => {
+                let kind = self.open().rev().find_map(|scope| match scope.owner {
+                    Owner::Collect(kind) => Some(kind),
+                    _ => None,
+                });
+                let pair = matches!(instruction, I::YieldPair { .. });
+                if kind.is_none_or(|kind| pair != (kind == Collection::Object)) {
+                    return Err(CodeRule::Yield);
+                }
+            }
+            I::Done { depth } => {
+                let target = self.depth.checked_sub(1 + usize::from(depth)).ok_or(CodeRule::Done)?;
+                let between = self.scopes[target + 1..self.depth].iter().flatten();
+                if between.into_iter().any(|scope| matches!(scope.owner, Owner::Collect(_))) {
+                    return Err(CodeRule::Done);
+                }
+                let (reachable, written) = (self.reachable, self.written);
+                if let Some(scope) = &mut self.scopes[target]
+                    && reachable
+                {
+                    scope.exit.get_or_insert(written).intersect(&written);
+                }
+                self.reachable = false;
+            }
+            I::Fail | I::ReturnLast { .. } | I::Abort => self.reachable = false,
+            _ => {}
+        }
+        let Some((owner, length)) = instruction.body() else { return Ok(()) };
+        let length =
+            usize::try_from(length).ok().and_then(|words| words.checked_mul(4)).ok_or(CodeRule::Body)?;
+        if length > body {
+            return Err(CodeRule::Body);
+        }
+        let dst = match *instruction {
+            I::Collect { dst, .. } => {
+                // It is written only once the body has ended, but then it must not have been before.
+                self.written = entry;
+                Some(dst)
+            }
+            _ => None,
+        };
+        let scope = Scope { owner, rest: rest - length, entry, reachable: self.reachable, exit: None, dst };
+        *self.scopes.get_mut(self.depth).ok_or(CodeRule::Nesting)? = Some(scope);
+        self.depth += 1;
+        self.controls = self.controls.max(self.depth as u16);
+        Ok(())
+    }
+
+    fn open(&self) -> impl DoubleEndedIterator<Item = &Scope> {
+        self.scopes[..self.depth].iter().flatten()
+    }
+
+    /// What is not a register.
+    fn operands(&mut self, instruction: &Instruction<'_>) -> Result<(), CodeRule> {
+        use Instruction as I;
+        match *instruction {
+            I::Const { value: constant, .. }
+            | I::GetConst { key: constant, .. }
+            | I::CompareConst { right: constant, .. } => {
+                let nodes = self.image.words(Section::Nodes);
+                if exists(self.image, constant, nodes) { Ok(()) } else { Err(CodeRule::Constant) }
+            }
+            I::Call { function, args, .. } => {
+                let callee = self.image.function(function).filter(|_| function < self.number);
+                let callee = callee.ok_or(CodeRule::Callee)?;
+                self.stack = self.stack.max(callee.stack);
+                self.frames = self.frames.max(callee.frames);
+                self.controls = self.controls.max(callee.controls.saturating_add(self.depth as u16));
+                self.args(args, usize::from(callee.arity))
+            }
+            I::Builtin { builtin: Builtin::RegexFindAllSubmatch, .. } => Err(CodeRule::Builtin),
+            I::Builtin { builtin, args, .. } => self.args(args, builtin.arity()),
+            I::Match { pattern, args, .. } => {
+                let arity = pattern_arity(self.image, pattern).ok_or(CodeRule::Pattern)?;
+                self.args(args, arity)
+            }
+            I::MatchAll { dfa, .. } if dfa as usize >= self.image.words(Section::DfaEnds) => {
+                Err(CodeRule::Pattern)
+            }
+            _ => Ok(()),
+        }
+    }
 }
