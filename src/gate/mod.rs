@@ -18,6 +18,8 @@ pub mod action;
 pub mod fields;
 mod input;
 mod objects;
+#[cfg(test)]
+mod tests;
 
 use crate::point::Point;
 use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Value};

@@ -1,0 +1,538 @@
+//! The gate without a kernel: a recording actor, a policy that allows everything, and a model of what may exist.
+
+use super::*;
+use crate::gate::fields::Slot;
+use crate::policy::builder::{Builder, FunctionBuilder};
+use crate::policy::instruction::Instruction;
+use crate::wire::{Rule, Stdio};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Records what it was permitted to do, and fails when told to.
+#[derive(Default)]
+struct Recorder {
+    done: Vec<String>,
+    fail: Option<ActError>,
+}
+
+impl Recorder {
+    fn act(&mut self, what: String) -> Result<(), ActError> {
+        match self.fail.take() {
+            Some(error) => Err(error),
+            None => {
+                self.done.push(what);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Actor for Recorder {
+    fn mount_device(&mut self, permit: Permit<MountDevice>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        self.act(format!("mount {} at {}", action.device.as_str(), action.slot.path()))
+    }
+    fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError> {
+        self.act(format!("unmount {}", permit.into_action().slot.path()))
+    }
+    fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        let layers: Vec<u16> = action.layers.iter().map(|slot: &Slot| slot.number()).collect();
+        self.act(format!("overlay {:.4} {layers:?}", action.container.as_str()))
+    }
+    fn unmount_overlay(&mut self, permit: Permit<UnmountOverlay>) -> Result<(), ActError> {
+        self.act(format!("unoverlay {:.4}", permit.into_action().container.as_str()))
+    }
+    fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        self.act(format!("create {:.4} {:?}", action.container.as_str(), action.init.args.as_slice()))
+    }
+    fn exec_in_container(&mut self, permit: Permit<ExecInContainer<'_>>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        self.act(format!("exec {:.4} {:?}", action.container.as_str(), action.process.args.as_slice()))
+    }
+    fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        self.act(format!("signal {} {}", action.process.get(), action.signal.number()))
+    }
+    fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
+        self.act(format!("shutdown {:.4}", permit.into_action().container.as_str()))
+    }
+    fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError> {
+        self.act(format!("logging {}", permit.into_action().enabled))
+    }
+    fn resolve_user(&self, _: &ContainerId, _: UserSpec<'_>) -> Result<User, ActError> {
+        Ok(User { uid: 0, name: "root".into(), groups: Vec::new() })
+    }
+}
+
+/// A policy whose rules for `points` are `{"allowed": true}`; the others are not there.
+fn allowing(points: &[Point]) -> Vec<u8> {
+    let mut builder = Builder::new(1);
+    let (key, yes) = (builder.string("allowed"), builder.bool(true));
+    let allowed = builder.object(vec![(key, yes)]).unwrap();
+    let mut code = FunctionBuilder::new("allowed", 0);
+    let result = code.register();
+    code.emit(Instruction::Const { dst: result, value: allowed });
+    code.emit(Instruction::ReturnLast { value: result });
+    let function = builder.function(code);
+    for point in points {
+        builder.entry(point.entry(), function).unwrap();
+    }
+    builder.finish().unwrap()
+}
+
+const REPORT: [u8; 4] = *b"repo";
+
+fn gate_with(image: &[u8]) -> Gate {
+    let mut gate = Gate::new(Sha256::digest(image).into(), &REPORT);
+    gate.handle(&mut Recorder::default(), &Request::SetPolicy { image }).unwrap();
+    gate
+}
+
+fn id(digit: char) -> String {
+    digit.to_string().repeat(64)
+}
+
+fn list<'a, const N: usize>(items: &[&'a str]) -> List<&'a str, N> {
+    List::from_vec(items.to_vec()).unwrap()
+}
+
+fn process<'a>(args: &[&'a str]) -> Process<'a> {
+    Process {
+        args: list(args),
+        env: list(&["PATH=/bin"]),
+        working_dir: "/",
+        user: "",
+        umask: 0o22,
+        capabilities: Capabilities::default(),
+        no_new_privileges: true,
+        stdio: Stdio::default(),
+    }
+}
+
+fn mount(device: &str) -> Request<'_> {
+    Request::MountDevice { device, root_hash: [7; 32], data_blocks: 10 }
+}
+
+fn reason(result: Result<Reply<'_>, Refusal>) -> Reason {
+    result.expect_err("refused").reason
+}
+
+/// A gate with devices `a`, `b`, an overlay and a container `1…` on them.
+fn with_container(actor: &mut Recorder) -> Gate {
+    let mut gate = gate_with(&allowing(Point::ALL));
+    gate.handle(actor, &mount("a")).unwrap();
+    gate.handle(actor, &mount("b")).unwrap();
+    gate.handle(actor, &Request::MountOverlay { container: &id('1'), layers: list(&["b", "a"]) }).unwrap();
+    let create =
+        Request::CreateContainer { container: &id('1'), privileged: false, process: process(&["/bin/a"]) };
+    assert_eq!(gate.handle(actor, &create), Ok(Reply::Started { process: 1 }));
+    gate
+}
+
+#[test]
+fn the_honest_sequence_is_done_in_order() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let container = id('1');
+    let exec = Request::ExecInContainer { container: &container, process: process(&["/bin/b"]) };
+    assert_eq!(gate.handle(&mut actor, &exec), Ok(Reply::Started { process: 2 }));
+    let signal = Request::SignalContainerProcess { container: &container, process: 2, signal: 15 };
+    gate.handle(&mut actor, &signal).unwrap();
+    gate.handle(&mut actor, &Request::ShutdownContainer { container: &container }).unwrap();
+    gate.handle(&mut actor, &Request::UnmountOverlay { container: &container }).unwrap();
+    gate.handle(&mut actor, &Request::UnmountDevice { device: "a" }).unwrap();
+    assert_eq!(
+        actor.done,
+        [
+            "mount a at /run/mounts/scsi/m0",
+            "mount b at /run/mounts/scsi/m1",
+            "overlay 1111 [1, 0]",
+            "create 1111 [\"/bin/a\"]",
+            "exec 1111 [\"/bin/b\"]",
+            "signal 2 15",
+            "shutdown 1111",
+            "unoverlay 1111",
+            "unmount /run/mounts/scsi/m0",
+        ]
+    );
+}
+
+#[test]
+fn p01_a_policy_that_is_not_host_datas_is_refused_and_nothing_opens() {
+    let honest = allowing(Point::ALL);
+    let other = allowing(&[Point::MountDevice]);
+    let mut gate = Gate::new(Sha256::digest(&honest).into(), &REPORT);
+    let mut actor = Recorder::default();
+    assert_eq!(reason(gate.handle(&mut actor, &Request::SetPolicy { image: &other })), Reason::NotHostData);
+    let phase = Phase::AwaitPolicy;
+    assert_eq!(reason(gate.handle(&mut actor, &mount("a"))), Reason::WrongPhase { phase });
+    let accepted = gate.handle(&mut actor, &Request::SetPolicy { image: &honest });
+    assert_eq!(accepted, Ok(Reply::PolicyAccepted { report: &REPORT }));
+}
+
+#[test]
+fn p02_neither_nothing_nor_an_allow_all_sentinel_is_a_policy() {
+    for image in [
+        &b""[..],
+        b"{\"allow_all\":true}",
+        b"package policy\nmount_device := {\"allowed\": true}\n",
+        &[0; 64],
+    ] {
+        // Even where HOST_DATA vouches for these very bytes.
+        let mut gate = Gate::new(Sha256::digest(image).into(), &REPORT);
+        let refused = reason(gate.handle(&mut Recorder::default(), &Request::SetPolicy { image }));
+        assert_eq!(refused, Reason::PolicyInvalid);
+        assert_eq!(gate.phase(), Phase::AwaitPolicy);
+    }
+}
+
+#[test]
+fn p03_a_policy_is_set_once() {
+    let image = allowing(Point::ALL);
+    let mut gate = gate_with(&image);
+    let again = gate.handle(&mut Recorder::default(), &Request::SetPolicy { image: &image });
+    assert_eq!(reason(again), Reason::WrongPhase { phase: Phase::Running });
+}
+
+#[test]
+fn p06_a_valid_policy_with_one_more_byte_is_not_a_policy() {
+    let mut image = allowing(Point::ALL);
+    image.push(0);
+    let mut gate = Gate::new(Sha256::digest(&image).into(), &REPORT);
+    let refused = gate.handle(&mut Recorder::default(), &Request::SetPolicy { image: &image });
+    assert_eq!(reason(refused), Reason::PolicyInvalid);
+}
+
+#[test]
+fn p10_a_point_without_a_rule_is_denied() {
+    let mut gate = gate_with(&allowing(&[Point::MountDevice]));
+    let mut actor = Recorder::default();
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    let refused = gate.handle(&mut actor, &Request::UnmountDevice { device: "a" });
+    let (point, how) = (Point::UnmountDevice, Denied::Undefined);
+    assert_eq!(
+        reason(refused),
+        Reason::Denied { point, how, failed: List::new(), value: Excerpt::default() }
+    );
+    assert_eq!(actor.done.len(), 1);
+}
+
+#[test]
+fn i06_a_device_under_an_overlay_is_not_unmounted() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let refused = gate.handle(&mut actor, &Request::UnmountDevice { device: "a" });
+    assert_eq!(reason(refused), Reason::InUse { field: Field::Device });
+}
+
+#[test]
+fn i08_a_failed_mount_leaves_no_trace() {
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let (step, errno) = (Step::Mount, 22);
+    let mut actor = Recorder { fail: Some(ActError { step, errno, undone: true }), ..Default::default() };
+    assert_eq!(reason(gate.handle(&mut actor, &mount("a"))), Reason::Failed { step, errno });
+    let overlay = Request::MountOverlay { container: &id('1'), layers: list(&["a"]) };
+    assert_eq!(reason(gate.handle(&mut actor, &overlay)), Reason::Unknown { field: Field::Layers });
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    assert_eq!(actor.done, ["mount a at /run/mounts/scsi/m0"]);
+}
+
+#[test]
+fn i08_a_failed_undo_stops_everything_but_power_off() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    actor.fail = Some(ActError { step: Step::Unmount, errno: 16, undone: false });
+    assert_eq!(reason(gate.handle(&mut actor, &mount("c"))), Reason::Poisoned);
+    assert_eq!(gate.phase(), Phase::Poisoned);
+    let done = actor.done.len();
+    for request in [mount("d"), Request::GetProperties, Request::ShutdownContainer { container: &id('1') }] {
+        assert_eq!(reason(gate.handle(&mut actor, &request)), Reason::Poisoned);
+    }
+    assert_eq!(actor.done.len(), done);
+    assert_eq!(gate.handle(&mut actor, &Request::PowerOff), Ok(Reply::Done));
+}
+
+#[test]
+fn i05_an_overlay_without_layers_or_with_one_twice_is_refused() {
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let mut actor = Recorder::default();
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    for (layers, rule) in [(&[][..], Rule::NotEmpty), (&["a", "a"], Rule::NoDuplicates)] {
+        let overlay = Request::MountOverlay { container: &id('1'), layers: list(layers) };
+        let refused = reason(gate.handle(&mut actor, &overlay));
+        assert!(
+            matches!(refused, Reason::Invalid { field: Field::Layers, rule: broken, .. } if broken == rule)
+        );
+    }
+}
+
+#[test]
+fn i09_names_that_are_paths_are_refused_before_anything_happens() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let done = actor.done.len();
+    let odd = ["../../x", "", "/run", "a/../b", "a\0b", &"a".repeat(4096), "A", &id('G'), &(id('1') + "/")];
+    for name in odd {
+        let overlay = Request::MountOverlay { container: name, layers: list(&["a"]) };
+        assert!(matches!(
+            reason(gate.handle(&mut actor, &overlay)),
+            Reason::Invalid { field: Field::Container, .. }
+        ));
+    }
+    for name in ["../../x", "", "/dev/vda", "a b", "a\0", "123456789012345678901"] {
+        let refused = reason(gate.handle(&mut actor, &mount(name)));
+        assert!(
+            matches!(refused, Reason::Invalid { field: Field::Device, rule: Rule::Serial, .. }),
+            "{name:?}"
+        );
+    }
+    assert_eq!(actor.done.len(), done);
+}
+
+#[test]
+fn c05_a_malformed_or_doubled_variable_is_refused() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    for env in [&["A=1", "A=2"][..], &["A"], &["=1"], &[""], &["A=\0"]] {
+        let process = Process { env: list(env), ..process(&["/bin/b"]) };
+        let exec = Request::ExecInContainer { container: &id('1'), process };
+        let refused = reason(gate.handle(&mut actor, &exec));
+        assert!(matches!(refused, Reason::Invalid { field: Field::Environment, .. }), "{env:?}");
+    }
+}
+
+#[test]
+fn c07_an_empty_argument_vector_or_program_and_nul_are_refused() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    for args in [&[][..], &[""], &["/bin/b", "a\0b"], &["\0"]] {
+        let exec = Request::ExecInContainer { container: &id('1'), process: process(args) };
+        let refused = reason(gate.handle(&mut actor, &exec));
+        assert!(matches!(refused, Reason::Invalid { field: Field::Command, .. }), "{args:?}");
+    }
+    let exec = Request::ExecInContainer { container: &id('1'), process: process(&["/bin/b", ""]) };
+    gate.handle(&mut actor, &exec).expect("only the program's name must not be empty");
+}
+
+#[test]
+fn c08_a_container_id_serves_once_even_where_the_policy_has_no_memory() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let container = id('1');
+    gate.handle(&mut actor, &Request::ShutdownContainer { container: &container }).unwrap();
+    let create =
+        Request::CreateContainer { container: &container, privileged: false, process: process(&["/bin/a"]) };
+    assert_eq!(reason(gate.handle(&mut actor, &create)), Reason::InUse { field: Field::Container });
+    gate.handle(&mut actor, &Request::UnmountOverlay { container: &container }).unwrap();
+    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]) };
+    assert_eq!(reason(gate.handle(&mut actor, &overlay)), Reason::InUse { field: Field::Container });
+}
+
+#[test]
+fn c08_d12_an_id_is_burned_also_when_creating_failed() {
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let mut actor = Recorder::default();
+    let container = id('1');
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    gate.handle(&mut actor, &Request::MountOverlay { container: &container, layers: list(&["a"]) }).unwrap();
+    let create =
+        Request::CreateContainer { container: &container, privileged: false, process: process(&["/x"]) };
+    actor.fail = Some(ActError { step: Step::Execute, errno: 2, undone: true });
+    assert_eq!(reason(gate.handle(&mut actor, &create)), Reason::Failed { step: Step::Execute, errno: 2 });
+    assert_eq!(reason(gate.handle(&mut actor, &create)), Reason::InUse { field: Field::Container });
+}
+
+#[test]
+fn c10_nothing_is_executed_in_a_container_that_was_allowed_and_failed() {
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let mut actor = Recorder::default();
+    let container = id('1');
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    gate.handle(&mut actor, &Request::MountOverlay { container: &container, layers: list(&["a"]) }).unwrap();
+    let create =
+        Request::CreateContainer { container: &container, privileged: false, process: process(&["/x"]) };
+    actor.fail = Some(ActError { step: Step::Execute, errno: 2, undone: true });
+    gate.handle(&mut actor, &create).unwrap_err();
+    let exec = Request::ExecInContainer { container: &container, process: process(&["/x"]) };
+    assert_eq!(reason(gate.handle(&mut actor, &exec)), Reason::Unknown { field: Field::Container });
+}
+
+#[test]
+fn c11_a_signal_reaches_only_live_processes_of_the_named_container() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let unknown = Reason::Unknown { field: Field::Process };
+    let (own, other) = (id('1'), id('2'));
+    fn signal(container: &str, process: u32) -> Request<'_> {
+        Request::SignalContainerProcess { container, process, signal: 9 }
+    }
+    assert_eq!(reason(gate.handle(&mut actor, &signal(&own, 2))), unknown, "no such number");
+    assert_eq!(reason(gate.handle(&mut actor, &signal(&other, 1))), unknown, "another container's");
+    let probe = Request::SignalContainerProcess { container: &own, process: 1, signal: 0 };
+    assert!(matches!(reason(gate.handle(&mut actor, &probe)), Reason::Invalid { field: Field::Signal, .. }));
+    assert!(gate.process_exited(ProcessId(1), ExitStatus::Code(0)));
+    assert_eq!(reason(gate.handle(&mut actor, &signal(&own, 1))), unknown, "it has ended");
+}
+
+#[test]
+fn c12_standard_streams_need_the_policys_word() {
+    // The policy says nothing of standard streams, which is not yes.
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let stdio = Stdio { stdout: true, ..Stdio::default() };
+    let process = Process { stdio, ..process(&["/bin/b"]) };
+    let exec = Request::ExecInContainer { container: &id('1'), process };
+    let refused = reason(gate.handle(&mut actor, &exec));
+    assert!(
+        matches!(refused, Reason::Denied { failed, .. } if failed[..] == [policy::Reason::StdioNotAllowed])
+    );
+}
+
+#[test]
+fn c14_an_overlay_is_not_unmounted_under_its_container() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let refused = gate.handle(&mut actor, &Request::UnmountOverlay { container: &id('1') });
+    assert_eq!(reason(refused), Reason::InUse { field: Field::Container });
+}
+
+/// What exists, said as simply as possible: the specification of `objects`.
+#[derive(Default)]
+struct Model {
+    devices: BTreeSet<u8>,
+    /// Container to its layers and whether it was created.
+    overlays: BTreeMap<u8, (Vec<u8>, bool)>,
+    burned: BTreeSet<u8>,
+    poisoned: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Move {
+    Mount(u8),
+    Unmount(u8),
+    Overlay(u8, Vec<u8>),
+    Unoverlay(u8),
+    Create(u8),
+    Exec(u8),
+    Shutdown(u8),
+    SetPolicy,
+}
+
+impl Model {
+    /// Whether this is to be done, and what is then.
+    fn step(&mut self, step: &Move, fails: bool) -> bool {
+        if self.poisoned {
+            return false;
+        }
+        let in_use =
+            |model: &Self, device| model.overlays.values().any(|(layers, _)| layers.contains(device));
+        let allowed = match step {
+            Move::Mount(device) => !self.devices.contains(device),
+            Move::Unmount(device) => self.devices.contains(device) && !in_use(self, device),
+            Move::Overlay(container, layers) => {
+                !layers.is_empty()
+                    && layers.iter().collect::<BTreeSet<_>>().len() == layers.len()
+                    && layers.iter().all(|layer| self.devices.contains(layer))
+                    && !self.overlays.contains_key(container)
+                    && !self.burned.contains(container)
+            }
+            Move::Unoverlay(container) => self.overlays.get(container).is_some_and(|overlay| !overlay.1),
+            Move::Create(container) => {
+                self.overlays.get(container).is_some_and(|overlay| !overlay.1)
+                    && !self.burned.contains(container)
+            }
+            Move::Exec(container) | Move::Shutdown(container) => {
+                self.overlays.get(container).is_some_and(|overlay| overlay.1)
+            }
+            Move::SetPolicy => false,
+        };
+        if allowed && let Move::Create(container) = step {
+            self.burned.insert(*container);
+        }
+        if !allowed || fails {
+            return false;
+        }
+        match step {
+            Move::Mount(device) => drop(self.devices.insert(*device)),
+            Move::Unmount(device) => drop(self.devices.remove(device)),
+            Move::Overlay(container, layers) => {
+                drop(self.overlays.insert(*container, (layers.clone(), false)))
+            }
+            Move::Unoverlay(container) => drop(self.overlays.remove(container)),
+            Move::Create(container) => {
+                self.overlays.entry(*container).and_modify(|o| o.1 = true).or_default().1 = true
+            }
+            Move::Shutdown(container) => self.overlays.entry(*container).or_default().1 = false,
+            Move::Exec(_) | Move::SetPolicy => {}
+        }
+        true
+    }
+}
+
+fn steps() -> impl Strategy<Value = Vec<(Move, Option<bool>)>> {
+    let small = 0u8..4;
+    let step = prop_oneof![
+        4 => small.clone().prop_map(Move::Mount),
+        2 => small.clone().prop_map(Move::Unmount),
+        4 => (small.clone(), proptest::collection::vec(small.clone(), 0..3)).prop_map(|(c, l)| Move::Overlay(c, l)),
+        1 => small.clone().prop_map(Move::Unoverlay),
+        3 => small.clone().prop_map(Move::Create),
+        2 => small.clone().prop_map(Move::Exec),
+        2 => small.prop_map(Move::Shutdown),
+        1 => Just(Move::SetPolicy),
+    ];
+    // Mostly succeeding; else failing and undone, and rarely failing for good.
+    let outcome = prop_oneof![20 => Just(None), 3 => Just(Some(true)), 1 => Just(Some(false))];
+    proptest::collection::vec((step, outcome), 0..60)
+}
+
+proptest! {
+    /// Any order of requests, with any of them failing: the gate acts exactly when the model says so, and its idea
+    /// of what exists is the model's.
+    #[test]
+    fn t02_in_any_order_of_requests_the_gate_does_what_the_model_allows(steps in steps()) {
+        let image = allowing(Point::ALL);
+        let mut gate = gate_with(&image);
+        let mut actor = Recorder::default();
+        let mut model = Model::default();
+        for (step, outcome) in steps {
+            let names: Vec<String> = (0..4u8).map(|n| format!("disk{n}")).collect();
+            let ids: Vec<String> = "0123".chars().map(id).collect();
+            let request = match &step {
+                Move::Mount(device) => mount(&names[usize::from(*device)]),
+                Move::Unmount(device) => Request::UnmountDevice { device: &names[usize::from(*device)] },
+                Move::Overlay(container, layers) => {
+                    let layers: Vec<&str> = layers.iter().map(|&layer| &*names[usize::from(layer)]).collect();
+                    Request::MountOverlay { container: &ids[usize::from(*container)], layers: list(&layers) }
+                }
+                Move::Unoverlay(container) => Request::UnmountOverlay { container: &ids[usize::from(*container)] },
+                Move::Create(container) => Request::CreateContainer {
+                    container: &ids[usize::from(*container)],
+                    privileged: false,
+                    process: process(&["/bin/a"]),
+                },
+                Move::Exec(container) => {
+                    Request::ExecInContainer { container: &ids[usize::from(*container)], process: process(&["/bin/b"]) }
+                }
+                Move::Shutdown(container) => Request::ShutdownContainer { container: &ids[usize::from(*container)] },
+                Move::SetPolicy => Request::SetPolicy { image: &image },
+            };
+            actor.fail = outcome.map(|undone| ActError { step: Step::Mount, errno: 5, undone });
+            let before = actor.done.len();
+            let accepted = gate.handle(&mut actor, &request).is_ok();
+            let reached = actor.fail.take().is_none() && outcome.is_some();
+            prop_assert_eq!(accepted, model.step(&step, outcome.is_some()), "{:?}", step);
+            prop_assert_eq!(actor.done.len() - before, usize::from(accepted), "acted exactly when accepted");
+            if reached && outcome == Some(false) {
+                model.poisoned = true;
+            }
+            prop_assert_eq!(gate.phase() == Phase::Poisoned, model.poisoned);
+            let devices: BTreeSet<u8> =
+                gate.objects.devices.iter().map(|device| device.serial.as_str().as_bytes()[4] - b'0').collect();
+            prop_assert_eq!(&devices, &model.devices);
+            prop_assert_eq!(gate.objects.overlays.len(), model.overlays.len());
+        }
+    }
+}
