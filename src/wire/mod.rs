@@ -45,7 +45,7 @@ pub const MAX_LISTED: usize = 1024;
 /// Most failed checks named in one denial.
 pub const MAX_FAILED: usize = 8;
 /// Longest excerpt of the host's own value that a refusal repeats, in bytes.
-pub const MAX_EXCERPT: usize = 96;
+pub const MAX_EXCERPT: usize = 64;
 
 /// A request with its number: 1 for the first on a connection, then one more each time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
