@@ -246,8 +246,6 @@ impl State {
     pub(super) fn check(&self, image: &Image<'_>, delta: &Delta) -> Result<(), StateError> {
         let (mut bytes, mut entries) = (self.bytes, self.slots.len() - self.free.len());
         for (index, operation) in delta.operations.iter().enumerate() {
-            bytes += operation.entry.bytes.len() + operation.name.len();
-            entries += 2;
             let view = View { image, state: self, arena: &[] };
             let earlier = delta.operations.iter().take(index);
             if earlier.into_iter().any(|earlier| same_entry(&view, earlier, operation)) {
@@ -260,6 +258,10 @@ impl State {
             };
             if found && operation.action == Action::Add && operation.keyed {
                 return Err(StateError::Exists);
+            }
+            if operation.action != Action::Remove {
+                bytes += operation.entry.bytes.len() + if map.is_none() { operation.name.len() } else { 0 };
+                entries += usize::from(!found) + usize::from(map.is_none());
             }
         }
         if bytes > MAX_BYTES || entries > MAX_ENTRIES.min(Space::MAX_SLOTS) {
@@ -277,7 +279,7 @@ impl State {
         let count = delta.operations.len();
         let reserved = undo.changes.try_reserve(2 * count).is_ok()
             && self.slots.try_reserve(2 * count).is_ok()
-            && self.free.try_reserve(self.slots.len() + 2 * count).is_ok()
+            && self.free.try_reserve((self.slots.len() + 2 * count).saturating_sub(self.free.len())).is_ok()
             && self.maps.try_reserve(count).is_ok();
         if !reserved {
             return Err(StateError::Memory);
@@ -479,4 +481,217 @@ fn pack_value(view: &View<'_>, value: Value, out: &mut Vec<u8>, depth: usize) ->
         Value::Null | Value::Bool(_) | Value::Int(_) => {}
     }
     Ok(value.placed(Space::HERE, start as u32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::builder::{Builder, FunctionBuilder};
+    use crate::policy::instruction::Instruction;
+    use crate::policy::value::Arena;
+    use crate::policy::{Engine, Outcome};
+    use alloc::collections::{BTreeMap, BTreeSet};
+    use alloc::string::{String, ToString};
+    use proptest::prelude::*;
+
+    /// An image with one string constant and an entry that returns it.
+    fn image() -> Vec<u8> {
+        let mut builder = Builder::new(1);
+        let value = builder.string("constant");
+        let mut code = FunctionBuilder::new("constant", 0);
+        code.emit(Instruction::Const { dst: 0, value });
+        code.emit(Instruction::ReturnLast { value: 0 });
+        let function = builder.function(code);
+        builder.entry("constant", function).unwrap();
+        builder.finish().unwrap()
+    }
+
+    /// Names of maps to their entries: keys to values, and members of sets to nothing.
+    type Model = BTreeMap<String, BTreeMap<String, String>>;
+
+    #[derive(Clone, Debug)]
+    struct Step {
+        action: Action,
+        map: u8,
+        key: u8,
+        value: u16,
+    }
+
+    fn model(engine: &Engine<'_>) -> Model {
+        let mut nothing = [];
+        let arena = Arena::new(&mut nothing);
+        let view = engine.view(&arena);
+        let text = |value: Value| match value {
+            Value::String(text) => view.text(text).to_string(),
+            Value::Array(list) => match view.item(list, 0) {
+                Value::String(text) => alloc::format!("[{}]", view.text(text)),
+                other => alloc::format!("{other:?}"),
+            },
+            other => alloc::format!("{other:?}"),
+        };
+        let mut model = Model::new();
+        let mut number = 0;
+        while let Some((name, map)) = view.element(engine.metadata(), number) {
+            let is_set = matches!(map, Value::Set(_));
+            let (mut entries, mut keys, mut entry) = (BTreeMap::new(), Vec::new(), 0);
+            while let Some((key, value)) = view.element(map, entry) {
+                keys.push(text(key));
+                entries.insert(text(key), if is_set { String::new() } else { text(value) });
+                entry += 1;
+            }
+            assert!(is_set || keys.is_sorted());
+            assert_eq!(keys.iter().collect::<BTreeSet<_>>().len(), keys.len());
+            model.insert(text(name), entries);
+            number += 1;
+        }
+        model
+    }
+
+    fn delta(engine: &mut Engine<'_>, steps: &[Step]) -> Result<Delta, StateError> {
+        let mut memory = [0; 4096];
+        let mut arena = Arena::new(&mut memory);
+        let constant = engine.evaluate(&mut arena, "constant", |_| Ok(None)).unwrap();
+        let Outcome::Value(constant) = constant else { panic!("no value") };
+        let mut delta = Delta::default();
+        for step in steps {
+            let name = alloc::format!("map{}", step.map);
+            let key = arena.string(&alloc::format!("key{}", step.key)).unwrap();
+            let text = arena.string(&alloc::format!("value{}", step.value)).unwrap();
+            let value = match step.value % 3 {
+                0 => constant,
+                1 => text,
+                _ => arena.array(&[text, constant]).unwrap(),
+            };
+            // The last map is a set.
+            let (key, value) = if step.map == 2 { (None, key) } else { (Some(key), value) };
+            delta.push(&engine.view(&arena), step.action, &name, key, value)?;
+        }
+        Ok(delta)
+    }
+
+    fn apply(model: &mut Model, step: &Step) -> bool {
+        let (map, key) = (alloc::format!("map{}", step.map), alloc::format!("key{}", step.key));
+        let value = match (step.map, step.value % 3) {
+            (2, _) => String::new(),
+            (_, 0) => "constant".to_string(),
+            (_, 1) => alloc::format!("value{}", step.value),
+            _ => alloc::format!("[value{}]", step.value),
+        };
+        match step.action {
+            Action::Remove => {
+                model.get_mut(&map).map(|entries| entries.remove(&key));
+            }
+            Action::Add
+                if step.map != 2 && model.get(&map).is_some_and(|entries| entries.contains_key(&key)) =>
+            {
+                return false;
+            }
+            _ => {
+                model.entry(map).or_default().insert(key, value);
+            }
+        }
+        true
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let action = prop_oneof![Just(Action::Add), Just(Action::Update), Just(Action::Remove)];
+        let step = (action, 0u8..3, 0u8..6, 0u16..100).prop_map(|(action, map, key, value)| Step {
+            action,
+            map,
+            key,
+            value,
+        });
+        prop::collection::vec(step, 0..4)
+    }
+
+    proptest! {
+        #[test]
+        fn commits_and_rollbacks_do_what_a_map_of_maps_does(
+            history in prop::collection::vec((steps(), any::<bool>()), 0..40)
+        ) {
+            let image = image();
+            let mut engine = Engine::with_empty_state(&image).unwrap();
+            let mut expected = Model::new();
+            for (steps, keep) in history {
+                let mut after = expected.clone();
+                let twice = (0..steps.len()).any(|i| steps[..i].iter().any(|earlier| {
+                    earlier.map == steps[i].map && earlier.key == steps[i].key && earlier.map != 2
+                }));
+                let fits = steps.iter().all(|step| apply(&mut after, step)) && !twice;
+                let delta = delta(&mut engine, &steps).unwrap();
+                match engine.commit(delta) {
+                    Ok(undo) => {
+                        prop_assert!(fits);
+                        prop_assert_eq!(&model(&engine), &after);
+                        if keep {
+                            expected = after;
+                        } else {
+                            engine.rollback(undo).unwrap();
+                        }
+                    }
+                    Err(_) => prop_assert!(!fits),
+                }
+                prop_assert_eq!(&model(&engine), &expected);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_bounded() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let mut memory = alloc::vec![0; MAX_ENTRY_BYTES + 64];
+        let mut arena = Arena::new(&mut memory);
+        let long = "x".repeat(MAX_ENTRY_BYTES);
+        let (key, value) = (arena.string("k").unwrap(), arena.string(&long).unwrap());
+        let mut delta = Delta::default();
+        let pushed = delta.push(&engine.view(&arena), Action::Add, "m", Some(key), value);
+        assert_eq!(pushed, Err(StateError::Limit));
+
+        // 1 MiB in entries of 64 KiB less a byte: the seventeenth does not fit, and nothing has changed.
+        arena.reset();
+        let value = arena.string(&long[1..]).unwrap();
+        for number in 0..17 {
+            let key = alloc::format!("{}", char::from(b'a' + number));
+            let key = arena.string(&key).unwrap();
+            let mut delta = Delta::default();
+            delta.push(&engine.view(&arena), Action::Add, "m", Some(key), value).unwrap();
+            let before = model(&engine);
+            let committed = engine.commit(delta);
+            assert_eq!(committed.is_ok(), number < 15, "{number}");
+            if committed.is_err() {
+                assert_eq!(committed.unwrap_err(), StateError::Limit);
+                assert_eq!(model(&engine), before);
+            }
+        }
+        // What is full can be emptied.
+        let key = arena.string("a").unwrap();
+        let mut delta = Delta::default();
+        delta.push(&engine.view(&arena), Action::Remove, "m", Some(key), Value::Null).unwrap();
+        engine.commit(delta).unwrap();
+        assert_eq!(model(&engine)["m"].len(), 14);
+    }
+
+    #[test]
+    fn operations_of_another_form_are_refused() {
+        let image = image();
+        let engine = Engine::with_empty_state(&image).unwrap();
+        let mut memory = [0; 4096];
+        let mut arena = Arena::new(&mut memory);
+        let [add, map, key] = ["add", "m", "k"].map(|text| arena.string(text).unwrap());
+        let mut refused = |operation: &[(&str, Value)]| {
+            let operation = arena.object(operation).unwrap();
+            let list = arena.array(&[operation]).unwrap();
+            engine.delta(&engine.view(&arena), list).is_err()
+        };
+        assert!(!refused(&[("name", map), ("action", add), ("key", key), ("value", key)]));
+        assert!(!refused(&[("name", map), ("action", add), ("value", key)]));
+        assert!(refused(&[("name", map), ("action", add), ("key", key)]));
+        assert!(refused(&[("name", map), ("action", map), ("key", key), ("value", key)]));
+        assert!(refused(&[("name", map), ("key", key), ("value", key)]));
+        assert!(refused(&[("action", add), ("key", key), ("value", key)]));
+        assert!(refused(&[("name", Value::Null), ("action", add), ("key", key), ("value", key)]));
+        assert!(refused(&[("name", map), ("action", add), ("key", Value::Null), ("value", key)]));
+        assert!(refused(&[("name", map), ("action", add), ("key", key), ("value", key), ("more", key)]));
+    }
 }

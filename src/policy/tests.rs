@@ -926,6 +926,16 @@ fn a_program_of_everything_runs() {
     );
 }
 
+#[test]
+fn an_image_is_read_in_place_at_any_alignment() {
+    let image = everything();
+    for offset in 0..8 {
+        let mut memory = alloc::vec![0; offset];
+        memory.extend_from_slice(&image);
+        assert_eq!(run(&memory[offset..], NO_INPUT), run(&image, NO_INPUT));
+    }
+}
+
 mod mutated {
     //! Images that differ from a valid one are refused or run like any other: never a panic.
     use super::*;
