@@ -72,6 +72,12 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
 
+/// Named by the landing pads of the precompiled `alloc`; nothing ever unwinds.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    power::off()
+}
+
 /// # Safety
 /// As in C: `from` is readable and `to` writable for `n` bytes, and they do not overlap.
 #[unsafe(no_mangle)]
