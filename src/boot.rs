@@ -6,8 +6,8 @@ use crate::linux::Errno;
 use core::fmt;
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
 use rustix::io::write;
-use rustix::mount::{MountFlags, mount};
-use rustix::process::{getpid, umask};
+use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::process::{chdir, chroot, getpid, umask};
 
 /// A step that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +76,7 @@ pub fn prepare() -> Result<(), Failed> {
         });
     }
     umask(Mode::RWXG | Mode::RWXO);
+    step("/", leave_initramfs())?;
     for &(kind, place, flags, options) in MOUNTS {
         step(place, make_folder(place))?;
         step(place, mount(kind, place, kind, flags, options))?;
@@ -87,6 +88,17 @@ pub fn prepare() -> Result<(), Failed> {
         step(folder, make_folder(folder))?;
     }
     step("/dev/null", silence_standard_input())
+}
+
+/// Makes an empty tmpfs the root directory. The kernel lets no mount namespace pivot away from the initramfs itself, and
+/// every container has to (`pivot_root(2)`, EINVAL).
+fn leave_initramfs() -> Result<(), Errno> {
+    make_folder("/root")?;
+    mount("tmpfs", "/root", "tmpfs", NOTHING, c"mode=0700,size=64k")?;
+    chdir("/root")?;
+    mount_move(".", "/")?;
+    chroot(".")?;
+    chdir("/")
 }
 
 fn make_folder(path: &str) -> Result<(), Errno> {
