@@ -77,6 +77,8 @@ pub(crate) struct Term {
 
 pub(crate) enum TermKind {
     Constant(Constant),
+    /// A number that is not supported, and why.
+    OtherNumber(&'static str),
     /// A variable, a rule, an import; `_` is a fresh variable each time.
     Name(String),
     /// `base[i][j]…`; `.f` is `["f"]`.

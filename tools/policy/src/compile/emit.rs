@@ -209,6 +209,8 @@ struct Emitter<'i, 'a> {
     code: FunctionBuilder,
     /// The next free register.
     next: usize,
+    /// The first register that was never used since the innermost `Some` was opened.
+    high: usize,
     variables: Vec<Option<Reg>>,
     /// How often each variable is mentioned: once means that nothing reads it.
     mentions: Vec<usize>,
@@ -226,6 +228,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
             image,
             code: FunctionBuilder::new(name, arity),
             next: parameters,
+            high: parameters,
             variables: vec![None; variables],
             mentions: vec![0; variables],
             loops: Vec::new(),
@@ -347,6 +350,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
             ));
         }
         self.next += 1;
+        self.high = self.high.max(self.next);
         u8::try_from(register).map_err(|_| Refusal::new(pos, "rule", "too many intermediate values"))
     }
 
@@ -357,11 +361,6 @@ impl<'i, 'a> Emitter<'i, 'a> {
     fn close(&mut self, opened: Opened) {
         self.code.close(opened.open);
         self.next = opened.next;
-    }
-
-    /// Ends a body whose registers stay written.
-    fn close_keeping(&mut self, opened: Opened) {
-        self.code.close(opened.open);
     }
 
     fn open_loop(&mut self, instruction: Instruction<'_>) {
@@ -403,11 +402,15 @@ impl<'i, 'a> Emitter<'i, 'a> {
                         !member
                     });
                     let before = self.variables.clone();
+                    let high = std::mem::replace(&mut self.high, self.next);
                     let some = self.open(Instruction::Some { body: 0 });
                     let loops = std::mem::take(&mut self.loops);
                     self.body(&mut inside, &Goal::Succeed)?;
                     self.loops = loops;
-                    self.close_keeping(some);
+                    self.close(some);
+                    // Its registers stay written.
+                    self.next = self.high;
+                    self.high = self.high.max(high);
                     self.variables = before;
                 }
                 None => self.literal(literal)?,

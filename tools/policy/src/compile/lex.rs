@@ -11,6 +11,8 @@ use super::error::{Pos, Refusal, Result};
 pub(crate) enum Kind {
     Name(Rc<str>),
     Int(i64),
+    /// A number that is not supported: refused where it is used, not where it is written.
+    OtherNumber(&'static str),
     Str(Rc<str>),
     /// An operator or a bracket.
     Sign(&'static str),
@@ -140,22 +142,21 @@ impl Lexer<'_> {
             None => false,
         };
         if fraction {
-            return Err(Refusal::new(pos, "number", "only integers in decimal notation are supported"));
+            let end = |c: char| !c.is_ascii_alphanumeric() && !['.', '+', '-'].contains(&c);
+            let length = self.rest.find(end).unwrap_or(self.rest.len());
+            (0..length).for_each(|_| {
+                self.next();
+            });
+            return Ok(Kind::OtherNumber("only integers in decimal notation are supported"));
         }
         if length > 1 && digits.starts_with('0') {
             return Err(Refusal::new(pos, "number", "a number does not start with 0"));
         }
-        let Ok(value) = digits.parse() else {
-            return Err(Refusal::new(
-                pos,
-                "number",
-                format!("{digits} does not fit a signed 64-bit integer"),
-            ));
-        };
+        let value = digits.parse();
         (0..length).for_each(|_| {
             self.next();
         });
-        Ok(Kind::Int(value))
+        Ok(value.map_or(Kind::OtherNumber("does not fit a signed 64-bit integer"), Kind::Int))
     }
 
     fn string(&mut self) -> Result<Kind> {

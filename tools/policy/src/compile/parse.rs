@@ -101,6 +101,7 @@ impl Parser<'_> {
         let found = match &self.token().kind {
             Kind::Name(name) => format!("`{name}`"),
             Kind::Int(value) => format!("`{value}`"),
+            Kind::OtherNumber(_) => "a number".into(),
             Kind::Str(_) => "a string".into(),
             Kind::Sign(sign) => format!("`{sign}`"),
             Kind::End => "the end of the file".into(),
@@ -554,6 +555,10 @@ impl Parser<'_> {
                 self.advance();
                 constant(Constant::Int(value))
             }
+            Kind::OtherNumber(why) => {
+                self.advance();
+                Ok(Term { pos, kind: TermKind::OtherNumber(why) })
+            }
             Kind::Str(text) => {
                 self.advance();
                 constant(Constant::Str(text))
@@ -686,7 +691,7 @@ fn truth(pos: Pos) -> Term {
 }
 
 fn subscriptable(base: &Term) -> bool {
-    !matches!(base.kind, TermKind::Constant(_))
+    !matches!(base.kind, TermKind::Constant(_) | TermKind::OtherNumber(_))
 }
 
 /// The dotted name that a base and the fields after it spell, if they do.

@@ -19,6 +19,9 @@ use super::hir::{Expr, FunctionId, Literal, LiteralKind, Node, Program, Span, Va
 const MAX_VALUES: usize = 20_000;
 const MAX_STEPS: usize = 40;
 
+/// How far into the state names are those of the state and not of the policy's data: the map, the entry.
+const STATE_LEVELS: usize = 2;
+
 /// What a pattern matches.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Language {
@@ -224,9 +227,12 @@ impl<'p> Search<'p> {
 
     fn part(&self, base: &'p Node, path: &'p [Node], place: Place, steps: usize) -> Values {
         let Some((last, front)) = path.split_last() else { return self.values(base, place, steps) };
-        // What the host sends is never a pattern.
-        if matches!(base.expr, Expr::Input) {
-            return None;
+        match base.expr {
+            // What the host sends is never a pattern.
+            Expr::Input => return None,
+            // The state's maps, and what is in them, have no values before there are decisions.
+            Expr::State if path.len() <= STATE_LEVELS => return None,
+            _ => {}
         }
         if let Some(Constant::Str(field)) = last.as_constant() {
             let inside = self.part(base, front, place, steps);

@@ -498,7 +498,7 @@ impl<'a> Resolver<'a> {
             TermKind::Object(fields) => {
                 fields.iter().try_for_each(|(_, value)| self.declare(value, frame, parameter))
             }
-            TermKind::Constant(_) => Ok(()),
+            TermKind::Constant(_) | TermKind::OtherNumber(_) => Ok(()),
             TermKind::Set(_) | TermKind::Ref(..) | TermKind::Call(..) | TermKind::Comprehension { .. } => {
                 if parameter {
                     return Err(Refusal::new(term.pos, "function argument", "neither a name nor a constant"));
@@ -551,6 +551,7 @@ impl<'a> Resolver<'a> {
         let pos = term.pos;
         match &term.kind {
             TermKind::Constant(value) => Ok(Node::constant(pos, value.clone())),
+            TermKind::OtherNumber(why) => Err(Refusal::new(pos, "number", *why)),
             TermKind::Name(_) => self.reference(pos, term, &[], frame),
             TermKind::Ref(base, path) => self.reference(pos, base, path, frame),
             TermKind::Call(name, arguments) => self.call(pos, name, arguments, frame),
@@ -1009,7 +1010,7 @@ fn literal_names(literal: &ast::Literal, names: &mut BTreeSet<String>) {
 
 fn term_names(term: &Term, names: &mut BTreeSet<String>) {
     match &term.kind {
-        TermKind::Constant(_) | TermKind::Comprehension { .. } => {}
+        TermKind::Constant(_) | TermKind::OtherNumber(_) | TermKind::Comprehension { .. } => {}
         TermKind::Name(name) => {
             names.insert(name.clone());
         }
