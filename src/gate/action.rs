@@ -25,6 +25,12 @@ impl<A> Permit<A> {
         Self { action }
     }
 
+    /// A permit for a unit test of an actor.
+    #[cfg(all(test, feature = "guest"))]
+    pub(crate) fn for_test(action: A) -> Self {
+        Self { action }
+    }
+
     /// Uses the permit up.
     pub fn into_action(self) -> A {
         self.action
