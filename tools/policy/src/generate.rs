@@ -6,6 +6,7 @@
 //! nothing else. What it cannot express is an error, never left out.
 
 mod accounts;
+mod rehearse;
 
 use anyhow::{Context, Result, bail, ensure};
 use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, UserSpec, WorkingDir};
@@ -130,10 +131,15 @@ pub struct Container {
 
 /// The strict policy of `image`, whose layers have these dm-verity root hashes, bottom first.
 ///
+/// The policy has been compiled, and has allowed every request of an honest life of the container.
+///
 /// # Errors
-/// As [`Container::new`].
+/// As [`Container::new`], or if the policy does not do that.
 pub fn generate(image: &Image, layers: &[[u8; 32]], options: &GenerateOptions) -> Result<String> {
-    Ok(Container::new(image, layers, options)?.policy())
+    let container = Container::new(image, layers, options)?;
+    let policy = container.policy();
+    rehearse::rehearse(&container, &policy)?;
+    Ok(policy)
 }
 
 impl Container {

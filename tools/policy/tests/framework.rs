@@ -4,13 +4,22 @@
 mod common;
 
 use common::requests::*;
-use common::{Decision, Guest, Oracle};
+use common::{Decision, Guest, Machine, Oracle};
 use parma_guest::policy::Reason;
 use serde_json::{Value, json};
 
+/// Makes a fresh guest under a policy.
+type NewEngine = fn(&str) -> Guest;
+
+/// The engines that decide.
+const ENGINES: &[NewEngine] =
+    &[|policy| Guest::new(Oracle::new(policy)), |policy| Guest::new(Machine::new(policy))];
+
 /// Runs `test` with a fresh guest under `policy`, once for each engine.
 fn each_engine(policy: &str, test: impl Fn(&mut Guest)) {
-    test(&mut Guest::new(Oracle::new(policy)));
+    for new in ENGINES {
+        test(&mut new(policy));
+    }
 }
 
 /// As [`each_engine`], with layers 1 and 2 mounted as devices 1 and 2 and the overlay of container `a` on them.
@@ -323,6 +332,74 @@ fn f07_one_entry_of_the_policy_allows_every_field_or_nothing_does() {
 }
 
 #[test]
+fn f07_whatever_is_allowed_is_allowed_by_one_entry_alone() {
+    let rule = |text: &str| json!({"pattern": text, "strategy": "string", "required": false});
+    let entry = |user: &str, variables: &[&str], dir: &str, stdio: bool| {
+        let mut entry = container();
+        entry["user"]["user_idname"]["pattern"] = user.into();
+        entry["env_rules"] = variables.iter().map(|text| rule(text)).collect();
+        entry["working_dir"] = dir.into();
+        entry["allow_stdio_access"] = stdio.into();
+        entry
+    };
+    let entries = [
+        entry("0", &["A=1", "B=1"], "/", true),
+        entry("0", &["B=1", "C=1"], "/srv", true),
+        entry("1000", &["A=1", "B=1", "C=1"], "/", true),
+        entry("1000", &["C=1"], "/srv", true),
+        entry("1000", &["C=1"], "/srv", false),
+    ];
+    let variables: [&[&str]; 7] =
+        [&[], &["A=1"], &["C=1"], &["A=1", "B=1"], &["C=1", "B=1"], &["A=1", "C=1"], &["B=1", "D=1", "C=1"]];
+    let mut requests = Vec::new();
+    for user in ["0", "1000", "7"] {
+        for variables in variables {
+            for dir in ["/", "/srv"] {
+                let request = with(&create_container(&id('a')), "/user/id", user);
+                requests.push(with(&with(&request, "/envList", json!(variables)), "/workingDir", dir));
+            }
+        }
+    }
+    // Which entries allow a request, each of them alone and without dropping anything.
+    let alone = |guests: &mut [Guest], request: &Value| {
+        let allows =
+            |guest: &mut Guest| matches!(guest.decide("create_container", request), Decision::Allowed(_));
+        guests.iter_mut().map(allows).collect::<Vec<_>>()
+    };
+    let prepared = |policy: &str, new: &NewEngine| {
+        let mut guest = new(policy);
+        guest.ask("mount_device", &mount_device(1, &hash(1))).allowed();
+        guest.ask("mount_device", &mount_device(2, &hash(2))).allowed();
+        guest.ask("mount_overlay", &mount_overlay(&id('a'), &[2, 1])).allowed();
+        guest
+    };
+    for new in ENGINES {
+        let one = |entry: &Value| prepared(&policy(std::slice::from_ref(entry), &json!({})), new);
+        let mut singles: Vec<Guest> = entries.iter().map(one).collect();
+        for dropping in [false, true] {
+            let flags = json!({"allow_environment_variable_dropping": dropping});
+            let mut all = prepared(&policy(&entries, &flags), new);
+            let mut allowed = 0;
+            for request in &requests {
+                let Decision::Allowed(result) = all.decide("create_container", request) else { continue };
+                allowed += 1;
+                let alone = alone(&mut singles, &with(request, "/envList", result["env_list"].clone()));
+                let kept: Vec<&Value> = result["metadata"][0]["value"].as_array().unwrap().iter().collect();
+                let expected: Vec<&Value> = entries
+                    .iter()
+                    .zip(&alone)
+                    .filter(|(_, allows)| **allows)
+                    .map(|(entry, _)| entry)
+                    .collect();
+                assert!(!kept.is_empty());
+                assert_eq!(kept, expected, "{request}");
+            }
+            assert!(allowed > 5, "{allowed}");
+        }
+    }
+}
+
+#[test]
 fn f07_each_decision_narrows_what_a_container_may_still_be() {
     let mut first = container();
     first["exec_processes"] =
@@ -461,7 +538,7 @@ fn an_entry_without_capabilities_means_the_usual_ones_or_all_if_privileged() {
         (&elevated, true, &privileged, true),
         (&elevated, true, &unprivileged, false),
     ] {
-        each_prepared(&policy(&[entry.clone()], &json!({})), |guest| {
+        each_prepared(&policy(std::slice::from_ref(entry), &json!({})), |guest| {
             let create = with(&create_container(&id('a')), "/capabilities", capabilities.clone());
             let create = with(&create, "/privileged", ask_privileged);
             let decision = guest.ask("create_container", &create);
@@ -572,7 +649,7 @@ fn mounts_are_those_of_the_entry_or_the_usual_ones() {
         (rw_cgroup.clone(), false),
     ];
     let asks = |mounts: Value| with(&create_container(&id('a')), "/mounts", mounts);
-    each_prepared(&policy(&[entry.clone()], &json!({})), |guest| {
+    each_prepared(&policy(std::slice::from_ref(entry), &json!({})), |guest| {
         for (mount, allowed) in &cases {
             let decision = guest.decide("create_container", &asks(json!([mount])));
             assert_eq!(matches!(decision, Decision::Allowed(_)), *allowed, "{mount}");

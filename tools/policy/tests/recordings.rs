@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Decision, Engine, Guest, Oracle};
+use common::{Decision, Engine, Guest, Machine, Oracle};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -143,4 +143,9 @@ fn follow<E: Engine + 'static>(engine: impl Fn(&str) -> E) -> BTreeMap<&'static 
 #[test]
 fn recorded_sessions_are_decided_as_recorded() {
     follow(Oracle::new);
+}
+
+#[test]
+fn recorded_sessions_are_decided_as_recorded_by_the_machine() {
+    follow(Machine::new);
 }

@@ -15,8 +15,8 @@ const MAX_FILE: u64 = 1 << 20;
 /// An image's `/etc/passwd` and `/etc/group`. A file that is not there is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Accounts {
-    passwd: String,
-    group: String,
+    passwd: Vec<u8>,
+    group: Vec<u8>,
 }
 
 /// A user and every group that it may have.
@@ -24,7 +24,7 @@ pub struct Accounts {
 pub struct Identity {
     /// User id.
     pub uid: u32,
-    /// The primary group first, then the others in ascending order.
+    /// The primary group first, then the others in the order of the file.
     pub gids: Vec<u32>,
 }
 
@@ -37,12 +37,12 @@ enum Found {
     /// Deleted: lower layers do not count.
     Absent,
     /// This.
-    File(String),
+    File(Vec<u8>),
 }
 
 impl Accounts {
     /// The accounts of these two files.
-    pub fn new(passwd: impl Into<String>, group: impl Into<String>) -> Self {
+    pub fn new(passwd: impl Into<Vec<u8>>, group: impl Into<Vec<u8>>) -> Self {
         Self { passwd: passwd.into(), group: group.into() }
     }
 
@@ -50,7 +50,7 @@ impl Accounts {
     ///
     /// # Errors
     /// A layer cannot be read or is not what its digest says; `/etc` is no directory, or one of the files is no
-    /// regular file, longer than 1 MiB, or not UTF-8.
+    /// regular file or longer than 1 MiB.
     pub fn read(image: &Image) -> Result<Self> {
         let mut files = [("passwd", Found::Unknown), ("group", Found::Unknown)];
         for index in (0..image.layers.len()).rev() {
@@ -61,18 +61,18 @@ impl Accounts {
             read_layer(image, index, &mut files).with_context(|| format!("layer {digest}"))?;
         }
         let [passwd, group] = files.map(|(_, found)| match found {
-            Found::File(text) => text,
-            Found::Unknown | Found::Absent => String::new(),
+            Found::File(bytes) => bytes,
+            Found::Unknown | Found::Absent => Vec::new(),
         });
         Ok(Self { passwd, group })
     }
 
-    /// Looks up `user` as the guest does: names in the files, the group of a user that is not listed is 0.
+    /// Looks up `user` as the guest does: a user that is not listed has group 0; a group that is given is the only one.
     ///
     /// # Errors
     /// A name that the files do not have.
     pub fn identity(&self, user: UserSpec<'_>) -> Result<Identity> {
-        let entry = self.passwd.lines().filter_map(Entry::of_user).find(|entry| match user.user {
+        let entry = lines(&self.passwd).filter_map(Entry::of_user).find(|entry| match user.user {
             IdOrName::Id(id) => entry.id == id,
             IdOrName::Name(name) => entry.name == name,
         });
@@ -81,28 +81,29 @@ impl Accounts {
             (IdOrName::Name(_), Some(entry)) => entry.id,
             (IdOrName::Name(name), None) => bail!("the image's /etc/passwd has no user {name:?}"),
         };
-        let primary = match user.group {
-            None => entry.as_ref().map_or(0, |entry| entry.group),
-            Some(IdOrName::Id(id)) => id,
-            Some(IdOrName::Name(name)) => {
-                let group = self.group.lines().filter_map(Entry::of_group).find(|group| group.name == name);
-                group.with_context(|| format!("the image's /etc/group has no group {name:?}"))?.id
+        let mut groups = lines(&self.group).filter_map(Entry::of_group);
+        let gids = match (user.group, &entry) {
+            (Some(IdOrName::Id(id)), _) => vec![id],
+            (Some(IdOrName::Name(name)), _) => {
+                let group = groups.find(|group| group.name == name);
+                vec![group.with_context(|| format!("the image's /etc/group has no group {name:?}"))?.id]
+            }
+            (None, None) => vec![0],
+            (None, Some(entry)) => {
+                let mut gids = vec![entry.group];
+                for group in groups.filter(|group| group.members.split(',').any(|name| name == entry.name)) {
+                    if !gids.contains(&group.id) {
+                        gids.push(group.id);
+                    }
+                }
+                gids
             }
         };
-        let mut others = Vec::new();
-        if let Some(entry) = entry {
-            let member = |group: &Entry<'_>| group.members.split(',').any(|name| name == entry.name);
-            others
-                .extend(self.group.lines().filter_map(Entry::of_group).filter(member).map(|group| group.id));
-        }
-        others.sort_unstable();
-        others.dedup();
-        others.retain(|&gid| gid != primary);
-        Ok(Identity { uid, gids: std::iter::once(primary).chain(others).collect() })
+        Ok(Identity { uid, gids })
     }
 }
 
-/// A line of one of the two files. Lines that are none are passed over.
+/// A line of one of the two files. A line that is not well-formed is none.
 struct Entry<'a> {
     name: &'a str,
     id: u32,
@@ -116,27 +117,37 @@ impl<'a> Entry<'a> {
     /// `name:password:uid:gid:…`
     fn of_user(line: &'a str) -> Option<Self> {
         let mut fields = line.split(':');
-        let (name, _) = (fields.next()?, fields.next()?);
-        Some(Self {
-            name,
-            id: fields.next()?.parse().ok()?,
-            group: fields.next()?.parse().ok()?,
-            members: "",
-        })
+        let (name, _) = (name(fields.next()?)?, fields.next()?);
+        Some(Self { name, id: id(fields.next()?)?, group: id(fields.next()?)?, members: "" })
     }
 
     /// `name:password:gid:member,member`
     fn of_group(line: &'a str) -> Option<Self> {
         let mut fields = line.split(':');
-        let (name, _) = (fields.next()?, fields.next()?);
-        Some(Self { name, id: fields.next()?.parse().ok()?, group: 0, members: fields.next().unwrap_or("") })
+        let (name, _) = (name(fields.next()?)?, fields.next()?);
+        Some(Self { name, id: id(fields.next()?)?, group: 0, members: fields.next().unwrap_or("") })
     }
+}
+
+fn lines(file: &[u8]) -> impl Iterator<Item = &str> {
+    file.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()).map(str::trim)
+}
+
+/// `+` and `-` begin lines that refer to NIS, `#` comments.
+fn name(text: &str) -> Option<&str> {
+    (!text.is_empty() && !text.starts_with(['+', '-', '#'])).then_some(text)
+}
+
+/// A decimal number below 2³²−1, which means "unchanged" to the kernel.
+fn id(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|&id| digits && id != u32::MAX)
 }
 
 /// Takes from one layer what upper layers left open.
 fn read_layer(image: &Image, index: usize, files: &mut [(&str, Found); 2]) -> Result<()> {
     let mut archive = tar::Archive::new(image.open_layer(index)?);
-    let mut here: [Option<String>; 2] = [None, None];
+    let mut here: [Option<Vec<u8>>; 2] = [None, None];
     let mut hidden = [false, false];
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -156,9 +167,9 @@ fn read_layer(image: &Image, index: usize, files: &mut [(&str, Found); 2]) -> Re
                             "/etc/{wanted} is no regular file: give the user by its number"
                         );
                         ensure!(entry.size() <= MAX_FILE, "/etc/{wanted} is longer than {MAX_FILE} bytes");
-                        let mut text = String::new();
-                        entry.read_to_string(&mut text).with_context(|| format!("/etc/{wanted}"))?;
-                        here[at] = Some(text);
+                        let mut bytes = Vec::new();
+                        entry.read_to_end(&mut bytes).with_context(|| format!("/etc/{wanted}"))?;
+                        here[at] = Some(bytes);
                     }
                 }
             }
@@ -170,7 +181,7 @@ fn read_layer(image: &Image, index: usize, files: &mut [(&str, Found); 2]) -> Re
     for (((_, found), here), hidden) in files.iter_mut().zip(here).zip(hidden) {
         if matches!(found, Found::Unknown) {
             *found = match (here, hidden) {
-                (Some(text), _) => Found::File(text),
+                (Some(bytes), _) => Found::File(bytes),
                 (None, true) => Found::Absent,
                 (None, false) => Found::Unknown,
             };
@@ -183,9 +194,13 @@ fn read_layer(image: &Image, index: usize, files: &mut [(&str, Found); 2]) -> Re
 mod tests {
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/sh\n# a comment\nbroken:x:one:1::\nwww-data:x:33:33::/var/www:/bin/sh\n";
-    const GROUP: &str = "root:x:0:\nadm:x:4:www-data,other\nwww-data:x:33:\nstaff:x:50:other,www-data\n";
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\n\
+        # a comment\n\
+        www-data:x:one:1::\n\
+        www-data:\xff:1:1::\n\
+        www-data:x:33:33::/var/www:/bin/sh\n";
+    const GROUP: &[u8] =
+        b"root:x:0:\nstaff:x:50:other,www-data\nadm:x:4:www-data,other\nagain:x:50:www-data\nwww-data:x:33:\n";
 
     fn identity(user: &str) -> Result<Identity> {
         let user = UserSpec::parse(user).expect("a user");
@@ -193,14 +208,14 @@ mod tests {
     }
 
     #[test]
-    fn users_have_their_own_groups_and_those_that_list_them() {
+    fn users_are_resolved_as_in_the_guest() {
         for (user, uid, gids) in [
             ("", 0, &[0][..]),
             ("root", 0, &[0]),
-            ("www-data", 33, &[33, 4, 50]),
-            ("33", 33, &[33, 4, 50]),
-            ("www-data:staff", 33, &[50, 4]),
-            ("33:7", 33, &[7, 4, 50]),
+            ("www-data", 33, &[33, 50, 4]),
+            ("33", 33, &[33, 50, 4]),
+            ("www-data:staff", 33, &[50]),
+            ("33:7", 33, &[7]),
             ("1234", 1234, &[0]),
             ("1234:33", 1234, &[33]),
         ] {

@@ -6,6 +6,7 @@ pub mod requests;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
+use parma_policy::{Evaluation, Session};
 use serde_json::{Map, Value, json};
 
 /// The framework, as policies alias it.
@@ -56,6 +57,41 @@ impl Engine for Oracle {
             return None;
         }
         Some(serde_json::from_str(&value.to_json_str().unwrap()).unwrap())
+    }
+}
+
+/// The compiler and the machine.
+pub struct Machine {
+    session: Session<'static>,
+    /// What the session has as metadata.
+    metadata: Value,
+}
+
+impl Machine {
+    /// Compiles `policy` with the framework.
+    pub fn new(policy: &str) -> Self {
+        let compiled = match parma_policy::compile(&parma_policy::Inputs::policy("policy.rego", policy)) {
+            Ok(compiled) => compiled,
+            Err(error) => panic!("{error}"),
+        };
+        // A session borrows its image; a test's images live as long as the test.
+        let session = Session::new(compiled.image.leak()).unwrap();
+        let metadata = session.metadata();
+        Self { session, metadata }
+    }
+}
+
+impl Engine for Machine {
+    fn query(&mut self, rule: &str, input: &Value, metadata: &Value) -> Option<Value> {
+        if self.metadata != *metadata {
+            self.session.set_metadata(metadata).unwrap();
+            self.metadata.clone_from(metadata);
+        }
+        match self.session.evaluate(&format!("data.{rule}"), Some(input)) {
+            Evaluation::Value(value) => Some(value),
+            Evaluation::Undefined => None,
+            Evaluation::Fault(fault) => panic!("{rule} faults: {fault:?}: {input}"),
+        }
     }
 }
 

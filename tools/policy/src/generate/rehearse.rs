@@ -1,0 +1,103 @@
+//! The honest life of a container, played once against its policy, compiled, before anyone relies on it.
+
+use anyhow::{Context, Result, bail};
+use parma_guest::gate::fields::CAPABILITY_NAMES;
+use parma_guest::point::Point;
+use serde_json::{Value, json};
+
+use super::{Container, hex};
+use crate::{Evaluation, Inputs, Session, compile};
+
+/// An id of the form that containers have.
+const ID: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+
+/// Asks `policy` for everything that an honest host asks for in the life of `container`.
+///
+/// # Errors
+/// The policy does not compile, or denies one of these requests.
+pub fn rehearse(container: &Container, policy: &str) -> Result<()> {
+    let compiled = compile(&Inputs::policy("policy.rego", policy)).context("the generated policy")?;
+    let mut session = Session::new(&compiled.image)?;
+    for (point, input) in honest_life(container) {
+        let rule = point.entry();
+        match session.decide(rule, Some(&input)).context("the generated policy")? {
+            Evaluation::Value(result) if result["allowed"] == true => {}
+            other => {
+                bail!("the generated policy does not allow the honest request {rule} {input}: {other:?}")
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The requests, in order, as the guest gives them to the policy.
+fn honest_life(container: &Container) -> Vec<(Point, Value)> {
+    let device = |number: usize| format!("/run/mounts/scsi/m{number}");
+    let devices = 0..container.layers.len();
+    let rootfs = format!("/run/gcs/c/{ID}/rootfs");
+    let mut life = Vec::new();
+    for (number, layer) in container.layers.iter().enumerate() {
+        let target = device(number);
+        life.push((
+            Point::MountDevice,
+            json!({"target": target, "deviceHash": hex(layer), "mountPathRegex": "/run/mounts/scsi/m[0-9]+"}),
+        ));
+    }
+    let layers: Vec<String> = devices.clone().rev().map(device).collect();
+    life.push((Point::MountOverlay, json!({"containerID": ID, "layerPaths": layers, "target": rootfs})));
+    life.push((Point::CreateContainer, process(container, &container.args)));
+    for command in &container.exec {
+        life.push((Point::ExecInContainer, process(container, command)));
+    }
+    for &signal in &container.signals {
+        let request = |args: &[String], init: bool| json!({"containerID": ID, "signal": signal, "isInitProcess": init, "argList": args});
+        life.push((Point::SignalContainerProcess, request(&container.args, true)));
+        for command in &container.exec {
+            life.push((Point::SignalContainerProcess, request(command, false)));
+        }
+    }
+    if container.properties {
+        life.push((Point::GetProperties, json!({})));
+    }
+    if container.logging {
+        life.push((Point::RuntimeLogging, json!({})));
+    }
+    life.push((Point::ShutdownContainer, json!({"containerID": ID})));
+    life.push((Point::UnmountOverlay, json!({"unmountTarget": rootfs})));
+    life.extend(devices.map(|number| (Point::UnmountDevice, json!({"unmountTarget": device(number)}))));
+    life
+}
+
+/// The start of a process, with the fields of both enforcement points that start one.
+fn process(container: &Container, args: &[String]) -> Value {
+    let id_name = |id: u32| json!({"id": id.to_string(), "name": ""});
+    let sets = container.capabilities();
+    let names = |set: u64| -> Vec<&str> {
+        let held = CAPABILITY_NAMES.iter().enumerate().filter(|(number, _)| set >> number & 1 == 1);
+        held.map(|(_, &name)| name).collect()
+    };
+    json!({
+        "containerID": ID,
+        "argList": args,
+        "envList": container.env,
+        "workingDir": container.working_dir,
+        "sandboxDir": format!("/run/gcs/c/{ID}/sandboxMounts"),
+        "hugePagesDir": format!("/run/gcs/c/{ID}/hugepages"),
+        "mounts": [],
+        "devices": [],
+        "privileged": false,
+        "noNewPrivileges": container.no_new_privileges,
+        "user": id_name(container.identity.uid),
+        "groups": container.identity.gids.iter().map(|&gid| id_name(gid)).collect::<Vec<_>>(),
+        "umask": format!("{:04o}", container.umask),
+        "capabilities": {
+            "ambient": names(sets.ambient),
+            "bounding": names(sets.bounding),
+            "effective": names(sets.effective),
+            "inheritable": names(sets.inheritable),
+            "permitted": names(sets.permitted),
+        },
+        "seccompProfileSHA256": "",
+        "isSandboxContainer": false,
+    })
+}
