@@ -7,6 +7,7 @@
 //! - Whoever breaks the framing or the numbering is answered with a refusal and disconnected.
 
 use crate::linux::Errno;
+use crate::linux::vsock::MAX_SEND;
 use crate::wire::frame;
 use crate::wire::{Culprit, ExitStatus, FromGuest, Phase, Reason, Refusal, Reply, Request, ToGuest};
 use alloc::collections::VecDeque;
@@ -122,7 +123,8 @@ impl Control {
     fn flush(&mut self) -> Result<(), Closed> {
         loop {
             while let Some(rest) = self.outgoing.get(self.sent..).filter(|rest| !rest.is_empty()) {
-                match send(&self.socket, rest, SendFlags::NOSIGNAL) {
+                let piece = rest.get(..MAX_SEND).unwrap_or(rest);
+                match send(&self.socket, piece, SendFlags::NOSIGNAL) {
                     Ok(sent) => self.sent += sent,
                     Err(Errno::INTR) => {}
                     Err(Errno::AGAIN) => return Ok(()),

@@ -18,8 +18,8 @@ use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
 use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 
-/// Most bytes of one splice: what a pipe holds.
-const CHUNK: usize = 64 << 10;
+/// Most bytes of one splice.
+const CHUNK: usize = crate::linux::vsock::MAX_SEND;
 /// Most chunks of one event, so that a busy stream leaves the others their turn.
 const CHUNKS: usize = 8;
 
