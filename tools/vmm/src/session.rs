@@ -9,10 +9,7 @@ use crate::refusal::Refused;
 use crate::vsock::Connector;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::gate::fields::{ContainerId, Serial};
-use parma_guest::wire::{
-    self, Attach, Attached, ExitStatus, FromGuest, Phase, Refusal, Request, STREAM_PORT, Stream, ToGuest,
-    frame,
-};
+use parma_guest::wire::{self, ExitStatus, FromGuest, Phase, Refusal, Request, Stream, ToGuest, frame};
 use parma_psp::Report;
 use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
@@ -158,6 +155,12 @@ impl Session {
         Ok(Self { sending, shared, connector, phase, reader: Some(reader) })
     }
 
+    /// Opens further connections to the same guest.
+    #[must_use]
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
     /// Where the guest stood when the connection was opened.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -206,21 +209,12 @@ impl Session {
         self.shared.wait(deadline, |news| news.unseen.pop_front())
     }
 
-    /// Attaches to a standard stream of a process: the connection then carries its raw bytes.
+    /// As [`Connector::attach`].
     ///
     /// # Errors
-    /// The guest cannot be reached. That it refuses is no error, see [`Session::request`].
+    /// As there.
     pub fn attach(&self, process: u32, stream: Stream) -> Result<Result<UnixStream, Refused>> {
-        let connection =
-            self.connector.connect(STREAM_PORT).context("the guest's port for standard streams")?;
-        let mut connection = Connection::new(connection);
-        connection.set_timeout(Some(REPLY_TIMEOUT))?;
-        connection.send(&Attach { process, stream })?;
-        let body = connection.receive()?.context("the guest hung up instead of attaching the stream")?;
-        let attached: Attached =
-            frame::decode(&body).map_err(|_| anyhow!("a malformed answer from the guest"))?;
-        connection.set_timeout(None)?;
-        Ok(attached.map(|()| connection.into_stream()).map_err(Refused))
+        self.connector.attach(process, stream)
     }
 }
 

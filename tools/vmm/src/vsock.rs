@@ -5,12 +5,16 @@
 //! port P of the host arrives at the Unix socket of the same path with `_P` appended. Where `/dev/vhost-vsock` exists,
 //! both are ordinary AF_VSOCK connections.
 
+use crate::connection::Connection;
 use crate::process::Process;
 use crate::qemu;
+use crate::refusal::Refused;
 use crate::runtime::{Runtime, cache_dir};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use parma_guest::wire::{Attach, Attached, STREAM_PORT, Stream, frame};
 use parma_psp::Psp;
 use rustix::fs::inotify;
+use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -35,8 +39,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest answer of `vhost-device-vsock` to a `CONNECT`, in bytes.
 const MAX_ANSWER: usize = 32;
 
-/// Opens connections to one guest.
-#[derive(Clone, Debug)]
+/// Opens connections to one guest. It can be handed to another process of the same user.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Connector {
     /// Through the Unix socket of `vhost-device-vsock`.
     Unix(PathBuf),
@@ -78,6 +82,22 @@ impl Connector {
         }
         stream.set_read_timeout(None)?;
         Ok(stream)
+    }
+
+    /// Attaches to a standard stream of a process: the connection then carries its raw bytes.
+    ///
+    /// # Errors
+    /// The guest cannot be reached. That it refuses is no error: it is what the guest answered.
+    pub fn attach(&self, process: u32, stream: Stream) -> Result<Result<UnixStream, Refused>> {
+        let connection = self.connect(STREAM_PORT).context("the guest's port for standard streams")?;
+        let mut connection = Connection::new(connection);
+        connection.set_timeout(Some(CONNECT_TIMEOUT))?;
+        connection.send(&Attach { process, stream })?;
+        let body = connection.receive()?.context("the guest hung up instead of attaching the stream")?;
+        let attached: Attached =
+            frame::decode(&body).map_err(|_| anyhow!("a malformed answer from the guest"))?;
+        connection.set_timeout(None)?;
+        Ok(attached.map(|()| connection.into_stream()).map_err(Refused))
     }
 }
 
