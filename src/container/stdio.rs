@@ -15,7 +15,6 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
-use rustix::net::{Shutdown, shutdown};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 
 /// Most bytes of one splice.
@@ -204,8 +203,6 @@ enum State {
     Output,
     /// The reader went away: from the pipe to nowhere.
     Drain,
-    /// All was written to the socket; the reader closes it once it has read it.
-    Flushed,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -250,13 +247,9 @@ impl Relay {
 
     /// One event's worth of work. `gone`: the peer of the socket neither reads nor writes any more.
     fn advance(&mut self, gone: bool, null: &OwnedFd) -> Progress {
-        if gone {
-            match self.state {
-                State::Output => self.drain(),
-                State::Flushed => return Progress::Done,
-                // What the host sent before it went is still to be read.
-                State::Input | State::Drain | State::Unattached => {}
-            }
+        // What the host sent before it went is still to be read.
+        if gone && self.state == State::Output {
+            self.drain();
         }
         for _ in 0..CHUNKS {
             let (from, to) = match (self.state, &self.pipe, &self.socket) {
@@ -266,13 +259,8 @@ impl Relay {
                 _ => return Progress::Waiting,
             };
             match splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
-                Ok(0) if self.state == State::Output => {
-                    self.pipe = None;
-                    self.state = State::Flushed;
-                    let flushed = self.socket.as_ref().map(|socket| shutdown(socket, Shutdown::Write));
-                    return if flushed == Some(Ok(())) { Progress::Waiting } else { Progress::Done };
-                }
-                // The end of the host's input, or of output that nobody reads.
+                // The end of the host's input, or of output. Closing says so to the other side; half a shutdown would be
+                // enough for Linux's own vsock, but `vhost-device-vsock` does not pass it on.
                 Ok(0) => return Progress::Done,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Progress::Waiting,
