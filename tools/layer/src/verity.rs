@@ -1,0 +1,320 @@
+//! dm-verity: an image's blocks go out in order and are hashed on all cores while they do; the superblock and
+//! the hash tree are appended at the end.
+//!
+//! Parameters are those of the reference and of the guest's verity table: version 1, SHA-256, data and hash
+//! blocks of 4096 bytes, a salt of 32 zero bytes before each block. Layout: Linux
+//! `Documentation/admin-guide/device-mapper/verity.rst` and cryptsetup's `verity.h`; the tree is stored top
+//! level first.
+//!
+//! Memory is constant: the lowest level of the tree (32 bytes a block) spills to a temporary file when large.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::num::NonZero;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use anyhow::{Context as _, Result, ensure};
+use parma_guest::target::ext4::BLOCK;
+use sha2::{Digest as _, Sha256};
+use tempfile::SpooledTempFile;
+
+/// A SHA-256 value.
+pub type Hash = [u8; 32];
+
+const SALT: [u8; 32] = [0; 32];
+/// Bytes that go to a worker at once.
+const CHUNK: usize = 256 * BLOCK;
+/// Chunks that may wait for each worker.
+const QUEUE: usize = 3;
+/// Bytes of the lowest level that are kept in memory: those of 4 GiB of data.
+const SPOOL: usize = 32 << 20;
+/// Bytes of the superblock's fields, padded to a block on disk.
+const SUPERBLOCK: usize = 512;
+
+fn hash_block(block: &[u8]) -> Hash {
+    Sha256::new().chain_update(SALT).chain_update(block).finalize().into()
+}
+
+/// A UUID that names `root` for this `purpose`: version 8 of RFC 9562, so that an image has no random byte.
+pub fn derived_uuid(purpose: &str, root: &Hash) -> [u8; 16] {
+    let hash: Hash = Sha256::new().chain_update(purpose).chain_update(root).finalize().into();
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&hash[..16]);
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+/// What verity protects: the root of the tree and the size it was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protected {
+    /// The root hash.
+    pub root: Hash,
+    /// Number of data blocks.
+    pub data_blocks: u64,
+    /// Bytes of superblock and tree behind the data.
+    pub tree_bytes: u64,
+}
+
+/// Blocks of an image on their way to `out` and into the tree, front to back.
+pub struct Stream<'a, W> {
+    out: &'a mut W,
+    /// Bytes that the data may have.
+    limit: u64,
+    /// Where `chunk` begins, in bytes.
+    written: u64,
+    chunk: Vec<u8>,
+    workers: Workers,
+    leaves: SpooledTempFile,
+    /// Hashes of blocks that were written out of order.
+    patched: BTreeMap<u64, Hash>,
+    progress: &'a mut dyn FnMut(u64),
+}
+
+impl<'a, W: Write + Seek> Stream<'a, W> {
+    /// A stream that begins behind `reserved` blocks, all of which must be given to [`patch`](Self::patch)
+    /// before the end. `progress` is called with the number of bytes written so far.
+    ///
+    /// # Errors
+    /// `out` cannot be seeked, or no thread can be started.
+    pub fn new(out: &'a mut W, reserved: u32, limit: u64, progress: &'a mut dyn FnMut(u64)) -> Result<Self> {
+        let written = u64::from(reserved) * BLOCK as u64;
+        out.seek(SeekFrom::Start(written)).context("image file")?;
+        let mut leaves = SpooledTempFile::new(SPOOL);
+        io::copy(&mut io::repeat(0).take(u64::from(reserved) * 32), &mut leaves).context("temporary file")?;
+        let chunk = Vec::with_capacity(CHUNK);
+        let workers = Workers::start()?;
+        Ok(Self { out, limit, written, chunk, workers, leaves, patched: BTreeMap::new(), progress })
+    }
+
+    /// Bytes so far, the reserved ones included.
+    pub fn position(&self) -> u64 {
+        self.written + self.chunk.len() as u64
+    }
+
+    /// The next block's number. Call it between blocks.
+    pub fn block(&self) -> u32 {
+        // The limit is at most 16 TiB, so that block numbers fit.
+        (self.position() / BLOCK as u64) as u32
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<()> {
+        let fits = self.position().checked_add(bytes).is_some_and(|end| end <= self.limit);
+        ensure!(fits, "the image would be larger than its maximum of {} bytes: raise --max-size", self.limit);
+        Ok(())
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// The limit, or a failed write.
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        self.reserve(bytes.len() as u64)?;
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(CHUNK - self.chunk.len()));
+            self.chunk.extend_from_slice(now);
+            bytes = later;
+            self.flush_full()?;
+        }
+        Ok(())
+    }
+
+    /// Appends exactly `length` bytes of `content`, which must end there.
+    ///
+    /// # Errors
+    /// The limit, a failed read or write, or content of another length.
+    pub fn copy(&mut self, content: &mut dyn Read, length: u64) -> Result<()> {
+        self.reserve(length)?;
+        let mut left = length;
+        while left > 0 {
+            let room = (CHUNK - self.chunk.len()) as u64;
+            let n = content.take(room.min(left)).read_to_end(&mut self.chunk)? as u64;
+            ensure!(n > 0, "content ends {left} bytes early");
+            left -= n;
+            self.flush_full()?;
+        }
+        ensure!(content.read(&mut [0])? == 0, "content is longer than the {length} bytes stated");
+        Ok(())
+    }
+
+    /// Appends zeros.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn zero(&mut self, bytes: u64) -> Result<()> {
+        self.reserve(bytes)?;
+        let mut left = bytes;
+        while left > 0 {
+            let n = left.min((CHUNK - self.chunk.len()) as u64);
+            self.chunk.resize(self.chunk.len() + n as usize, 0);
+            left -= n;
+            self.flush_full()?;
+        }
+        Ok(())
+    }
+
+    /// Appends zeros up to the next block.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn pad(&mut self) -> Result<()> {
+        self.zero(self.position().next_multiple_of(BLOCK as u64) - self.position())
+    }
+
+    /// Writes a block that is reserved, or was written before.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn patch(&mut self, number: u32, block: &[u8; BLOCK]) -> Result<()> {
+        let at = u64::from(number) * BLOCK as u64;
+        if at >= self.written {
+            let at = (at - self.written) as usize;
+            self.chunk[at..at + BLOCK].copy_from_slice(block);
+        } else {
+            self.out.seek(SeekFrom::Start(at)).context("image file")?;
+            self.out.write_all(block).context("image file")?;
+            self.out.seek(SeekFrom::Start(self.written)).context("image file")?;
+            self.patched.insert(number.into(), hash_block(block));
+        }
+        Ok(())
+    }
+
+    fn flush_full(&mut self) -> Result<()> {
+        if self.chunk.len() == CHUNK { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.out.write_all(&self.chunk).context("image file: cannot be written")?;
+        self.written += self.chunk.len() as u64;
+        let chunk = std::mem::replace(&mut self.chunk, Vec::new());
+        if let Some((mut used, hashes)) = self.workers.send(chunk)? {
+            self.leaves.write_all(&hashes).context("temporary file")?;
+            used.clear();
+            self.chunk = used;
+        }
+        self.chunk.reserve(CHUNK);
+        (self.progress)(self.written);
+        Ok(())
+    }
+
+    /// Ends the data, which must end with a block, and appends verity's superblock and tree.
+    ///
+    /// # Errors
+    /// A failed write.
+    pub fn finish(mut self) -> Result<Protected> {
+        self.flush()?;
+        while let Some((_, hashes)) = self.workers.receive()? {
+            self.leaves.write_all(&hashes).context("temporary file")?;
+        }
+        let data_blocks = self.written / BLOCK as u64;
+        let leaves_end = self.leaves.seek(SeekFrom::End(0))?;
+        debug_assert_eq!(leaves_end, data_blocks * 32);
+        let padding = leaves_end.next_multiple_of(BLOCK as u64) - leaves_end;
+        io::copy(&mut io::repeat(0).take(padding), &mut self.leaves)?;
+        for (number, hash) in &self.patched {
+            self.leaves.seek(SeekFrom::Start(number * 32))?;
+            self.leaves.write_all(hash)?;
+        }
+        self.leaves.rewind()?;
+
+        let mut levels = vec![level_above(&mut self.leaves)?];
+        while let Some(last) = levels.last().filter(|level| level.len() > 32) {
+            levels.push(level_above(&mut last.as_slice())?);
+        }
+        // The last level is the root alone; padded, those between are blocks of the tree.
+        let root: Hash = levels.pop().and_then(|root| root.try_into().ok()).context("empty image")?;
+        let mut tree_bytes = self.append(&superblock(data_blocks, &root))?;
+        for level in levels.iter().rev() {
+            tree_bytes += self.append(level)?;
+        }
+        self.leaves.rewind()?;
+        tree_bytes += io::copy(&mut self.leaves, self.out).context("image file: cannot be written")?;
+        (self.progress)(self.written + tree_bytes);
+        Ok(Protected { root, data_blocks, tree_bytes })
+    }
+
+    /// Writes behind the data what is not part of it, padded to a block; returns the bytes written.
+    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
+        let mut padded = bytes.to_vec();
+        padded.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        self.out.write_all(&padded).context("image file: cannot be written")?;
+        Ok(padded.len() as u64)
+    }
+}
+
+/// The hashes of a level's blocks; what ends within a block is padded with zeros.
+fn level_above(level: &mut dyn Read) -> Result<Vec<u8>> {
+    let mut hashes = Vec::new();
+    let mut block = Vec::with_capacity(BLOCK);
+    loop {
+        block.clear();
+        if level.take(BLOCK as u64).read_to_end(&mut block)? == 0 {
+            return Ok(hashes);
+        }
+        block.resize(BLOCK, 0);
+        hashes.extend_from_slice(&hash_block(&block));
+    }
+}
+
+fn superblock(data_blocks: u64, root: &Hash) -> [u8; SUPERBLOCK] {
+    let mut b = [0; SUPERBLOCK];
+    let block = (BLOCK as u32).to_le_bytes();
+    b[0..8].copy_from_slice(b"verity\0\0");
+    b[8..12].copy_from_slice(&1u32.to_le_bytes()); // version of this superblock
+    b[12..16].copy_from_slice(&1u32.to_le_bytes()); // hash type: salt first
+    b[16..32].copy_from_slice(&derived_uuid("parma dm-verity", root));
+    b[32..38].copy_from_slice(b"sha256");
+    b[64..68].copy_from_slice(&block);
+    b[68..72].copy_from_slice(&block);
+    b[72..80].copy_from_slice(&data_blocks.to_le_bytes());
+    b[80..82].copy_from_slice(&(SALT.len() as u16).to_le_bytes());
+    b[88..120].copy_from_slice(&SALT);
+    b
+}
+
+/// Threads that hash chunks; results come back in the order of the chunks.
+struct Workers {
+    each: Vec<(SyncSender<Vec<u8>>, Receiver<Hashed>)>,
+    next: usize,
+    /// The worker of each chunk whose result is outstanding.
+    outstanding: VecDeque<usize>,
+}
+
+/// A chunk, and the hashes of its blocks one after the other.
+type Hashed = (Vec<u8>, Vec<u8>);
+
+impl Workers {
+    fn start() -> Result<Self> {
+        let count = thread::available_parallelism().map_or(1, NonZero::get);
+        let each = (0..count).map(|_| {
+            let (chunks, incoming) = sync_channel::<Vec<u8>>(QUEUE);
+            let (outgoing, hashes) = sync_channel(QUEUE);
+            let work = move || {
+                for chunk in incoming {
+                    let hashed = chunk.chunks(BLOCK).flat_map(hash_block).collect();
+                    if outgoing.send((chunk, hashed)).is_err() {
+                        return; // the image was given up
+                    }
+                }
+            };
+            thread::Builder::new().name("hash".into()).spawn(work).context("cannot start a thread")?;
+            Ok((chunks, hashes))
+        });
+        Ok(Self { each: each.collect::<Result<_>>()?, next: 0, outstanding: VecDeque::new() })
+    }
+
+    /// Gives a chunk away, and waits for the oldest result where enough are outstanding.
+    fn send(&mut self, chunk: Vec<u8>) -> Result<Option<Hashed>> {
+        self.each[self.next].0.send(chunk).ok().context("a hashing thread died")?;
+        self.outstanding.push_back(self.next);
+        self.next = (self.next + 1) % self.each.len();
+        if self.outstanding.len() < QUEUE * self.each.len() { Ok(None) } else { self.receive() }
+    }
+
+    /// The oldest outstanding result, or `None` where there is none.
+    fn receive(&mut self) -> Result<Option<Hashed>> {
+        let Some(worker) = self.outstanding.pop_front() else { return Ok(None) };
+        self.each[worker].1.recv().ok().map(Some).context("a hashing thread died")
+    }
+}
