@@ -187,7 +187,7 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     fn flush(&mut self) -> Result<()> {
         self.out.write_all(&self.chunk).context("image file: cannot be written")?;
         self.written += self.chunk.len() as u64;
-        let chunk = std::mem::replace(&mut self.chunk, Vec::new());
+        let chunk = std::mem::take(&mut self.chunk);
         if let Some((mut used, hashes)) = self.workers.send(chunk)? {
             self.leaves.write_all(&hashes).context("temporary file")?;
             used.clear();
