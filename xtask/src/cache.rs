@@ -56,10 +56,19 @@ pub struct Staging {
 }
 
 impl Staging {
+    /// Call it with the target's [`lock`]: what a killed process left of the same target is removed.
     pub fn new(target: &Path) -> Result<Self> {
         let parent = parent(target)?;
+        let prefix = beside(target, ".making-")?;
+        let prefix = prefix.file_name().expect("it has a name").to_string_lossy().into_owned();
+        for entry in fs::read_dir(&parent).with_context(|| format!("cannot list {}", parent.display()))? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
         let temporary = tempfile::Builder::new()
-            .prefix(".making-")
+            .prefix(&prefix)
             .tempdir_in(&parent)
             .with_context(|| format!("cannot write to {}", parent.display()))?;
         Ok(Self { temporary, target: target.to_path_buf() })
@@ -151,6 +160,15 @@ mod tests {
         fs::write(staging.path().join("half"), b"").unwrap();
         drop(staging);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("result");
+        let _ = Staging::new(&target).unwrap().temporary.keep();
+        Staging::new(&target).unwrap().publish().unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn rebuild() -> Result<Kernel> {
 /// What a kernel is made from.
 struct Inputs {
     source: Source,
-    config: String,
+    config: Fragment,
     patches: BTreeMap<PathBuf, Vec<u8>>,
     tools: String,
 }
@@ -125,18 +125,18 @@ impl Inputs {
         }
         let first = |tool: &str| -> Result<String> {
             let text = process::output(Command::new(tool).arg("--version"))?;
-            Ok(text.lines().next().unwrap_or_default().to_string())
+            Ok(text.lines().next().unwrap_or_default().trim_matches(['*', ' ']).to_string())
         };
         Ok(Self {
             source: Source::read()?,
-            config: String::from_utf8(cache::read(&directory().join("config"))?)?,
+            config: Fragment::parse(&String::from_utf8(cache::read(&directory().join("config"))?)?)?,
             patches,
             tools: [first("gcc")?, first("ld")?, first("zstd")?].join(", "),
         })
     }
 
     fn key(&self) -> String {
-        let mut text = format!("{RECIPE}\n{}\n{}\n{}\n", self.source.sha256, self.tools, self.config);
+        let mut text = format!("{RECIPE}\n{}\n{}\n{:?}\n", self.source.sha256, self.tools, self.config);
         for patch in self.patches.values() {
             text += &cache::sha256(patch);
         }
@@ -199,7 +199,7 @@ fn update_pin() -> Result<()> {
 /// Extract, patch, configure, verify, compile.
 fn make(inputs: &Inputs, target: &Path) -> Result<()> {
     let deb = inputs.source.fetch()?;
-    let staging = cache::Staging::new(target)?;
+    let staging = cache::Staging::new(&target.with_extension("tree"))?;
     let tree = staging.path().join("tree");
     extract(&deb, &inputs.source.package, &tree)?;
     for (path, text) in &inputs.patches {
@@ -212,7 +212,7 @@ fn make(inputs: &Inputs, target: &Path) -> Result<()> {
         fs::remove_file(&copy)?;
     }
     let fragment = staging.path().join("fragment");
-    cache::write(&fragment, inputs.config.as_bytes())?;
+    cache::write(&fragment, inputs.config.text().as_bytes())?;
     let make = || {
         let mut command = Command::new("make");
         command.envs(FIXED).current_dir(&tree);
@@ -222,7 +222,7 @@ fn make(inputs: &Inputs, target: &Path) -> Result<()> {
         command
     };
     process::run(make().env("KCONFIG_ALLCONFIG", &fragment).arg("allnoconfig"))?;
-    verify(&inputs.config, &String::from_utf8(cache::read(&tree.join(".config"))?)?, &symbols(&tree)?)?;
+    inputs.config.verify(&String::from_utf8(cache::read(&tree.join(".config"))?)?, &symbols(&tree)?)?;
 
     let cores = std::thread::available_parallelism()?.get();
     let step = Step::new("building the kernel (some six minutes on two cores)", Some(LINES));
@@ -256,35 +256,60 @@ fn extract(deb: &Path, package: &str, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a configuration that is not what the fragment asks for, naming each symbol.
-///
-/// A line `CONFIG_X=value` must be there as it stands; a symbol that the fragment calls not set must be
-/// absent; and every symbol must be one that this kernel knows, so that a promise cannot be void.
-fn verify(fragment: &str, config: &str, known: &BTreeSet<String>) -> Result<()> {
-    let values: BTreeMap<_, _> =
-        config.lines().filter(|l| l.starts_with("CONFIG_")).filter_map(|l| l.split_once('=')).collect();
-    let mut wrong = Vec::new();
-    for line in fragment.lines() {
-        let off = line.strip_prefix("# ").and_then(|l| l.strip_suffix(" is not set"));
-        let (symbol, expected) = match (off, line.split_once('=')) {
-            (Some(symbol), _) => (symbol, None),
-            (None, Some((symbol, value))) if !line.starts_with('#') => (symbol, Some(value)),
-            (None, None) if line.is_empty() => continue,
-            _ if line.starts_with('#') => continue,
-            _ => bail!("boot/kernel/config: `{line}` is neither a symbol nor a comment"),
-        };
-        let found = values.get(symbol).copied();
-        if !symbol.strip_prefix("CONFIG_").is_some_and(|name| known.contains(name)) {
-            wrong.push(format!("{symbol}: this kernel has no such symbol"));
-        } else if found != expected {
-            let [expected, found] = [expected, found].map(|v| v.unwrap_or("not set"));
-            wrong.push(format!("{symbol}: asked for {expected}, got {found}"));
+/// What `boot/kernel/config` asks for: symbols with their values, or none where a symbol must be off.
+#[derive(Debug)]
+struct Fragment(BTreeMap<String, Option<String>>);
+
+impl Fragment {
+    /// Reads settings; drops comments. A line that is neither, or a symbol that is named twice, is refused.
+    fn parse(text: &str) -> Result<Self> {
+        let mut settings = BTreeMap::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            let off = line.strip_prefix("# ").and_then(|l| l.strip_suffix(" is not set"));
+            let (symbol, value) = match (off, line.split_once('=')) {
+                (Some(symbol), _) => (symbol, None),
+                _ if line.starts_with('#') => continue,
+                (None, Some((symbol, value))) => (symbol, Some(value.to_string())),
+                (None, None) => bail!("boot/kernel/config: `{line}` is neither a symbol nor a comment"),
+            };
+            if settings.insert(symbol.to_string(), value).is_some() {
+                bail!("boot/kernel/config names {symbol} twice");
+            }
         }
+        Ok(Self(settings))
     }
-    if !wrong.is_empty() {
-        bail!("boot/kernel/config cannot be had as it stands:\n  {}", wrong.join("\n  "));
+
+    /// As Kconfig reads it.
+    fn text(&self) -> String {
+        let line = |(symbol, value): (&String, &Option<String>)| match value {
+            Some(value) => format!("{symbol}={value}\n"),
+            None => format!("# {symbol} is not set\n"),
+        };
+        self.0.iter().map(line).collect()
     }
-    Ok(())
+
+    /// Refuses a configuration that is not what was asked for, naming each symbol.
+    ///
+    /// A value must be there as it stands; a symbol that must be off must be absent; and every symbol must be one
+    /// that this kernel knows, so that a promise cannot be void.
+    fn verify(&self, config: &str, known: &BTreeSet<String>) -> Result<()> {
+        let found: BTreeMap<_, _> =
+            config.lines().filter(|l| l.starts_with("CONFIG_")).filter_map(|l| l.split_once('=')).collect();
+        let mut wrong = Vec::new();
+        for (symbol, expected) in &self.0 {
+            let (expected, found) = (expected.as_deref(), found.get(symbol.as_str()).copied());
+            if !symbol.strip_prefix("CONFIG_").is_some_and(|name| known.contains(name)) {
+                wrong.push(format!("{symbol}: this kernel has no such symbol"));
+            } else if found != expected {
+                let [expected, found] = [expected, found].map(|v| v.unwrap_or("not set"));
+                wrong.push(format!("{symbol}: asked for {expected}, got {found}"));
+            }
+        }
+        if !wrong.is_empty() {
+            bail!("boot/kernel/config cannot be had as it stands:\n  {}", wrong.join("\n  "));
+        }
+        Ok(())
+    }
 }
 
 /// Every symbol that the source's Kconfig files define.
@@ -316,7 +341,9 @@ mod tests {
 
     fn verdict(fragment: &str, config: &str) -> String {
         let known = ["A", "B", "ON"].map(String::from).into();
-        verify(fragment, config, &known).map_or_else(|e| e.to_string(), |()| "accepted".into())
+        Fragment::parse(fragment)
+            .and_then(|fragment| fragment.verify(config, &known))
+            .map_or_else(|error| error.to_string(), |()| "accepted".into())
     }
 
     #[test]
@@ -350,16 +377,24 @@ mod tests {
     }
 
     #[test]
-    fn the_projects_own_fragment_names_each_symbol_once() {
-        let text = fs::read_to_string(directory().join("config")).unwrap();
-        let mut seen = BTreeSet::new();
-        for line in text.lines() {
-            let off = line.strip_prefix("# ").and_then(|l| l.strip_suffix(" is not set"));
-            let on = line.split_once('=').map(|(name, _)| name).filter(|name| name.starts_with("CONFIG_"));
-            if let Some(symbol) = off.or(on) {
-                assert!(seen.insert(symbol), "{symbol} twice");
-            }
-        }
-        assert!(seen.len() > 100);
+    fn a_symbol_that_is_named_twice_is_refused() {
+        assert!(verdict("CONFIG_A=y\n# CONFIG_A is not set\n", "").contains("CONFIG_A twice"));
+    }
+
+    #[test]
+    fn comments_do_not_make_another_kernel() {
+        let of = |text| Fragment::parse(text).unwrap().text();
+        assert_eq!(
+            of("# why\nCONFIG_B=y\n# CONFIG_A is not set\n"),
+            of("# CONFIG_A is not set\nCONFIG_B=y\n")
+        );
+        assert_ne!(of("CONFIG_A=y\n"), of("# CONFIG_A is not set\n"));
+    }
+
+    #[test]
+    fn the_projects_own_fragment_is_read() {
+        let fragment = Fragment::parse(&fs::read_to_string(directory().join("config")).unwrap()).unwrap();
+        assert_eq!(fragment.0["CONFIG_MODULES"], None);
+        assert_eq!(fragment.0["CONFIG_DM_VERITY"].as_deref(), Some("y"));
     }
 }
