@@ -649,7 +649,7 @@ fn mounts_are_those_of_the_entry_or_the_usual_ones() {
         (rw_cgroup.clone(), false),
     ];
     let asks = |mounts: Value| with(&create_container(&id('a')), "/mounts", mounts);
-    each_prepared(&policy(std::slice::from_ref(entry), &json!({})), |guest| {
+    each_prepared(&policy(std::slice::from_ref(&entry), &json!({})), |guest| {
         for (mount, allowed) in &cases {
             let decision = guest.decide("create_container", &asks(json!([mount])));
             assert_eq!(matches!(decision, Decision::Allowed(_)), *allowed, "{mount}");
