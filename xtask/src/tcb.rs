@@ -38,29 +38,66 @@ struct Built {
     bytes: u64,
 }
 
-/// Lines of source files. Blank ones count as nothing; `tests` are those after `#[cfg(test)]`.
+/// Lines of source files; blank ones count as nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 struct Lines {
     bytes: usize,
     code: usize,
     comments: usize,
+    /// Lines of any kind that are built for tests only.
     tests: usize,
 }
 
 impl Lines {
-    /// Counts a file: `rs` by Rust's rules, anything else with `#` comments.
-    fn of(text: &str, rust: bool) -> Self {
+    /// Counts a Rust file, formatted as rustfmt leaves it: an item under `#[cfg(test)]` ends with a line that has
+    /// its indentation and a closing brace, or with a semicolon before any brace opens.
+    fn of_rust(text: &str) -> Self {
         let mut lines = Self { bytes: text.len(), ..Self::default() };
-        let (mut in_block, mut in_tests) = (false, false);
-        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            in_tests |= rust && line == "#[cfg(test)]";
-            let starts_block = rust && line.starts_with("/*");
-            let comment = in_block || starts_block || line.starts_with(if rust { "//" } else { "#" });
-            in_block = (in_block || starts_block) && !line.contains("*/");
-            match (in_tests, comment) {
-                (true, _) => lines.tests += 1,
-                (false, true) => lines.comments += 1,
-                (false, false) => lines.code += 1,
+        let mut in_block = false;
+        let mut test_item: Option<TestItem> = None;
+        for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+            let bare = line.trim_start();
+            let indentation = line.len() - bare.len();
+            if test_item.is_none() && (bare.starts_with("#[cfg(test)") || bare.starts_with("#[cfg(all(test"))
+            {
+                test_item = Some(TestItem { indentation, open: false });
+                lines.tests += 1;
+                continue;
+            }
+            if let Some(item) = &mut test_item {
+                lines.tests += 1;
+                item.open |= bare.ends_with('{');
+                let closed = item.open && indentation == item.indentation && bare.starts_with('}');
+                if closed || !item.open && bare.ends_with(';') {
+                    test_item = None;
+                }
+                continue;
+            }
+            let starts_block = bare.starts_with("/*");
+            if in_block || starts_block || bare.starts_with("//") {
+                lines.comments += 1;
+            } else {
+                lines.code += 1;
+            }
+            in_block = (in_block || starts_block) && !bare.contains("*/");
+        }
+        lines
+    }
+
+    /// Counts a file of tests.
+    fn of_tests(text: &str) -> Self {
+        let tests = text.lines().filter(|line| !line.trim().is_empty()).count();
+        Self { bytes: text.len(), tests, ..Self::default() }
+    }
+
+    /// Counts a file with `#` comments, among which Kconfig's "is not set" are settings.
+    fn of_settings(text: &str) -> Self {
+        let mut lines = Self { bytes: text.len(), ..Self::default() };
+        for line in text.lines().filter(|line| !line.trim().is_empty()) {
+            if line.starts_with('#') && !line.ends_with(" is not set") {
+                lines.comments += 1;
+            } else {
+                lines.code += 1;
             }
         }
         lines
@@ -72,6 +109,13 @@ impl Lines {
         self.comments += other.comments;
         self.tests += other.tests;
     }
+}
+
+/// An item under `#[cfg(test)]`.
+struct TestItem {
+    indentation: usize,
+    /// Whether its brace has opened.
+    open: bool,
 }
 
 pub fn main(arguments: Arguments) -> Result<()> {
@@ -127,7 +171,13 @@ fn count(root: &Path, directory: &Path, source: &mut Vec<Source>) -> Result<()> 
         } else {
             let text = String::from_utf8(cache::read(&path)?)
                 .with_context(|| format!("{} is not text", path.display()))?;
-            let lines = Lines::of(&text, path.extension().is_some_and(|e| e == "rs"));
+            let lines = if path.file_name().is_some_and(|name| name == "tests.rs") {
+                Lines::of_tests(&text)
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                Lines::of_rust(&text)
+            } else {
+                Lines::of_settings(&text)
+            };
             source.push(Source { file: path.strip_prefix(root)?.display().to_string(), lines });
         }
     }
@@ -140,14 +190,15 @@ mod tests {
 
     #[test]
     fn code_comments_and_tests_are_told_apart() {
-        let text = "//! Module.\n\nfn a() {} // code\n/* one\n two */\n    /// Doc.\nfn b() {}\n#[cfg(test)]\nmod tests {\n// x\n}\n";
-        let lines = Lines::of(text, true);
-        assert_eq!(lines, Lines { bytes: text.len(), code: 2, comments: 4, tests: 4 });
+        let text = "//! Module.\n\n#[cfg(test)]\nmod tests;\nfn a() {} // code\n/* one\n two */\n\
+                    \u{20}   /// Doc.\nfn b() {}\n#[cfg(test)]\nmod more {\n    // x\n    }\n}\nfn c() {}\n";
+        let lines = Lines::of_rust(text);
+        assert_eq!(lines, Lines { bytes: text.len(), code: 3, comments: 4, tests: 7 });
     }
 
     #[test]
-    fn configuration_has_hash_comments() {
-        let lines = Lines::of("# why\nCONFIG_A=y\n\n", false);
-        assert_eq!((lines.code, lines.comments), (1, 1));
+    fn settings_that_are_off_are_settings() {
+        let lines = Lines::of_settings("# why\nCONFIG_A=y\n\n# CONFIG_B is not set\n");
+        assert_eq!((lines.code, lines.comments), (2, 1));
     }
 }
