@@ -17,5 +17,5 @@ pub use compile::{
     compile, host_data,
 };
 pub use disasm::disassemble;
-pub use replay::{Evaluation, Session, replay};
+pub use replay::{Evaluation, Session, replay, replay_sources};
 pub use value::{from_json, to_json};

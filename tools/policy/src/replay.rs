@@ -1,5 +1,6 @@
 //! Asking a compiled policy the way a guest does: any entry, with metadata kept from one request to the next.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, Write};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -9,6 +10,7 @@ use parma_guest::policy::value::{Arena, Fault};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
+use crate::compile::{self, CompileError, Inputs, compile};
 use crate::value::{from_json, to_json};
 
 /// Bytes for one evaluation: far more than a guest gives, since traces may ask anything.
@@ -132,25 +134,79 @@ struct Request {
     input: Option<Json>,
 }
 
-/// Replays a trace: a line each `{"rule": "data.policy.mount_device", "input": {…}}`; writes a line each
-/// `{"defined": bool, "result": …, "metadata": {…}}`, where `metadata` is the whole state afterwards. A
-/// result that allows changes it as it says. A fault is `"defined": false` with an `error`.
-///
-/// # Errors
-/// If a line is no request, the image is not valid, or reading or writing fails.
-pub fn replay(image: &[u8], trace: impl BufRead, mut out: impl Write) -> Result<()> {
-    let mut session = Session::new(image)?;
+fn requests(trace: impl BufRead) -> Result<Vec<Request>> {
+    let mut requests = Vec::new();
     for (number, line) in trace.lines().enumerate() {
         let place = || format!("line {} of the trace", number + 1);
         let line = line.with_context(place)?;
-        if line.trim().is_empty() {
-            continue;
+        if !line.trim().is_empty() {
+            requests.push(serde_json::from_str(&line).with_context(place)?);
         }
-        let request: Request = serde_json::from_str(&line).with_context(place)?;
-        let mut answer = match session.decide(&request.rule, request.input.as_ref()).with_context(place)? {
-            Evaluation::Value(result) => json!({"defined": true, "result": result}),
-            Evaluation::Undefined => json!({"defined": false}),
-            Evaluation::Fault(fault) => json!({"defined": false, "error": format!("{fault:?}")}),
+    }
+    Ok(requests)
+}
+
+/// Replays a trace: a line each `{"rule": "data.policy.mount_device", "input": {…}}`; writes a line each
+/// `{"defined": bool, "result": …, "metadata": {…}}`, where `metadata` is the whole state afterwards. A
+/// result that allows changes it as it says. A fault, or a change that is impossible, is
+/// `"defined": false` with an `error`.
+///
+/// # Errors
+/// If a line is no request, the image is not valid, or reading or writing fails.
+pub fn replay(image: &[u8], trace: impl BufRead, out: impl Write) -> Result<()> {
+    answer(image, &requests(trace)?, &BTreeMap::new(), out)
+}
+
+/// Replays a trace on sources: any rule can be asked, whether or not it is an enforcement point. A rule
+/// that does not compile is answered with `"defined": false` and the compiler's `error`.
+///
+/// # Errors
+/// As [`replay`], or if the modules do not parse.
+pub fn replay_sources(inputs: &Inputs, trace: impl BufRead, out: impl Write) -> Result<()> {
+    let requests = requests(trace)?;
+    let known = compile::rules(inputs)?;
+    let asked: BTreeSet<String> = requests.iter().map(|request| request.rule.clone()).collect();
+    let mut entries: Vec<String> = asked.intersection(&known).cloned().collect();
+    let with = |entries: Vec<String>| compile(&Inputs { entries, ..inputs.clone() });
+    let mut refused: BTreeMap<String, CompileError> = BTreeMap::new();
+    let image = match (entries.is_empty(), with(entries.clone())) {
+        (false, Ok(compiled)) => compiled.image,
+        _ => {
+            // One that does not compile does not keep the others from being asked.
+            entries.retain(|entry| match with(vec![entry.clone()]) {
+                Ok(_) => true,
+                Err(error) => {
+                    refused.insert(entry.clone(), error);
+                    false
+                }
+            });
+            let nothing = [("nothing.rego".to_string(), "package nothing\nnone := null".to_string())];
+            let modules = inputs.modules.iter().cloned().chain(nothing).collect();
+            entries.push("data.nothing.none".into());
+            compile(&Inputs { entries, modules, ..inputs.clone() })?.image
+        }
+    };
+    answer(&image, &requests, &refused, out)
+}
+
+/// Answers each request; `refused` are the rules that do not compile.
+fn answer(
+    image: &[u8],
+    requests: &[Request],
+    refused: &BTreeMap<String, CompileError>,
+    mut out: impl Write,
+) -> Result<()> {
+    let mut session = Session::new(image)?;
+    for request in requests {
+        let evaluation = match refused.get(&request.rule) {
+            Some(error) => Err(anyhow!("{error}")),
+            None => session.decide(&request.rule, request.input.as_ref()),
+        };
+        let mut answer = match evaluation {
+            Ok(Evaluation::Value(result)) => json!({"defined": true, "result": result}),
+            Ok(Evaluation::Undefined) => json!({"defined": false}),
+            Ok(Evaluation::Fault(fault)) => json!({"defined": false, "error": format!("fault: {fault:?}")}),
+            Err(error) => json!({"defined": false, "error": format!("{error:#}")}),
         };
         answer["metadata"] = session.metadata();
         writeln!(out, "{answer}").context("writing the answers")?;

@@ -1,6 +1,6 @@
 //! The language: OPA's recorded answers, agreement with regorus, and what is refused.
 
-use parma_policy::{Evaluation, Inputs, Session, compile, disassemble, host_data, replay};
+use parma_policy::{Evaluation, Inputs, Session, compile, disassemble, host_data, replay, replay_sources};
 use serde_json::{Value, json};
 
 /// Compiles modules alone, without the framework, with these entries.
@@ -371,16 +371,36 @@ fn a_policy_of_another_tool_compiles_and_the_points_it_leaves_denied_are_named()
 }
 
 #[test]
-fn nobody_completes_the_framework() {
-    let error = compile(&Inputs {
+fn the_framework_is_replaced_as_a_whole_and_never_added_to() {
+    let modules = |framework: &str| Inputs {
         modules: vec![
             ("policy.rego".into(), "package policy\nmount_device := data.framework.mount_device".into()),
-            ("more.rego".into(), "package framework\ndevice_path_ok := true".into()),
+            ("own.rego".into(), format!("package framework\n{framework} := {{\"allowed\": false}}")),
         ],
         ..Inputs::policy("", "")
-    })
-    .unwrap_err();
-    assert_eq!((error.file.as_str(), error.construct.as_str()), ("more.rego", "package"));
+    };
+    let compiled = compile(&modules("mount_device")).unwrap();
+    assert!(compiled.warnings[0].message.contains("takes the place of the framework"));
+    assert!(!disassemble(&compiled.image).unwrap().contains("framework.rego"));
+    let other = compile(&modules("other")).unwrap();
+    let undefined =
+        Session::new(&other.image).unwrap().evaluate("data.policy.mount_device", Some(&json!({})));
+    assert_eq!(undefined, Evaluation::Undefined);
+}
+
+#[test]
+fn any_rule_of_any_module_can_be_replayed_and_one_that_does_not_compile_says_so() {
+    let modules = inputs("package t\ngood := input.x + 1\nbad := 1.5\n", &[]);
+    let trace = r#"{"rule": "data.t.good", "input": {"x": 1}}
+{"rule": "data.t.bad"}
+{"rule": "data.t.nope"}"#;
+    let mut out = Vec::new();
+    replay_sources(&modules, trace.as_bytes(), &mut out).unwrap();
+    let answers: Vec<Value> =
+        String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&answers[0]["defined"], &answers[0]["result"]), (&json!(true), &json!(2)));
+    assert!(answers[1]["error"].as_str().unwrap().starts_with("t.rego:3:8: number"), "{}", answers[1]);
+    assert_eq!((&answers[2]["defined"], answers[2].get("error")), (&json!(false), None));
 }
 
 #[test]

@@ -18,6 +18,8 @@ mod patterns;
 mod regex;
 mod resolve;
 
+use std::collections::BTreeSet;
+
 use parma_guest::point::Point;
 use parma_guest::policy::builder::BuildError;
 use serde_json::Value as Json;
@@ -38,6 +40,8 @@ pub const FRAMEWORK_DATA: &str = include_str!("../../framework/data.json");
 /// The name of the framework among the sources.
 pub const FRAMEWORK_NAME: &str = "framework.rego";
 
+/// The package of the framework.
+const FRAMEWORK_PACKAGE: &str = "framework";
 /// The package of the customer's policy.
 const POLICY_PACKAGE: &str = "policy";
 /// What tools ask a policy besides the enforcement points.
@@ -57,7 +61,7 @@ pub struct Inputs {
     /// Rules to be made entries, such as `data.policy.mount_device`. If empty: every enforcement point
     /// that package `policy` defines, and what tools ask of it.
     pub entries: Vec<String>,
-    /// Whether to add the framework and its data. Not where the modules have a package `framework`.
+    /// Whether to add the framework and its data. A module that is package `framework` takes its place.
     pub framework: bool,
 }
 
@@ -124,32 +128,26 @@ fn whole(construct: &str, message: impl Into<String>) -> CompileError {
 fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
     let mut texts: Vec<(String, &str)> =
         inputs.modules.iter().map(|(name, text)| (name.clone(), text.as_str())).collect();
+    let mut modules = parsed(&texts)?;
+    let mut warnings = Vec::new();
     if inputs.framework {
-        texts.push((FRAMEWORK_NAME.into(), FRAMEWORK));
+        match modules.iter().position(|module| module.package == [FRAMEWORK_PACKAGE]) {
+            // The framework is replaced as a whole or not at all: nothing is added to it.
+            Some(at) => {
+                let message = "takes the place of the framework that is compiled in".to_string();
+                warnings.push(Warning { file: texts[at].0.clone(), line: 1, message });
+            }
+            None => {
+                texts.push((FRAMEWORK_NAME.into(), FRAMEWORK));
+                modules = parsed(&texts)?;
+            }
+        }
     }
     let names: Vec<String> = texts.iter().map(|(name, _)| name.clone()).collect();
     let named = |refusal: Refusal| refusal.named(&names);
-
-    let mut modules = Vec::new();
-    for (file, (_, text)) in (0..).zip(&texts) {
-        modules.push(parse::module(text, file).map_err(named)?);
-    }
-    // The framework is not to be completed or changed by a module that says it is the framework.
-    if inputs.framework
-        && let Some(at) = modules[..inputs.modules.len()].iter().position(|m| m.package == ["framework"])
-    {
-        let message = "the package name `framework` is taken by the framework that is compiled in";
-        return Err(CompileError {
-            file: names[at].clone(),
-            line: 1,
-            column: 1,
-            ..whole("package", message)
-        });
-    }
     let data = data(inputs)?;
     let mut resolver = resolve::Resolver::new(&modules, &data).map_err(named)?;
 
-    let mut warnings = Vec::new();
     let entries = match inputs.entries.as_slice() {
         [] => {
             let points = Point::ALL.iter().map(|point| point.name());
@@ -207,6 +205,30 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
     }
     let image = image.builder.finish().map_err(built)?;
     Ok(Compiled { image, warnings })
+}
+
+fn parsed(texts: &[(String, &str)]) -> Result<Vec<ast::Module>, CompileError> {
+    let parse = |(file, (name, text)): (u32, &(String, &str))| {
+        parse::module(text, file).map_err(|refusal| CompileError { file: name.clone(), ..refusal.named(&[]) })
+    };
+    (0..).zip(texts).map(parse).collect()
+}
+
+/// The paths of all rules in the modules, such as `data.policy.mount_device`, functions included.
+///
+/// # Errors
+/// If a module does not parse.
+pub(crate) fn rules(inputs: &Inputs) -> Result<BTreeSet<String>, CompileError> {
+    let mut texts: Vec<(String, &str)> =
+        inputs.modules.iter().map(|(name, text)| (name.clone(), text.as_str())).collect();
+    if inputs.framework {
+        texts.push((FRAMEWORK_NAME.into(), FRAMEWORK));
+    }
+    let paths = parsed(&texts)?.into_iter().flat_map(|module| {
+        let package = module.package.join(".");
+        module.rules.into_iter().map(move |rule| format!("data.{package}.{}", rule.name))
+    });
+    Ok(paths.collect())
 }
 
 /// The static data: the framework's, overlaid by the inputs'.

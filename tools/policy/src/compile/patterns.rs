@@ -65,12 +65,15 @@ enum Source<'p> {
     Parameter(usize),
 }
 
+/// The values of a field, by its name and what else the object has.
+type Found = BTreeMap<(Rc<str>, Fields), Rc<BTreeSet<Constant>>>;
+
 struct Search<'p> {
     program: &'p Program,
     bindings: HashMap<(FunctionId, usize, Variable), Vec<(Place, Source<'p>)>>,
     calls: HashMap<FunctionId, Vec<(Place, &'p [Node])>>,
     constants: Vec<&'p Constant>,
-    fields: RefCell<BTreeMap<(Rc<str>, Fields), Rc<BTreeSet<Constant>>>>,
+    fields: RefCell<Found>,
 }
 
 type Values = Option<BTreeSet<Constant>>;
