@@ -89,6 +89,9 @@ fn build_into(emulated: bool, out: Option<PathBuf>) -> Result<ImageDir> {
     {
         bail!("{} exists and is no image: choose another --out, or remove it", out.display());
     }
+    let writable = || format!("no image can be written to {}: choose another --out", out.display());
+    let _lock = cache::lock(&out).with_context(writable)?;
+    let staging = cache::Staging::new(&out).with_context(writable)?;
     let kernel = kernel::build()?;
     let (init, compiler) = init(&cache::root(), emulated)?;
     let initrd = cpio::archive(&[("init", 0o755, &init)])?;
@@ -97,8 +100,6 @@ fn build_into(emulated: bool, out: Option<PathBuf>) -> Result<ImageDir> {
 
     let ours = env!("CARGO_PKG_VERSION");
     let mut components = Vec::new();
-    let _lock = cache::lock(&out)?;
-    let staging = cache::Staging::new(&out)?;
     for (component, file, content, version) in [
         ("kernel", "bzImage", &bzimage, kernel.version()?),
         ("initrd", "initrd", &initrd, ours.to_string()),
@@ -252,6 +253,13 @@ mod tests {
         for word in ["panic=-1", "reboot=t", "console=ttyS0"] {
             assert!(line.split(' ').any(|w| w == word), "{word}");
         }
+    }
+
+    #[test]
+    fn an_unwritable_place_is_named_before_anything_is_built() {
+        let error = build_into(false, Some("/proc/image".into())).err().unwrap();
+        let text = format!("{error:#}");
+        assert!(text.contains("/proc/image") && text.contains("--out"), "{text}");
     }
 
     #[test]

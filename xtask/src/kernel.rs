@@ -164,7 +164,7 @@ impl Source {
         let move_pin = || {
             format!(
                 "{} {} is pinned in boot/kernel/source.json, and Debian no longer has it in this form. \
-                 Move the pin with `cargo xtask kernel --update-pin`: that changes the measurement",
+                 Move the pin with `cargo xtask kernel --update-pin` (that changes the measurement)",
                 self.package, self.version
             )
         };
