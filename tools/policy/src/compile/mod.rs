@@ -3,7 +3,7 @@
 //! The passes, each in a file: text to tokens (`lex`), tokens to a syntax tree (`parse`), names to
 //! variables, functions and constants (`resolve`, which works out what is known before any request by
 //! way of `evaluate`), the patterns that regular expressions may be asked with (`patterns`, `regex`), and
-//! instructions (`emit`). What a pass cannot handle it refuses with file, line and construct; nothing is
+//! instructions (`emit`, in the order that `order` finds). What a pass cannot handle it refuses with file, line and construct; nothing is
 //! given another meaning than OPA gives it. `docs/policy-language.md` is the page for policy authors.
 
 mod ast;
@@ -13,6 +13,7 @@ mod error;
 mod evaluate;
 mod hir;
 mod lex;
+mod order;
 mod parse;
 mod patterns;
 mod regex;
