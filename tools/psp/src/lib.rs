@@ -109,16 +109,18 @@ impl Psp {
     /// Answers requests until the listener is shut down: 64 bytes of report data in, 1184 bytes of report out, close.
     ///
     /// One connection at a time; one that sends too little, too late is dropped and nothing else happens. The guest is
-    /// the only client, so what it can obstruct is itself.
+    /// the only client, so what it can obstruct is itself. `answered` is called after each report that was sent.
     ///
     /// # Errors
     /// The listener fails.
-    pub fn serve(&self, listener: &UnixListener) -> Result<()> {
+    pub fn serve(&self, listener: &UnixListener, mut answered: impl FnMut()) -> Result<()> {
         loop {
             match listener.accept() {
                 Ok((connection, _)) => {
                     // A guest that hangs up early is its own loss.
-                    let _ = self.answer(connection);
+                    if self.answer(connection).is_ok() {
+                        answered();
+                    }
                 }
                 // What shutdown(2) of a listening socket gives.
                 Err(error) if error.kind() == ErrorKind::InvalidInput => return Ok(()),

@@ -112,7 +112,7 @@ fn the_socket_answers_64_bytes_with_a_report_and_survives_a_short_request() {
     let psp = psp();
     let psp = &psp;
     std::thread::scope(|scope| {
-        let serving = scope.spawn(|| psp.serve(&listener));
+        let serving = scope.spawn(|| psp.serve(&listener, || {}));
         let ask = |request: &[u8]| {
             let mut connection = UnixStream::connect(&path).unwrap();
             connection.write_all(request).unwrap();

@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the guest may take to boot. Emulated on a busy machine it needs many seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
-/// While the guest boots there is no event to wait for: how often it is tried.
-const BOOT_POLL: Duration = Duration::from_millis(10);
+/// How often a booting guest is looked at. (Its first report is an event; that it listens, a moment later, is none.)
+const BOOT_POLL: Duration = Duration::from_millis(5);
 /// Most bytes of the guest's console that are kept (T07: a guest must not fill the host's disk).
 const MAX_CONSOLE: u64 = 16 << 20;
 
@@ -201,7 +201,9 @@ impl Machine {
     pub fn control(&mut self) -> Result<(Connection, Phase)> {
         let deadline = Instant::now() + BOOT_TIMEOUT;
         loop {
-            if let Ok(stream) = self.connector().connect(CONTROL_PORT) {
+            if self.vsock.wait_for_guest(BOOT_POLL)
+                && let Ok(stream) = self.connector().connect(CONTROL_PORT)
+            {
                 let mut connection = Connection::new(stream);
                 connection.set_timeout(Some(deadline.saturating_duration_since(Instant::now())))?;
                 // An end instead of a Hello: the guest has not yet seen that an earlier connection is gone.

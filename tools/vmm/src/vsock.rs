@@ -22,7 +22,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
@@ -117,7 +117,7 @@ pub struct Vsock {
     arguments: Vec<OsString>,
     daemon: Option<Process>,
     // Dropped last: the PSP's thread ends when its listener is shut down.
-    _psp: PspServer,
+    psp: PspServer,
 }
 
 impl Vsock {
@@ -140,7 +140,7 @@ impl Vsock {
                 connector: Connector::Kernel(cid),
                 arguments: vec!["-device".into(), device.into()],
                 daemon: None,
-                _psp: PspServer::start(UnixListener::from(OwnedFd::from(listener)), psp),
+                psp: PspServer::start(UnixListener::from(OwnedFd::from(listener)), psp),
             });
         }
         let (host, device) = (runtime.file("vsock"), runtime.file("vhost"));
@@ -165,7 +165,7 @@ impl Vsock {
                 "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on,addr=1.0,romfile=".into(),
             ],
             daemon: Some(daemon),
-            _psp: psp,
+            psp,
         })
     }
 
@@ -177,6 +177,14 @@ impl Vsock {
     /// Opens connections to the guest.
     pub fn connector(&self) -> &Connector {
         &self.connector
+    }
+
+    /// Waits until the guest has had a report of its PSP; false if it has not after this time.
+    ///
+    /// Before that nothing may connect to it: `vhost-device-vsock` 0.3 stops serving when a connection arrives after
+    /// QEMU has told it of the guest's memory and before it has told it of the queues.
+    pub fn wait_for_guest(&self, timeout: Duration) -> bool {
+        self.psp.answered.wait(timeout)
     }
 
     /// The error to give if the device has failed.
@@ -254,23 +262,45 @@ fn is_listening(socket: &Path) -> Result<bool> {
     }))
 }
 
+/// Something that happens once, and can be waited for.
+#[derive(Default)]
+struct Happened {
+    yes: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Happened {
+    fn set(&self) {
+        *self.yes.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, timeout: Duration) -> bool {
+        let yes = self.yes.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.changed.wait_timeout_while(yes, timeout, |yes| !*yes).unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
 /// The thread that answers for the emulated PSP.
 struct PspServer {
     listener: UnixListener,
+    answered: Arc<Happened>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl PspServer {
     fn start(listener: UnixListener, psp: Arc<Psp>) -> Self {
+        let answered = Arc::<Happened>::default();
+        let theirs = answered.clone();
         // Where the descriptor cannot be cloned there is no PSP, and the guest finds that out.
         let thread = listener.try_clone().ok().map(|served| {
             std::thread::spawn(move || {
-                if let Err(error) = psp.serve(&served) {
+                if let Err(error) = psp.serve(&served, || theirs.set()) {
                     eprintln!("{error:#}");
                 }
             })
         });
-        Self { listener, thread }
+        Self { listener, answered, thread }
     }
 }
 
