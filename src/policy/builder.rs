@@ -256,7 +256,7 @@ impl Builder {
         DfaId(self.dfas.number(bytes))
     }
 
-    /// A pattern of parts.
+    /// A pattern of parts. The number of a [`Part::Literal`] is the index of a [`string`](Self::string).
     pub fn pattern(&mut self, parts: &[Part]) -> PatternId {
         PatternId(self.patterns.number(parts.iter().map(|part| part.bits()).collect()))
     }
@@ -380,8 +380,14 @@ impl Builder {
         for pattern in &self.patterns.values {
             end += pattern.len() as u32;
             put(Section::PatternEnds, &end.to_le_bytes());
-            for part in pattern {
-                put(Section::PatternParts, &part.to_le_bytes());
+            for &part in pattern {
+                let part = match Part::from_bits(part) {
+                    Part::Literal(string) => {
+                        Part::Literal(order.of(Const::new(Kind::String, string)).index())
+                    }
+                    other => other,
+                };
+                put(Section::PatternParts, &part.bits().to_le_bytes());
             }
         }
         let mut end = 0;
@@ -435,6 +441,11 @@ impl Builder {
     fn order(&self, names: impl Iterator<Item = Const>) -> Order {
         let mut used = BTreeSet::new();
         names.for_each(|name| self.mark(name, &mut used));
+        for part in self.patterns.values.iter().flatten() {
+            if let Part::Literal(string) = Part::from_bits(*part) {
+                self.mark(Const::new(Kind::String, string), &mut used);
+            }
+        }
         for function in &self.functions {
             self.mark(function.name, &mut used);
             walk(&function.code, |instruction, _| {

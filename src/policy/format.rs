@@ -13,12 +13,14 @@
 //!
 //! A [`Const`] is 32 bits: a kind in the top four, an index below. `null` and booleans are
 //! immediate, integers and strings index their sections, arrays, objects and sets index
-//! [`Section::Nodes`]. A node is the kind (top four bits) and the end (in words) of its elements
-//! in [`Section::Words`]; it starts where the one before ends. Elements are constants: of an array in order, of a
-//! set ascending in OPA's order, of an object first its *shape* — the array of its keys, ascending — then
-//! the values in the order of the keys. A node's *level* is 0 without elements, otherwise one more than the
-//! highest of its elements (scalars have level 0, and so does an array of scalars have level 1). [`Section::Levels`] has the number of nodes
-//! up to and with each level. Within a level, nodes ascend by kind, then by their words.
+//! [`Section::Nodes`]. A node is the kind (top four bits) and the end (in words) of its elements in
+//! [`Section::Words`]; it starts where the one before ends. Elements are constants: of an array in
+//! order; of a set ascending in OPA's order; of an object first its *shape*, the array of its keys,
+//! ascending, then the values in the order of the keys.
+//!
+//! A node's *level* is 0 without elements, otherwise one more than the highest of its elements, where
+//! what is no node has level 0. [`Section::Levels`] has the number of nodes up to and with each level.
+//! Within a level, nodes ascend by kind, then by their words.
 //!
 //! # Indexes
 //!
@@ -170,28 +172,53 @@ impl Const {
 }
 
 /// A part of a pattern. A pattern matches a string that is, whole, its parts one after another.
+///
+/// As a word: the variant in the top two bits, its operand in the others (of a `Member` the DFA in the upper 14,
+/// the pattern in the lower 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// A string of this DFA's language.
+    /// A string that this DFA accepts.
     Dfa(u32),
-    /// Literally the run-time string with this number among the arguments of the match.
+    /// This string, by its number. Cheaper than a DFA.
+    Literal(u32),
+    /// The run-time string with this number among the arguments of the match.
     Arg(u32),
+    /// A string that this one of a DFA's patterns accepts. Many patterns in one DFA are smaller than many DFAs.
+    Member {
+        /// The DFA, below 2^14.
+        dfa: u32,
+        /// The pattern, below 2^16.
+        pattern: u32,
+    },
 }
 
 impl Part {
-    const ARG: u32 = 1 << 31;
+    const OPERAND_BITS: u32 = 30;
+    const MEMBER_BITS: u32 = 16;
 
     /// Reads one word.
     pub fn from_bits(bits: u32) -> Part {
-        if bits & Part::ARG == 0 { Part::Dfa(bits) } else { Part::Arg(bits & !Part::ARG) }
+        let operand = bits & ((1 << Part::OPERAND_BITS) - 1);
+        match bits >> Part::OPERAND_BITS {
+            0 => Part::Dfa(operand),
+            1 => Part::Literal(operand),
+            2 => Part::Arg(operand),
+            _ => {
+                let pattern = operand & ((1 << Part::MEMBER_BITS) - 1);
+                Part::Member { dfa: operand >> Part::MEMBER_BITS, pattern }
+            }
+        }
     }
 
     /// The word.
     pub fn bits(self) -> u32 {
-        match self {
-            Part::Dfa(index) => index & !Part::ARG,
-            Part::Arg(index) => index | Part::ARG,
-        }
+        let (variant, operand) = match self {
+            Part::Dfa(index) => (0, index),
+            Part::Literal(index) => (1, index),
+            Part::Arg(index) => (2, index),
+            Part::Member { dfa, pattern } => (3, dfa << Part::MEMBER_BITS | pattern),
+        };
+        variant << Part::OPERAND_BITS | operand & ((1 << Part::OPERAND_BITS) - 1)
     }
 }
 

@@ -62,6 +62,26 @@ pub(super) fn matched(dfa: &Dfa<'_>, state: StateID, index: usize) -> i64 {
     i64::from(dfa.match_pattern(state, index).as_u32())
 }
 
+/// Whether a part's DFA accepts in this state after the end of input.
+fn accepts(dfa: &Dfa<'_>, state: StateID, part: Part) -> bool {
+    match part {
+        Part::Member { pattern, .. } => {
+            (0..match_count(dfa, state)).any(|index| matched(dfa, state, index) == i64::from(pattern))
+        }
+        _ => dfa.is_match_state(state),
+    }
+}
+
+/// The string that a part stands for.
+fn literal<'a>(image: &Image<'a>, part: Part, args: &[&'a [u8]]) -> Result<&'a [u8], Fault> {
+    let literal = match part {
+        Part::Literal(string) => image.string(string),
+        Part::Arg(number) => args.get(number as usize).copied(),
+        Part::Dfa(_) | Part::Member { .. } => None,
+    };
+    literal.ok_or(Fault::Pattern)
+}
+
 /// Whether `text`, whole, is the pattern's parts one after another.
 pub(super) fn matches(
     image: &Image<'_>,
@@ -76,11 +96,19 @@ pub(super) fn matches(
         return Err(Fault::Pattern);
     }
     let dfa = |number: u32| dfas.get(number as usize).ok_or(Fault::Pattern);
-    // Most patterns are one DFA.
-    if let (Some(Part::Dfa(number)), None) = (parts.clone().next(), parts.clone().nth(1)) {
-        fuel.take(text.len())?;
-        let dfa = dfa(number)?;
-        return Ok(run(dfa, text)?.is_some_and(|state| dfa.is_match_state(state)));
+    // Most patterns have one part.
+    if let (Some(part), None) = (parts.clone().next(), parts.clone().nth(1)) {
+        match part {
+            Part::Dfa(number) | Part::Member { dfa: number, .. } => {
+                fuel.take(text.len())?;
+                let dfa = dfa(number)?;
+                return Ok(run(dfa, text)?.is_some_and(|state| accepts(dfa, state, part)));
+            }
+            Part::Literal(_) | Part::Arg(_) => {
+                fuel.bytes(text.len())?;
+                return Ok(text == literal(image, part, args)?);
+            }
+        }
     }
     if text.len() > MAX_TEXT {
         return Err(Fault::Pattern);
@@ -93,19 +121,19 @@ pub(super) fn matches(
         for from in (0..=text.len()).filter(|&from| ends.has(from)) {
             let rest = text.get(from..).unwrap_or_default();
             match part {
-                Part::Arg(number) => {
-                    let literal = args.get(number as usize).ok_or(Fault::Pattern)?;
+                Part::Literal(_) | Part::Arg(_) => {
+                    let literal = literal(image, part, args)?;
                     fuel.bytes(literal.len() + text.len())?;
                     if rest.starts_with(literal) {
                         next.insert(from + literal.len());
                     }
                 }
-                Part::Dfa(number) => {
+                Part::Dfa(number) | Part::Member { dfa: number, .. } => {
                     let dfa = dfa(number)?;
                     fuel.take(rest.len() + 1)?;
                     let mut state = start(dfa)?;
                     for (read, byte) in rest.iter().map(Some).chain([None]).enumerate() {
-                        if dfa.is_match_state(dfa.next_eoi_state(state)) {
+                        if accepts(dfa, dfa.next_eoi_state(state), part) {
                             next.insert(from + read);
                         }
                         let Some(&byte) = byte else { break };

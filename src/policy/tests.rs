@@ -395,6 +395,33 @@ fn a_dfa_of_many_patterns_tells_which_match() {
 }
 
 #[test]
+fn a_pattern_can_be_one_of_many_in_a_dfa_and_have_literal_parts() {
+    let matches = |number: usize, text: &str| {
+        eval(|b, f| {
+            let dfa = b.dfa(dfa_many(&["A=.*", "[AB]=1"])).0;
+            let [unused, literal, text] = ["-unused-", "B=1", text].map(|text| b.string(text));
+            let _ = unused;
+            let patterns = [
+                b.pattern(&[Part::Member { dfa, pattern: 0 }]),
+                b.pattern(&[Part::Member { dfa, pattern: 1 }]),
+                b.pattern(&[Part::Literal(literal.index())]),
+                b.pattern(&[Part::Literal(literal.index()), Part::Member { dfa, pattern: 1 }]),
+            ];
+            f.emit(I::Const { dst: 0, value: text });
+            f.emit(I::Match { dst: Some(1), text: 0, pattern: patterns[number].0, args: Args(&[]) });
+            f.emit(I::ReturnLast { value: 1 });
+        })
+        .unwrap()
+    };
+    let which = |text: &str| [0, 1, 2, 3].map(|number| matches(number, text) == "true");
+    assert_eq!(which("A=1"), [true, true, false, false]);
+    assert_eq!(which("A=2"), [true, false, false, false]);
+    assert_eq!(which("B=1"), [false, true, true, false]);
+    assert_eq!(which("B=1A=1"), [false, false, false, true]);
+    assert_eq!(which("B=1A=2"), [false; 4]);
+}
+
+#[test]
 fn a_pattern_number_that_names_nothing_is_a_fault() {
     let result = eval(|b, f| {
         let (number, text) = (b.int(9), b.string(""));

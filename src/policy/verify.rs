@@ -225,7 +225,9 @@ fn patterns(image: &Image<'_>) -> Result<(), ImageError> {
         let mut used = 0u32;
         for part in parts {
             match part {
-                Part::Dfa(dfa) if (dfa as usize) < image.words(Section::DfaEnds) => {}
+                Part::Dfa(dfa) | Part::Member { dfa, .. }
+                    if (dfa as usize) < image.words(Section::DfaEnds) => {}
+                Part::Literal(string) if (string as usize) < image.words(Section::StringEnds) => {}
                 Part::Arg(arg) if (arg as usize) < MAX_PATTERN_PARTS => used |= 1 << arg,
                 _ => return Err(ImageError::Pattern),
             }
@@ -241,7 +243,7 @@ fn patterns(image: &Image<'_>) -> Result<(), ImageError> {
 pub(super) fn pattern_arity(image: &Image<'_>, pattern: u32) -> Option<usize> {
     let arg = |part| match part {
         Part::Arg(arg) => arg as usize + 1,
-        Part::Dfa(_) => 0,
+        _ => 0,
     };
     Some(image.pattern(pattern)?.map(arg).max().unwrap_or(0))
 }

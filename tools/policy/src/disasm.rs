@@ -42,6 +42,8 @@ fn text(image: &Image<'_>) -> Option<String> {
             .map(|part| match part {
                 Part::Dfa(dfa) => format!("dfa {dfa} ({} B)", image.dfa(dfa).map_or(0, <[u8]>::len)),
                 Part::Arg(arg) => format!("argument {arg}"),
+                Part::Literal(string) => quoted(image, string),
+                Part::Member { dfa, pattern } => format!("pattern {pattern} of dfa {dfa}"),
             })
             .collect();
         line(0, format!("pattern {number}: {}", parts.join(", ")));
