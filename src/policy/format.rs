@@ -46,8 +46,6 @@ pub const MAX_STACK: usize = 4096;
 pub const MAX_FRAMES: usize = 64;
 /// Bodies that may be open at once, over all active functions.
 pub const MAX_CONTROLS: usize = 512;
-/// Functions whose result is remembered during one decision.
-pub const MAX_MEMOS: usize = 1024;
 /// Parts of one pattern.
 pub const MAX_PATTERN_PARTS: usize = 16;
 /// The size of the header in bytes.

@@ -42,7 +42,7 @@ fn text(image: &Image<'_>) -> Option<String> {
             .map(|part| match part {
                 Part::Dfa(dfa) => format!("dfa {dfa} ({} B)", image.dfa(dfa).map_or(0, <[u8]>::len)),
                 Part::Arg(arg) => format!("argument {arg}"),
-                Part::Literal(string) => quoted(image, string),
+                Part::Literal(text) => format!("{:?}", string(image, text).unwrap_or_default()),
                 Part::Member { dfa, pattern } => format!("pattern {pattern} of dfa {dfa}"),
             })
             .collect();

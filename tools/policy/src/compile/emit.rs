@@ -135,6 +135,11 @@ impl<'a> Image<'a> {
             return Ok(number);
         }
         let number = match regex::automaton(&language.text, language.span) {
+            // Comparing is cheaper than an automaton, and smaller.
+            Ok(_) if language.span == Span::Whole && regex::is_literal(&language.text) => {
+                let string = self.builder.string(&language.text);
+                Some(self.builder.pattern(&[Part::Literal(string.index())]).0)
+            }
             Ok(bytes) => {
                 let dfa = self.builder.dfa(bytes);
                 Some(self.builder.pattern(&[Part::Dfa(dfa.0)]).0)

@@ -35,6 +35,11 @@ pub(crate) fn automaton(pattern: &str, span: Span) -> Result<Vec<u8>> {
     Ok(sparse_automaton(pattern, span)?.to_bytes_little_endian())
 }
 
+/// Whether the only string that matches the pattern, whole, is the pattern itself.
+pub(crate) fn is_literal(pattern: &str) -> bool {
+    !pattern.contains(['\\', '.', '+', '*', '?', '(', ')', '|', '[', ']', '{', '}', '^', '$'])
+}
+
 /// Whether the pattern matches the text.
 pub(crate) fn matches(pattern: &str, span: Span, text: &str) -> Result<bool> {
     let automaton = sparse_automaton(pattern, span)?;
