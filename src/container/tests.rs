@@ -115,7 +115,13 @@ impl Machine {
         // Tests that run at the same time share the machine's cgroup2 filesystem, so each has a root of its own in it.
         let cgroup = format!("{BASE}/cgroup/parma-test-{}", process::id());
         fs::create_dir(&cgroup).unwrap();
-        let places = Places { bundles: format!("{BASE}/c"), cgroup, controllers: "" };
+        let available = fs::read_to_string(format!("{BASE}/cgroup/cgroup.controllers")).unwrap();
+        // A machine with the old hierarchies has none here.
+        let controllers = if available.contains("pids") { Places::default().controllers } else { "" };
+        if !controllers.is_empty() {
+            fs::write(format!("{BASE}/cgroup/cgroup.subtree_control"), controllers).unwrap();
+        }
+        let places = Places { bundles: format!("{BASE}/c"), cgroup, controllers };
         let containers = Containers::new(&epoll, places).unwrap();
         Self { containers, epoll, last: 0, exits: Vec::new() }
     }
