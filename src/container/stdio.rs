@@ -6,6 +6,10 @@
 //! output is thrown away, so that the process neither blocks nor dies of it.
 //!
 //! Both descriptors of a stream are in the epoll set, edge-triggered; each event moves all that can be moved.
+//!
+//! The end of output is a full shutdown of the connection that leaves it open, so that the kernel does not reset it
+//! under a slow reader as it does eight seconds after a close. `vhost-device-vsock` takes no notice of a shutdown while
+//! it still holds bytes itself, so the peer is reminded until it agrees.
 
 use crate::gate::action::ProcessId;
 use crate::linux::Errno;
@@ -15,12 +19,21 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
+use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 /// Most bytes of one splice.
 const CHUNK: usize = crate::linux::vsock::MAX_SEND;
 /// Most chunks of one event, so that a busy stream leaves the others their turn.
 const CHUNKS: usize = 8;
+
+/// Time between two reminders of a connection's end, in nanoseconds.
+const REMINDER: i64 = 100_000_000;
+/// Reminders until a connection is closed whatever its peer says: after a minute.
+const REMINDERS: u16 = 600;
 
 /// A pipe whose ends are both closed on exec and neither of which is among descriptors 0–2.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -119,14 +132,22 @@ fn token((process, stream): Key, socket: bool) -> EventData {
 pub struct Streams {
     epoll: OwnedFd,
     null: OwnedFd,
+    /// Runs while a stream is in [`State::Flushed`].
+    timer: OwnedFd,
     streams: BTreeMap<Key, Relay>,
 }
+
+/// The timer's token: no process has number 0.
+const TIMER: u64 = super::TOKEN_BIT;
 
 impl Streams {
     /// None yet. They will report to `epoll`.
     pub fn new(epoll: OwnedFd) -> Result<Self, Errno> {
         let null = openat(CWD, c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { epoll, null, streams: BTreeMap::new() })
+        let timer =
+            timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
+        Ok(Self { epoll, null, timer, streams: BTreeMap::new() })
     }
 
     /// The streams of a process that started, for the host to attach to.
@@ -175,6 +196,9 @@ impl Streams {
 
     /// Moves what can be moved.
     pub fn on_event(&mut self, token: u64, flags: EventFlags) {
+        if token == TIMER {
+            return self.remind();
+        }
         let socket = token & 1 == 1;
         // What is shifted out is the stream and the side; what is cut off, the bit that made it ours.
         let key = ((token >> 3) as u32, (token >> 1) as u8 & 3);
@@ -185,10 +209,30 @@ impl Streams {
             Progress::Done => true,
             // There is more than its turn; it goes to the end of the queue.
             Progress::More => relay.rearm(&self.epoll, key).is_err(),
+            // Without the timer the connection is closed at once, which is all that can be done.
+            Progress::Flushed => self.set_timer(REMINDER).is_err(),
         };
         if done {
             self.streams.remove(&key);
         }
+    }
+
+    /// Tells the peers of flushed streams once more, and forgets those that agree or never will.
+    fn remind(&mut self) {
+        // How often it expired does not matter, only that it is not readable any more.
+        let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
+        self.streams.retain(|_, relay| !relay.remind());
+        if !self.streams.values().any(|relay| matches!(relay.state, State::Flushed { .. })) {
+            // A timer that goes on is of no harm.
+            let _ = self.set_timer(0);
+        }
+    }
+
+    /// Nanoseconds between two events; 0 for none.
+    fn set_timer(&self, interval: i64) -> Result<(), Errno> {
+        let interval = Timespec { tv_sec: 0, tv_nsec: interval };
+        let setting = Itimerspec { it_interval: interval, it_value: interval };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &setting).map(drop)
     }
 }
 
@@ -203,6 +247,8 @@ enum State {
     Output,
     /// The reader went away: from the pipe to nowhere.
     Drain,
+    /// All was written to the socket, and the peer was told this often that nothing follows.
+    Flushed { reminders: u16 },
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -211,6 +257,8 @@ enum Progress {
     Waiting,
     /// More can be moved at once.
     More,
+    /// All was moved; the peer has yet to agree.
+    Flushed,
     /// Both ends are done with.
     Done,
 }
@@ -247,9 +295,13 @@ impl Relay {
 
     /// One event's worth of work. `gone`: the peer of the socket neither reads nor writes any more.
     fn advance(&mut self, gone: bool, null: &OwnedFd) -> Progress {
-        // What the host sent before it went is still to be read.
-        if gone && self.state == State::Output {
-            self.drain();
+        if gone {
+            match self.state {
+                State::Output => self.drain(),
+                State::Flushed { .. } if self.is_over() => return Progress::Done,
+                // What the host sent before it went is still to be read.
+                State::Flushed { .. } | State::Input | State::Drain | State::Unattached => {}
+            }
         }
         for _ in 0..CHUNKS {
             let (from, to) = match (self.state, &self.pipe, &self.socket) {
@@ -259,8 +311,12 @@ impl Relay {
                 _ => return Progress::Waiting,
             };
             match splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
-                // The end of the host's input, or of output. Closing says so to the other side; half a shutdown would be
-                // enough for Linux's own vsock, but `vhost-device-vsock` does not pass it on.
+                Ok(0) if self.state == State::Output => {
+                    self.pipe = None;
+                    self.state = State::Flushed { reminders: 0 };
+                    return if self.remind() { Progress::Done } else { Progress::Flushed };
+                }
+                // The end of the host's input, or of output that nobody reads.
                 Ok(0) => return Progress::Done,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Progress::Waiting,
@@ -270,6 +326,22 @@ impl Relay {
             }
         }
         Progress::More
+    }
+
+    /// Tells the peer of a flushed stream that nothing follows. Whether it is over now; never that of another stream.
+    fn remind(&mut self) -> bool {
+        let State::Flushed { reminders } = &mut self.state else { return false };
+        *reminders += 1;
+        let told = self.socket.as_ref().map(|socket| shutdown(socket, Shutdown::Both));
+        *reminders > REMINDERS || told != Some(Ok(())) || self.is_over()
+    }
+
+    /// Whether the peer of a connection that was shut down here has let go of it too.
+    fn is_over(&self) -> bool {
+        let Some(socket) = &self.socket else { return true };
+        // After a full shutdown neither poll nor read tells. But vsock_connectible_recvmsg looks whether there is still
+        // a connection before it says that it has no urgent data.
+        recv(socket, &mut [0u8; 1], RecvFlags::OOB | RecvFlags::DONTWAIT).map(drop) != Err(Errno::OPNOTSUPP)
     }
 
     fn drain(&mut self) {
