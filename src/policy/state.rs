@@ -659,8 +659,8 @@ mod tests {
             let before = model(&engine);
             let committed = engine.commit(delta);
             assert_eq!(committed.is_ok(), number < 15, "{number}");
-            if committed.is_err() {
-                assert_eq!(committed.unwrap_err(), StateError::Limit);
+            if let Err(error) = committed {
+                assert_eq!(error, StateError::Limit);
                 assert_eq!(model(&engine), before);
             }
         }
