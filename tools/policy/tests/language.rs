@@ -149,6 +149,11 @@ fn traps_have_opas_answers() {
         ("r := h(1)\nh(x) := 1 if x == 1 else := 2\nh(x) := 1 if x < 5", Some(json!(1))),
         ("default h(_) := 9\nh(x) := x if x > 5\nr := [h(1), h(7)]", Some(json!([9, 7]))),
         ("default h(_) := 9\nh(x) := x if x > 5\nr := [h(input.nope)]", None),
+        ("r := h()\nh() := 4 if input.a", Some(json!(4))),
+        ("r if not h()\nh() if input.f", Some(json!(true))),
+        ("r if not h() == 1\nh() if input.f", None),
+        ("r if not h() == 1\nh() if false", None),
+        ("r if not h == 1\nh if input.f", Some(json!(true))),
         ("r := h([1, 2])\nh([x, y]) := x + y", Some(json!(3))),
         ("r := h([1, 2, 3])\nh([x, y]) := x + y", None),
         // Sets of rules, and operators

@@ -598,12 +598,27 @@ impl<'i, 'a> Emitter<'i, 'a> {
     /// Of a side of `==` under `not`, a reference itself stays inside, but not what it is made of.
     fn ahead_of_side(&mut self, side: &Node) -> Result<()> {
         let Expr::Ref(base, path) = &side.expr else {
-            return if stays_inside(side) { Ok(()) } else { self.evaluate_ahead(side) };
+            return if self.stays_inside(side) { Ok(()) } else { self.evaluate_ahead(side) };
         };
-        if !stays_inside(base) {
+        if !self.stays_inside(base) {
             self.evaluate_ahead(base)?;
         }
         path.iter().try_for_each(|part| self.evaluate_ahead(part))
+    }
+
+    /// What a `not` keeps inside although it stands in an argument's place: references to the input,
+    /// the state, rules and variables. Calls, literals and comprehensions are evaluated ahead.
+    fn stays_inside(&self, node: &Node) -> bool {
+        match &node.expr {
+            Expr::Constant(_)
+            | Expr::Variable(_)
+            | Expr::Input
+            | Expr::State
+            | Expr::Ref(..)
+            | Expr::Undefined(_) => true,
+            Expr::Call(id, _) => !self.image.program.functions[*id].called,
+            _ => false,
+        }
     }
 
     fn test(&mut self, node: &Node) -> Result<()> {
@@ -1032,20 +1047,5 @@ fn mirrored(relation: Relation) -> Relation {
         Relation::Greater => Relation::Less,
         Relation::GreaterOrEqual => Relation::LessOrEqual,
         Relation::Equal | Relation::NotEqual => relation,
-    }
-}
-
-/// What a `not` keeps inside although it stands in an argument's place: references to the input,
-/// the state, rules and variables. Calls, literals and comprehensions are evaluated ahead.
-fn stays_inside(node: &Node) -> bool {
-    match &node.expr {
-        Expr::Constant(_)
-        | Expr::Variable(_)
-        | Expr::Input
-        | Expr::State
-        | Expr::Ref(..)
-        | Expr::Undefined(_) => true,
-        Expr::Call(_, arguments) => arguments.is_empty(),
-        _ => false,
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Function {
     pub name: String,
     pub pos: Pos,
     pub parameters: usize,
+    /// Written with parentheses, perhaps with nothing in them: it is called, not referred to.
+    pub called: bool,
     pub kind: FunctionKind,
     /// The definitions; each may return, and a second, different value is a fault.
     pub chains: Vec<Chain>,

@@ -161,7 +161,7 @@ impl<'a> Resolver<'a> {
         let Some(rule) = self.rules.get(&key).and_then(|it| it.rules.first()) else { return Ok(None) };
         let pos = rule.0.pos;
         let function = self.function(&key, pos)?;
-        if self.program.functions[function].parameters > 0 {
+        if self.program.functions[function].called {
             return Err(Refusal::new(pos, "entry", format!("data.{} is a function", path.join("."))));
         }
         Ok(Some(function))
@@ -229,6 +229,7 @@ impl<'a> Resolver<'a> {
             name: function.name.clone(),
             pos,
             parameters: 0,
+            called: function.called,
             kind: FunctionKind::Value,
             chains,
             default: None,
@@ -245,6 +246,7 @@ impl<'a> Resolver<'a> {
             name,
             pos: first.pos,
             parameters: parameters.unwrap_or(0),
+            called: parameters.is_some(),
             kind: if set { FunctionKind::Set } else { FunctionKind::Value },
             chains: Vec::new(),
             default: None,
@@ -258,9 +260,6 @@ impl<'a> Resolver<'a> {
                     "rule",
                     format!("{} is defined with different numbers of arguments", rule.name),
                 ));
-            }
-            if parameters == Some(0) {
-                return Err(Refusal::new(rule.pos, "function", "a function takes at least one argument"));
             }
             if set && rule.kind != RuleKind::PartialSet {
                 return Err(Refusal::new(
@@ -684,7 +683,7 @@ impl<'a> Resolver<'a> {
         frame: &mut Frame,
     ) -> Result<Node> {
         let id = self.function(key, pos)?;
-        if self.program.functions[id].parameters > 0 {
+        if self.program.functions[id].called {
             return Err(Refusal::new(pos, "function", format!("{} is called with arguments", key.1)));
         }
         let value = self.call_node(pos, id, Vec::new(), frame);
@@ -738,8 +737,8 @@ impl<'a> Resolver<'a> {
         let dotted = name.join(".");
         if let Some(key) = self.user_function(name, frame) {
             let id = self.function(&key, pos)?;
-            let wanted = self.program.functions[id].parameters;
-            if wanted == 0 {
+            let (called, wanted) = (self.program.functions[id].called, self.program.functions[id].parameters);
+            if !called {
                 return Err(Refusal::new(pos, "call", format!("{dotted} is a rule, not a function")));
             }
             if arguments.len() != wanted {
@@ -820,6 +819,7 @@ impl<'a> Resolver<'a> {
         {
             return match constant {
                 Some(value) => Node::constant(pos, value.clone()),
+                None if function.called => Node::undefined_call(pos),
                 None => Node::undefined(pos),
             };
         }
