@@ -1,0 +1,136 @@
+//! What a process in a container sees and may do.
+
+use super::*;
+
+#[test]
+fn a_container_sees_itself_and_nothing_else() {
+    alone("view::a_container_sees_itself_and_nothing_else", |machine| {
+        let script = "echo pid $$; hostname; umask; pwd; id -u; id -G; grep 0:: /proc/self/cgroup; \
+            echo procs /proc/[0-9]*; ls /dev /dev/pts; echo; cat /sys/class/net/lo/operstate; ls /sys/class/net; \
+            ls -l /proc/self/fd | grep -c -- '->'; ulimit -n; ulimit -Hn; ulimit -c; \
+            grep -E 'Cap|NoNewPrivs|Seccomp:|SigBlk|SigIgn' /proc/self/status; cat /proc/self/mountinfo";
+        let (text, status) =
+            machine.script(id('a'), script, Spec { dir: "/srv/made/here", ..Spec::new(&[]) });
+        println!("{text}");
+        assert_eq!(status, ExitStatus::Code(0));
+        assert!(text.starts_with("pid 1\naaaaaaaaaaaa\n0027\n/srv/made/here\n0\n0\n0::/\n"));
+        assert!(text.contains("procs /proc/1\n") || text.contains("procs /proc/1 "));
+        assert!(text.contains("CapEff:\t00000000a80425fb") && text.contains("CapBnd:\t00000000a80425fb"));
+        assert!(text.contains("CapInh:\t0000000000000000") && text.contains("CapAmb:\t0000000000000000"));
+        assert!(text.contains("NoNewPrivs:\t1") && text.contains("Seccomp:\t2"));
+        assert!(text.contains("SigBlk:\t0000000000000000") && text.contains("SigIgn:\t0000000000000000"));
+        // 0, 1, 2 and the directory that ls reads.
+        assert!(text.contains("\nlo\n4\n1024\n"));
+        let dev = "/dev:\nfd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n";
+        assert!(text.contains(dev) && text.contains("/dev/pts:\nptmx\n"));
+        let mounts: Vec<&str> = text.lines().filter(|line| line.contains(" - ")).collect();
+        assert!(!mounts.iter().any(|line| line.contains(BASE) && !line.contains("lowerdir=/")));
+        assert!(mounts.iter().all(|line| !line.contains("shared:") && !line.contains("master:")));
+        assert!(machine.cgroups().is_empty());
+    });
+}
+
+#[test]
+fn what_is_masked_is_empty_and_what_is_read_only_cannot_be_written() {
+    alone("view::what_is_masked_is_empty_and_what_is_read_only_cannot_be_written", |machine| {
+        let script = "cat /proc/kcore /proc/keys /proc/timer_list /proc/kmsg; ls -A /sys/firmware /proc/scsi; \
+            for f in /proc/sys/kernel/domainname /proc/sysrq-trigger /sys/class/net/lo/mtu /sys/fs/cgroup/pids.max \
+            /sys/fs/cgroup/cgroup.procs; do (echo 1 > $f) 2>/dev/null && echo wrote $f; done; \
+            mknod /tmp/mem c 1 1 && echo made mem; mknod /tmp/sda b 8 0 && echo made sda; \
+            mknod /tmp/null c 1 3 || echo null not made; (: < /tmp/null) || echo null not opened; \
+            echo x > /dev/null && echo y > /dev/shm/y && cat /dev/shm/y";
+        let spec = Spec { caps: caps(ALL), ..Spec::new(&[]) };
+        let (text, _) = machine.script(id('b'), script, spec);
+        println!("{text}");
+        assert!(!text.contains("wrote") && !text.contains("made mem") && !text.contains("made sda"));
+        // A listed device can be made, but the root filesystem is mounted without device nodes.
+        assert!(!text.contains("null not made") && text.contains("null not opened"));
+        assert!(text.contains("\ny\n") || text.starts_with("y\n") || text.contains("y\nmknod"));
+    });
+}
+
+#[test]
+fn t03_a_container_can_make_no_vsock_socket_and_the_honest_ones_work() {
+    alone("view::t03_a_container_can_make_no_vsock_socket_and_the_honest_ones_work", |machine| {
+        let script = "perl -e 'for my $f (1, 2, 10, 40) { $! = 0; \
+            print \"$f \", (socket(my $s, $f, 1, 0) ? \"ok\" : $!+0), \"\\n\" }'";
+        let spec = Spec { caps: caps(ALL), ..Spec::new(&[]) };
+        let (text, status) = machine.script(id('c'), script, spec);
+        assert_eq!((text.as_str(), status), ("1 ok\n2 ok\n10 ok\n40 97\n", ExitStatus::Code(0)));
+    });
+}
+
+#[test]
+fn c06_a_process_gets_exactly_the_user_groups_and_capabilities_decided_on() {
+    alone("view::c06_a_process_gets_exactly_the_user_groups_and_capabilities_decided_on", |machine| {
+        let net_bind = 1 << 10;
+        let kept = Capabilities { inheritable: net_bind, ambient: net_bind, ..caps(net_bind) };
+        let script =
+            "id -u; id -g; id -G; grep -E 'Cap|NoNew' /proc/self/status; echo again > /dev/stdout; touch /x";
+        let spec =
+            Spec { uid: 1234, gids: &[7, 8, 9], caps: kept, no_new_privileges: false, ..Spec::new(&[]) };
+        let (text, _) = machine.script(id('d'), script, spec);
+        let set = "0000000000000400";
+        let expected = format!(
+            "1234\n7\n7 8 9\nCapInh:\t{set}\nCapPrm:\t{set}\nCapEff:\t{set}\nCapBnd:\t{set}\nCapAmb:\t{set}\n\
+            NoNewPrivs:\t0\nagain\ntouch: cannot touch '/x': Permission denied\n"
+        );
+        assert_eq!(text, expected);
+        let spec = Spec { uid: 1234, gids: &[7], caps: caps(DOCKER), ..Spec::new(&[]) };
+        let (text, _) = machine.script(id('e'), "grep -E 'CapEff|CapPrm' /proc/self/status", spec);
+        assert_eq!(text, "CapPrm:\t0000000000000000\nCapEff:\t0000000000000000\n");
+    });
+}
+
+#[test]
+fn i16_a_mount_target_that_is_a_link_is_refused() {
+    alone("view::i16_a_mount_target_that_is_a_link_is_refused", |machine| {
+        let outside = PathBuf::from(BASE).join("outside");
+        fs::create_dir(&outside).unwrap();
+        for (container, name) in [('0', "proc"), ('1', "sys"), ('2', "dev")] {
+            let rootfs = machine.rootfs(&id(container));
+            fs::remove_dir_all(rootfs.join(name)).unwrap();
+            symlink(&outside, rootfs.join(name)).unwrap();
+            let result = machine.create(id(container), &Spec::new(&["true"]));
+            assert_eq!(result, Err(error(Step::Rootfs, Errno::NOTDIR)), "{name}");
+            fs::remove_file(rootfs.join(name)).unwrap();
+            // Missing is no attack.
+            let process = machine.create(id(container), &Spec::new(&["true"])).unwrap();
+            assert_eq!(machine.exit_of(process), ExitStatus::Code(0));
+            machine.shutdown(id(container)).unwrap();
+        }
+        assert!(fs::read_dir(outside).unwrap().next().is_none());
+    });
+}
+
+#[test]
+fn i16_a_user_file_that_is_a_link_stays_inside_the_image() {
+    alone("view::i16_a_user_file_that_is_a_link_stays_inside_the_image", |machine| {
+        let container = id('3');
+        let rootfs = machine.rootfs(&container);
+        let secret = PathBuf::from(BASE).join("passwd");
+        fs::write(&secret, "secret:x:5:5:::\n").unwrap();
+        let passwd = rootfs.join("etc/passwd");
+        let resolve = |machine: &Machine, name| {
+            machine.containers.resolve_user(&container, UserSpec::parse(name).unwrap()).map(|user| user.uid)
+        };
+        assert_eq!(resolve(machine, "daemon"), Ok(1));
+        for target in
+            [secret.to_str().unwrap(), "../../../../../mnt/passwd", "/proc/1/root/mnt/passwd", "/nowhere"]
+        {
+            fs::remove_file(&passwd).unwrap();
+            symlink(target, &passwd).unwrap();
+            assert_eq!(resolve(machine, "secret"), Err(error(Step::ResolveUser, Errno::NOENT)), "{target}");
+        }
+        fs::remove_file(&passwd).unwrap();
+        symlink("passwd.real", &passwd).unwrap();
+        fs::write(rootfs.join("etc/passwd.real"), "inside:x:6:6:::\n").unwrap();
+        assert_eq!(resolve(machine, "inside"), Ok(6));
+        fs::remove_file(&passwd).unwrap();
+        assert!(process::Command::new("mkfifo").arg(&passwd).status().unwrap().success());
+        assert_eq!(resolve(machine, "inside"), Err(error(Step::ResolveUser, Errno::INVAL)));
+        fs::remove_file(&passwd).unwrap();
+        fs::write(&passwd, [b'\n'; (1 << 20) + 1]).unwrap();
+        assert_eq!(resolve(machine, "0"), Err(error(Step::ResolveUser, Errno::FBIG)));
+    });
+}
