@@ -4,7 +4,7 @@
 //! container's own image, and constants of this module. `docs/containers.md` lists which field comes from where.
 //!
 //! Create and exec go the same way: everything is prepared here, a child is made inside the container's control group,
-//! the child turns itself into the program ([`launch`]) and says over a pipe when it could not. What then exists is
+//! the child turns itself into the program (`launch`) and says over a pipe when it could not. What then exists is
 //! either a running program or nothing.
 
 mod cgroup;
