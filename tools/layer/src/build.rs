@@ -124,9 +124,7 @@ pub fn build_file(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Built> {
     let tar = open_tar(input)?;
-    write_file(output, false, |out| {
-        build(tar, out, options, progress).with_context(|| input.display().to_string())
-    })
+    write_file(output, |out| build(tar, out, options, progress).with_context(|| input.display().to_string()))
 }
 
 /// The root hash of the tar in a file (plain, gzip or zstd).
@@ -155,21 +153,14 @@ pub fn open_tar(path: &Path) -> Result<Box<dyn Read>> {
     })
 }
 
-/// Writes a file that appears under its name only when `write` has succeeded, on disk already if `durable`.
-pub(crate) fn write_file<T>(
-    path: &Path,
-    durable: bool,
-    write: impl FnOnce(&mut fs::File) -> Result<T>,
-) -> Result<T> {
+/// Writes a file that appears under its name only when `write` has succeeded.
+fn write_file<T>(path: &Path, write: impl FnOnce(&mut fs::File) -> Result<T>) -> Result<T> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = || format!("{}: cannot be written: is its directory there and writable?", path.display());
     let mut builder = tempfile::Builder::new();
     builder.prefix(".parma-").permissions(fs::Permissions::from_mode(0o666)); // less the umask
     let mut file = builder.tempfile_in(directory).with_context(cannot)?;
     let result = write(file.as_file_mut())?;
-    if durable {
-        file.as_file().sync_all().with_context(cannot)?;
-    }
     file.persist(path).with_context(cannot)?;
     Ok(result)
 }

@@ -2,8 +2,10 @@
 //!
 //! * [`oci`] reads an image layout as skopeo, umoci, buildah and docker write it, and checks every digest.
 //! * [`mod@build`] turns a layer's tar into the image that the guest mounts, and gives its root hash.
+//! * [`cache`] keeps the images of layers that were converted before.
 
 pub mod build;
+pub mod cache;
 mod ext4;
 mod gosort;
 pub mod oci;

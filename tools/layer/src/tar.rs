@@ -540,8 +540,11 @@ fn parse_pax(mut text: &[u8]) -> Result<Records> {
         match key {
             // Format 0.0 repeats these two keys; they become the map of format 0.1.
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                let expected: &[u8] =
-                    if sparse.len().is_multiple_of(2) { b"GNU.sparse.offset" } else { b"GNU.sparse.numbytes" };
+                let expected: &[u8] = if sparse.len().is_multiple_of(2) {
+                    b"GNU.sparse.offset"
+                } else {
+                    b"GNU.sparse.numbytes"
+                };
                 ensure!(key == expected && !value.contains(&b','), "malformed: sparse map in a PAX header");
                 sparse.push(value);
             }

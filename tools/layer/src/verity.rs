@@ -9,13 +9,15 @@
 //! Memory is constant: the lowest level of the tree (32 bytes a block) spills to a temporary file when large.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZero;
+use std::os::unix::fs::FileExt as _;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
-use parma_guest::target::ext4::BLOCK;
+use parma_guest::target::ext4::{self, BLOCK};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
 
@@ -55,6 +57,38 @@ pub struct Protected {
     pub data_blocks: u64,
     /// Bytes of superblock and tree behind the data.
     pub tree_bytes: u64,
+}
+
+/// What a finished image says of itself: `None` unless its size, its filesystem's size and its verity
+/// superblock agree with each other and with the tree's top, as they do in every image made here.
+///
+/// This finds an image that was cut short or is of another kind. It does not check the blocks below the top.
+///
+/// # Errors
+/// The image cannot be read.
+pub fn describe(image: &fs::File) -> io::Result<Option<Protected>> {
+    let mut start = [0; ext4::SUPERBLOCK];
+    let length = image.metadata()?.len();
+    if length < 2 * BLOCK as u64 {
+        return Ok(None);
+    }
+    image.read_exact_at(&mut start, ext4::SUPERBLOCK_OFFSET)?;
+    let Some(data_blocks) = ext4::superblock_blocks(&start) else { return Ok(None) };
+    let mut tree_blocks = 1; // the superblock
+    let mut level = data_blocks;
+    while level > 1 {
+        level = level.div_ceil(BLOCK as u64 / 32);
+        tree_blocks += level;
+    }
+    let (data_bytes, tree_bytes) = (data_blocks * BLOCK as u64, tree_blocks * BLOCK as u64);
+    if length != data_bytes + tree_bytes {
+        return Ok(None);
+    }
+    let (mut found, mut top) = ([0; SUPERBLOCK], [0; BLOCK]);
+    image.read_exact_at(&mut found, data_bytes)?;
+    image.read_exact_at(&mut top, data_bytes + BLOCK as u64)?;
+    let root = hash_block(&top);
+    Ok((found == superblock(data_blocks, &root)).then_some(Protected { root, data_blocks, tree_bytes }))
 }
 
 /// Blocks of an image on their way to `out` and into the tree, front to back.
