@@ -14,8 +14,10 @@ use parma_layer::End;
 use parma_layer::build::{Built, Options, build, build_file, hash, hash_file};
 use tar::{Builder, EntryType, Header};
 
-/// A tar of entries that each have a type, a name, a link target and content.
-fn tar_of(entries: &[(EntryType, &str, &str, &[u8])]) -> Vec<u8> {
+/// Type, name, link target and content.
+type Spec<'a> = (EntryType, &'a str, &'a str, &'a [u8]);
+
+fn tar_of(entries: &[Spec<'_>]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for (kind, name, link, content) in entries {
         tar.append(&header(*kind, name, link, content.len() as u64), *content).unwrap();
@@ -214,7 +216,7 @@ fn truncated_compression_is_refused() {
 #[test]
 fn what_the_format_cannot_express_is_refused_with_the_entrys_name() {
     use EntryType::{Directory, Link, Regular};
-    let cases: [(&[(EntryType, &str, &str, &[u8])], &str, &str); 8] = [
+    let cases: [(&[Spec<'_>], &str, &str); 8] = [
         (&[(Link, "a", "nowhere", b"")], "\"a\"", "does not hold"),
         (&[(Link, "a", "a", b"")], "\"a\"", "does not hold"),
         (&[(Directory, "d", "", b""), (Link, "a", "d", b"")], "\"a\"", "is a directory"),
