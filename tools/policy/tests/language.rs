@@ -376,6 +376,33 @@ fn a_policy_of_another_tool_compiles_and_the_points_it_leaves_denied_are_named()
 }
 
 #[test]
+fn points_that_a_policy_lacks_are_added_only_where_asked_and_are_measured() {
+    let policy = Inputs::policy("pod.rego", include_str!("policies/pod.rego"));
+    let without = compile(&policy).unwrap();
+    let with = compile(&policy.with_missing_points().unwrap()).unwrap();
+    let (before, after) = (disassemble(&without.image).unwrap(), disassemble(&with.image).unwrap());
+    assert!(!before.contains("entry data.policy.rw_mount_device"));
+    assert!(after.contains("entry data.policy.rw_mount_device") && after.contains("missing-points.rego"));
+    assert_ne!(without.host_data(), with.host_data());
+}
+
+#[test]
+fn a_rule_beyond_a_limit_of_the_machine_is_refused_with_its_place() {
+    let loops: String = (0..60).map(|n| format!("some x{n} in input.xs; ")).collect();
+    let sum: Vec<String> = (0..60).map(|n| format!("x{n}")).collect();
+    let calls: String = (0..100).map(|n| format!("r{n} := [r{}, input.a]\n", n + 1)).collect();
+    let values: Vec<String> = (0..300).map(|n| format!("input.a{n}")).collect();
+    for text in [
+        format!("r := [{}] if {{ {loops} }}", sum.join(", ")),
+        format!("r := r0\n{calls}\nr100 := input.a"),
+        format!("r := [{}]", values.join(", ")),
+    ] {
+        let error = compile(&inputs(&format!("package t\n{text}\n"), &["data.t.r"])).unwrap_err();
+        assert!(error.file == "t.rego" && error.line >= 2, "{error}");
+    }
+}
+
+#[test]
 fn the_framework_is_replaced_as_a_whole_and_never_added_to() {
     let modules = |framework: &str| Inputs {
         modules: vec![

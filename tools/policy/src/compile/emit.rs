@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parma_guest::policy::builder::{self, Builder, FunctionBuilder, Open};
-use parma_guest::policy::format::{Const, MAX_REGISTERS, Part};
+use parma_guest::policy::format::{Const, MAX_NESTING, MAX_REGISTERS, Part};
 use parma_guest::policy::instruction::{self as code, Args, Builtin, Instruction, Reg, Relation};
 
 use super::constant::Constant;
@@ -68,6 +68,13 @@ impl<'a> Image<'a> {
         self.functions.get(&id).copied()
     }
 
+    /// Where the function with this number in the image is defined.
+    pub fn place(&self, number: u32) -> Option<(&'a str, Pos)> {
+        let (&id, _) = self.functions.iter().find(|(_, function)| function.0 == number)?;
+        let function = &self.program.functions[id];
+        Some((&function.name, function.pos))
+    }
+
     /// Adds a function without parameters that returns `node`.
     pub fn expression(&mut self, node: &Node) -> Result<builder::FunctionId> {
         let mut emitter = Emitter::new(self, "expression", 0, 0);
@@ -100,7 +107,12 @@ impl<'a> Image<'a> {
             FunctionKind::Value if apart => emitter.parts_function(&parts, function)?,
             FunctionKind::Value => emitter.value_function(&function.chains, function.default.as_ref())?,
         }
-        let code = emitter.code;
+        let (code, nesting) = (emitter.code, emitter.nesting);
+        if nesting > MAX_NESTING {
+            let message =
+                format!("more than {MAX_NESTING} loops and bodies inside each other; split the rule");
+            return Err(Refusal::new(function.pos, "nesting", message));
+        }
         let number = self.builder.function(code);
         self.functions.insert(id, number);
         Ok(())
@@ -214,6 +226,8 @@ struct Emitter<'i, 'a> {
     next: usize,
     /// The first register that was never used since the innermost `Some` was opened.
     high: usize,
+    /// The most bodies inside each other so far.
+    nesting: usize,
     variables: Vec<Option<Reg>>,
     /// How often each variable is mentioned: once means that nothing reads it.
     mentions: Vec<usize>,
@@ -232,6 +246,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
             code: FunctionBuilder::new(name, arity),
             next: parameters,
             high: parameters,
+            nesting: 0,
             variables: vec![None; variables],
             mentions: vec![0; variables],
             loops: Vec::new(),
@@ -358,7 +373,9 @@ impl<'i, 'a> Emitter<'i, 'a> {
     }
 
     fn open(&mut self, instruction: Instruction<'_>) -> Opened {
-        Opened { next: self.next, open: self.code.open(instruction) }
+        let open = self.code.open(instruction);
+        self.nesting = self.nesting.max(self.code.nesting());
+        Opened { next: self.next, open }
     }
 
     fn close(&mut self, opened: Opened) {

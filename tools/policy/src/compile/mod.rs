@@ -23,6 +23,7 @@ use std::collections::BTreeSet;
 
 use parma_guest::point::Point;
 use parma_guest::policy::builder::BuildError;
+use parma_guest::policy::format::ImageError;
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
@@ -75,6 +76,29 @@ impl Inputs {
             entries: Vec::new(),
             framework: true,
         }
+    }
+}
+
+impl Inputs {
+    /// Adds to a policy, in a module of its own, what it lacks: an alias to our framework's rule for each
+    /// enforcement point that it does not define. The module is part of what is measured.
+    ///
+    /// Compiling never does this by itself: a point that a policy does not define is denied, however old
+    /// the policy says it is (difference D1).
+    ///
+    /// # Errors
+    /// If a module does not parse.
+    pub fn with_missing_points(mut self) -> Result<Inputs, CompileError> {
+        let rules = rules(&self)?;
+        let mut text = format!("package {POLICY_PACKAGE}\n");
+        for point in Point::ALL {
+            let framework = format!("data.{FRAMEWORK_PACKAGE}.{}", point.name());
+            if !rules.contains(point.entry()) && rules.contains(&framework) {
+                text += &format!("\n{} := {framework}\n", point.name());
+            }
+        }
+        self.modules.push(("missing-points.rego".into(), text));
+        Ok(self)
     }
 }
 
@@ -204,7 +228,15 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
             image.builder.entry(name, number).map_err(built)?;
         }
     }
-    let image = image.builder.finish().map_err(built)?;
+    let builder = std::mem::take(&mut image.builder);
+    let image = builder.finish().map_err(|error| match error {
+        BuildError::Image(ImageError::Function { function } | ImageError::Code { function, .. }) => {
+            let Some((name, pos)) = image.place(function) else { return built(error) };
+            let message = format!("{name} exceeds a limit of the machine: {error:?}; split the rule");
+            named(Refusal::new(pos, "rule", message))
+        }
+        error => built(error),
+    })?;
     Ok(Compiled { image, warnings })
 }
 
