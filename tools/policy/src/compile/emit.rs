@@ -13,7 +13,7 @@ use parma_guest::policy::format::{Const, MAX_NESTING, MAX_REGISTERS, Part};
 use parma_guest::policy::instruction::{self as code, Args, Builtin, Instruction, Reg, Relation};
 
 use super::constant::Constant;
-use super::error::{Pos, Refusal, Result};
+use super::error::{NOWHERE, Pos, Refusal, Result};
 use super::hir::{
     Chain, Collection, Expr, Function, FunctionId, FunctionKind, Literal, LiteralKind, Node, Program, Span,
     Variable,
@@ -77,7 +77,7 @@ impl<'a> Image<'a> {
 
     /// Adds a function without parameters that returns `node`.
     pub fn expression(&mut self, node: &Node) -> Result<builder::FunctionId> {
-        let mut emitter = Emitter::new(self, "expression", 0, 0);
+        let mut emitter = Emitter::new(self, "expression", 0);
         emitter.body(&mut Vec::new(), &Goal::ReturnLast(node))?;
         let code = emitter.code;
         Ok(self.builder.function(code))
@@ -92,13 +92,13 @@ impl<'a> Image<'a> {
         let mut parts = Vec::new();
         if apart {
             for chain in &function.chains {
-                let mut emitter = Emitter::new(self, &function.name, function.parameters, 0);
+                let mut emitter = Emitter::new(self, &function.name, function.parameters);
                 emitter.value_function(std::slice::from_ref(chain), None)?;
                 let code = emitter.code;
                 parts.push(self.builder.function(code));
             }
         }
-        let mut emitter = Emitter::new(self, &function.name, function.parameters, 0);
+        let mut emitter = Emitter::new(self, &function.name, function.parameters);
         if memo {
             emitter.code = emitter.code.memo();
         }
@@ -238,7 +238,7 @@ struct Emitter<'i, 'a> {
 }
 
 impl<'i, 'a> Emitter<'i, 'a> {
-    fn new(image: &'i mut Image<'a>, name: &str, parameters: usize, variables: usize) -> Self {
+    fn new(image: &'i mut Image<'a>, name: &str, parameters: usize) -> Self {
         // A number of parameters beyond the limit is refused where registers are counted.
         let arity = u8::try_from(parameters).unwrap_or(u8::MAX);
         Emitter {
@@ -247,8 +247,8 @@ impl<'i, 'a> Emitter<'i, 'a> {
             next: parameters,
             high: parameters,
             nesting: 0,
-            variables: vec![None; variables],
-            mentions: vec![0; variables],
+            variables: Vec::new(),
+            mentions: Vec::new(),
             loops: Vec::new(),
             ahead: HashMap::new(),
         }
@@ -291,9 +291,8 @@ impl<'i, 'a> Emitter<'i, 'a> {
             if !only {
                 self.code.emit(Instruction::Leave);
             }
-            let pos = Pos { file: 0, line: 0, column: 0 };
             let value = self.image.constant(value);
-            let dst = self.register(pos)?;
+            let dst = self.register(NOWHERE)?;
             self.code.emit(Instruction::Const { dst, value });
             self.code.emit(Instruction::ReturnLast { value: dst });
         }

@@ -13,6 +13,9 @@ pub(crate) struct Pos {
     pub column: u32,
 }
 
+/// The place of what the compiler makes itself.
+pub(crate) const NOWHERE: Pos = Pos { file: 0, line: 0, column: 0 };
+
 /// An error before the module's index is turned into its name.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {

@@ -6,7 +6,7 @@ use parma_guest::policy::value::Arena;
 
 use super::constant::Constant;
 use super::emit::Image;
-use super::error::Pos;
+use super::error::NOWHERE;
 use super::hir::{Expr, FunctionId, Node, Program};
 use super::patterns::Computed;
 use crate::value;
@@ -26,9 +26,8 @@ const MEMORY: usize = 4 << 20;
 
 /// The result of a pure function.
 pub(crate) fn call(program: &Program, id: FunctionId, arguments: &[Constant]) -> Outcome {
-    let pos = Pos { file: 0, line: 0, column: 0 };
-    let arguments = arguments.iter().map(|value| Node::constant(pos, value.clone())).collect();
-    run(program, &Node::new(pos, Expr::Call(id, arguments)), &[id])
+    let arguments = arguments.iter().map(|value| Node::constant(NOWHERE, value.clone())).collect();
+    run(program, &Node::new(NOWHERE, Expr::Call(id, arguments)), &[id])
 }
 
 /// The value of an expression whose parts are constants.
