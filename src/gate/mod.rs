@@ -7,7 +7,7 @@
 //! 3. checks that what the request names exists and is not in use (`objects`);
 //! 4. asks the policy ([`Engine::decide`]), which answers with a delta to its state, or refuses;
 //! 5. commits the delta, so that it holds whatever happens next;
-//! 6. hands an [`Actor`] the [`Permit`](action::Permit) for exactly the values that were decided on;
+//! 6. hands an [`Actor`] the [`Permit`] for exactly the values that were decided on;
 //! 7. where the action failed and was undone, takes the delta back; where it could not be undone, poisons the guest.
 //!
 //! So no side effect comes before a decision (differences D5 and D6), check and use see the same values, and a refused

@@ -57,7 +57,7 @@ pub struct ToGuest<'a> {
     pub request: Request<'a>,
 }
 
-/// What the host may ask for. Which of these is accepted when is one table: [`crate::gate::Phase::accepts`].
+/// What the host may ask for. Which of these is accepted when is one table: [`Phase::accepts`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request<'a> {
     /// Deliver the compiled policy. Its SHA-256 must equal HOST_DATA of the guest's own report. Once.
