@@ -1,3 +1,51 @@
-//! Parma's command line.
+//! Parma's command line. Exit codes: 0, 1 where something failed or was refused, 2 for wrong usage; `run` and `exec` give
+//! the code of the process they waited for.
 
-fn main() {}
+mod commands;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Confidential containers under an attested policy
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+#[command(after_help = "Examples:
+  parma run oci:python -- python3 -c 'print(6*7)'   run an image under its own strict policy
+  parma policy generate oci:python -o p.rego        write that policy to a file, to be edited
+  parma policy compile p.rego -o p.bin              compile it; prints HOST_DATA
+  parma run --policy p.rego oci:python              run under it")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Convert layers of images to disks that the guest can verify
+    #[command(subcommand)]
+    Layer(commands::layer::Command),
+    /// Write, compile and inspect policies
+    #[command(subcommand)]
+    Policy(commands::policy::Command),
+    Run(commands::run::Arguments),
+    Exec(commands::remote::Exec),
+    Ps(commands::remote::Ps),
+    Kill(commands::remote::Kill),
+    Stop(commands::remote::Stop),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Layer(command) => commands::layer::main(command),
+        Command::Policy(command) => commands::policy::main(command),
+        Command::Run(arguments) => commands::run::main(arguments),
+        Command::Exec(arguments) => commands::remote::exec(arguments),
+        Command::Ps(arguments) => commands::remote::ps(arguments),
+        Command::Kill(arguments) => commands::remote::kill(arguments),
+        Command::Stop(arguments) => commands::remote::stop(arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("parma: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Overrides the probe: `kvm` or `tcg`.
 const VARIABLE: &str = "PARMA_ACCEL";
 /// How long the probe may take. With working KVM it takes about a second.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

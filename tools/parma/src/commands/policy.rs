@@ -1,0 +1,221 @@
+//! `parma policy …`
+
+use super::{command_line, show_warnings};
+use anyhow::{Context as _, Result, anyhow};
+use clap::{Args, Subcommand};
+use indicatif::HumanBytes;
+use parma::output::{self, hex};
+use parma::workload::{Policy, Workload};
+use parma_layer::oci::Reference;
+use parma_policy::Inputs;
+use parma_policy::generate::{GenerateOptions, signal};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    Generate(Generate),
+    Compile(Compile),
+    Replay(Replay),
+    Disasm(Disasm),
+}
+
+/// What a generated policy allows beyond the image's own command.
+#[derive(Args)]
+pub struct Allow {
+    /// Set a variable, in place of the image's of that name
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// Allow this command to be started in the running container: words, or a JSON array
+    #[arg(long, value_name = "COMMAND", value_parser = command_line)]
+    allow_exec: Vec<Vec<String>>,
+    /// Allow this signal instead of the image's stop signal and SIGKILL
+    #[arg(long, value_name = "SIGNAL", value_parser = |text: &str| signal(text).map_err(|e| e.to_string()))]
+    allow_signal: Vec<u8>,
+    /// Allow no standard streams: output stays in the guest
+    #[arg(long)]
+    no_stdio: bool,
+    /// Let programs gain privileges, as set-user-ID programs do
+    #[arg(long)]
+    allow_new_privileges: bool,
+}
+
+impl Allow {
+    /// As the generator takes it; `args` replace the image's own.
+    pub fn options(&self, args: &[String]) -> GenerateOptions {
+        let Self { env, allow_exec, allow_signal, no_stdio, allow_new_privileges } = self;
+        GenerateOptions {
+            args: (!args.is_empty()).then(|| args.to_vec()),
+            env: env.clone(),
+            exec: allow_exec.clone(),
+            signals: (!allow_signal.is_empty()).then(|| allow_signal.clone()),
+            stdio: !no_stdio,
+            no_new_privileges: !allow_new_privileges,
+            ..GenerateOptions::default()
+        }
+    }
+}
+
+/// Write the strict policy of an image: this container and nothing else
+#[derive(Args)]
+#[command(after_help = "Example:
+  parma policy generate oci:python:latest -o p.rego -- python3 -c 'print(6*7)'")]
+pub struct Generate {
+    /// The image: oci:DIR or oci:DIR:TAG
+    #[arg(value_parser = reference)]
+    image: Reference,
+    #[command(flatten)]
+    allow: Allow,
+    /// Where to write it [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Arguments in place of the image's own
+    #[arg(last = true)]
+    args: Vec<String>,
+}
+
+/// Compile a policy; prints the HOST_DATA that a guest must be launched with
+#[derive(Args)]
+#[command(after_help = "Examples:
+  parma policy compile p.rego -o p.bin
+  parma policy compile p.rego --module lib.rego --entry data.policy.mount_device")]
+pub struct Compile {
+    /// The policy, in Rego
+    policy: PathBuf,
+    #[command(flatten)]
+    inputs: Modules,
+    /// Make this rule an entry [default: all enforcement points that the policy defines]
+    #[arg(long, value_name = "RULE")]
+    entry: Vec<String>,
+    /// Where to write the compiled policy
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Print a JSON object: host_data, bytes, warnings
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is compiled beside the policy.
+#[derive(Args)]
+struct Modules {
+    /// A further module
+    #[arg(long, value_name = "FILE")]
+    module: Vec<PathBuf>,
+    /// Static data: a JSON object that becomes `data`
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Leave out our framework; a module may then be package framework itself
+    #[arg(long)]
+    no_framework: bool,
+}
+
+/// Evaluate a trace of requests as a guest would; prints an answer for each
+#[derive(Args)]
+#[command(
+    after_help = "TRACE has a line each {\"rule\":\"data.policy.mount_device\",\"input\":{…}}; the answers are a line each
+{\"defined\":true,\"result\":{…},\"metadata\":{…the whole state after…}}"
+)]
+pub struct Replay {
+    /// The policy: Rego, or compiled
+    policy: PathBuf,
+    #[command(flatten)]
+    inputs: Modules,
+    /// The requests
+    trace: PathBuf,
+}
+
+/// Show what is in a compiled policy
+#[derive(Args)]
+pub struct Disasm {
+    /// The compiled policy
+    policy: PathBuf,
+}
+
+/// Parses an image reference for clap.
+pub fn reference(text: &str) -> Result<Reference, String> {
+    Reference::parse(text).map_err(|error| format!("{error:#}"))
+}
+
+/// Runs one of them.
+pub fn main(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Generate(Generate { image, allow, output, args }) => {
+            let bar = super::run::spinner(false);
+            let options = allow.options(&args);
+            let workload = Workload::prepare(&image, &options, "layer", |number, count, bytes| {
+                bar.set_message(format!("layer {number} of {count}: {}", HumanBytes(bytes)));
+            })?;
+            bar.finish_and_clear();
+            let policy = workload.container.policy();
+            match output {
+                Some(path) => output::write(&path, policy.as_bytes())?,
+                None => print(&policy)?,
+            }
+        }
+        Command::Compile(Compile { policy, inputs, entry, output, json }) => {
+            let compiled =
+                parma_policy::compile(&inputs.with(&policy, entry)?).map_err(|error| anyhow!("{error}"))?;
+            if let Some(path) = output {
+                output::write(&path, &compiled.image)?;
+            }
+            let host_data = hex(&compiled.host_data());
+            if json {
+                let warnings: Vec<_> = compiled.warnings.iter().map(ToString::to_string).collect();
+                let bytes = compiled.image.len();
+                let value = serde_json::json!({"host_data": host_data, "bytes": bytes, "warnings": warnings});
+                print(&format!("{value}\n"))?;
+            } else {
+                show_warnings(&compiled.warnings);
+                print(&format!("{host_data}\n"))?;
+            }
+        }
+        Command::Replay(Replay { policy, inputs, trace }) => {
+            let file =
+                File::open(&trace).with_context(|| format!("cannot read the trace {}", trace.display()))?;
+            let (requests, answers) = (BufReader::new(file), io::stdout().lock());
+            let bytes = read(&policy)?;
+            if bytes.starts_with(&parma_guest::policy::format::MAGIC) {
+                parma_policy::replay(&bytes, requests, answers)
+            } else {
+                parma_policy::replay_sources(&inputs.with(&policy, Vec::new())?, requests, answers)
+            }
+            .with_context(|| trace.display().to_string())?;
+        }
+        Command::Disasm(Disasm { policy }) => {
+            let text = parma_policy::disassemble(&Policy::read(&policy)?.image);
+            print(&text.with_context(|| policy.display().to_string())?)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Modules {
+    fn with(&self, policy: &Path, entries: Vec<String>) -> Result<Inputs> {
+        let mut modules = Vec::new();
+        for path in std::iter::once(policy).chain(self.module.iter().map(PathBuf::as_path)) {
+            let text =
+                String::from_utf8(read(path)?).with_context(|| format!("{} is not Rego", path.display()))?;
+            modules.push((path.display().to_string(), text));
+        }
+        let data = match &self.data {
+            None => None,
+            Some(path) => {
+                let value = serde_json::from_slice(&read(path)?);
+                Some(value.with_context(|| format!("{} is not JSON", path.display()))?)
+            }
+        };
+        Ok(Inputs { modules, data, entries, framework: !self.no_framework })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Standard output may be a pipe that is closed: that is an error, not a panic.
+fn print(text: &str) -> Result<()> {
+    io::stdout().write_all(text.as_bytes()).context("cannot write to standard output")
+}

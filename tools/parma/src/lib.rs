@@ -1,0 +1,12 @@
+//! The host's side of a container's life, step by step: what `parma run` does, and what tests and demonstrations take
+//! apart to play a hostile host.
+//!
+//! * [`workload`]: an OCI image becomes layers, a container and a policy.
+//! * [`pod`]: a guest is booted, given its policy, and asked for one thing after the other.
+//! * [`local`]: how `parma exec`, `ps`, `kill` and `stop` reach a `parma run` in another terminal.
+//! * [`output`]: files that appear whole or not at all, and text that cannot steer a terminal.
+
+pub mod local;
+pub mod output;
+pub mod pod;
+pub mod workload;

@@ -1,0 +1,405 @@
+//! How `parma exec`, `ps`, `kill` and `stop` reach a `parma run` in another terminal.
+//!
+//! The guest has one control connection, and `parma run` holds it. So each run serves a Unix socket
+//! `$XDG_RUNTIME_DIR/parma/NAME/control` (or `/tmp/parma-UID/NAME/control`) in directories that only the user can enter.
+//! One line of JSON is a [`Question`], one line the [`Answer`]; a connection may carry many. Standard streams do not pass
+//! here: an answer to `exec` says how to reach the guest, and the asker attaches by itself.
+
+use crate::pod::Guest;
+use anyhow::{Context as _, Result, bail, ensure};
+use parma_guest::gate::fields::ContainerId;
+use parma_guest::wire::{ExitStatus, Stdio};
+use parma_policy::generate::Container;
+use parma_vmm::Connector;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest line, in bytes: as many arguments as a request to the guest can carry.
+const MAX_LINE: u64 = 1 << 20;
+/// Longest name of a run, in bytes. With the directories it must fit into the path of a Unix socket.
+const MAX_NAME: usize = 48;
+const SOCKET: &str = "control";
+/// How long a container may take to end by itself when it is asked to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What can be asked of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Question {
+    /// Start a process in the container.
+    Exec {
+        /// Its arguments.
+        args: Vec<String>,
+        /// Whether it gets a standard input.
+        stdin: bool,
+    },
+    /// Wait for the end of a process.
+    Wait {
+        /// Which.
+        process: u32,
+    },
+    /// Send a signal.
+    Signal {
+        /// To which process; `None`: the container's first.
+        process: Option<u32>,
+        /// Its number.
+        signal: u8,
+    },
+    /// Ask the container to stop; kill it if it does not within ten seconds.
+    Stop,
+    /// Describe the run.
+    List,
+}
+
+/// What a run answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// A process runs.
+    Started {
+        /// Its number.
+        process: u32,
+        /// How to attach to its streams.
+        connector: Connector,
+    },
+    /// A process has ended.
+    Exited {
+        /// As a shell would give it: the code, or 128 and the signal.
+        code: u8,
+    },
+    /// The run.
+    Listed(Run),
+    /// It was not done.
+    Failed {
+        /// Why.
+        error: String,
+    },
+}
+
+/// A run, for `parma ps`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// Its name.
+    pub name: String,
+    /// Its container's id.
+    pub container: String,
+    /// The image reference it was started with.
+    pub image: String,
+    /// Processes in the container.
+    pub processes: Vec<Listed>,
+    /// Why the guest lists no processes, where the policy does not allow that.
+    pub unlisted: Option<String>,
+}
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its number.
+    pub process: u32,
+    /// Whether it is the container's first.
+    pub init: bool,
+    /// As a shell would give it; `None`: it runs.
+    pub exit_code: Option<u8>,
+}
+
+/// The directory of this user's runs, made if it is not there.
+///
+/// # Errors
+/// It belongs to somebody else, or others can enter it.
+pub fn runs_dir() -> Result<PathBuf> {
+    let uid = rustix::process::getuid().as_raw();
+    let dir = match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir()) {
+        Some(base) => base.join("parma"),
+        None => PathBuf::from(format!("/tmp/parma-{uid}")),
+    };
+    private(&dir, uid)?;
+    Ok(dir)
+}
+
+fn private(dir: &Path, uid: u32) -> Result<()> {
+    let remedy =
+        || format!("cannot use {} for running containers: remove it, or set XDG_RUNTIME_DIR", dir.display());
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error).with_context(remedy),
+    }
+    // SECURITY: in /tmp, another user may have made it first, or a link of that name.
+    let meta = fs::symlink_metadata(dir).with_context(remedy)?;
+    ensure!(meta.is_dir() && meta.uid() == uid && meta.mode() & 0o077 == 0, remedy());
+    Ok(())
+}
+
+/// A name of a run: what may be part of a path without changing its meaning.
+///
+/// # Errors
+/// Other characters than letters, digits, `-`, `_` and `.`, a leading `.`, or too long.
+pub fn check_name(name: &str) -> Result<()> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    ensure!(
+        !name.is_empty() && name.len() <= MAX_NAME && !name.starts_with('.') && name.bytes().all(plain),
+        "{name:?} is no name: 1 to {MAX_NAME} of A-Z a-z 0-9 - _ . without a leading dot"
+    );
+    Ok(())
+}
+
+/// What a run serves.
+pub struct Served {
+    /// The guest.
+    pub guest: Arc<Guest>,
+    /// Its container's id.
+    pub id: ContainerId,
+    /// What the container is.
+    pub container: Container,
+    /// The container's first process.
+    pub init: u32,
+    /// The signal that asks it to stop.
+    pub stop_signal: u8,
+    /// The run's name.
+    pub name: String,
+    /// The image reference.
+    pub image: String,
+}
+
+/// A name that is taken for as long as this lives, and the socket behind it.
+pub struct Reserved {
+    dir: PathBuf,
+    listener: UnixListener,
+}
+
+impl Reserved {
+    /// Takes a name.
+    ///
+    /// # Errors
+    /// A run of this name is there.
+    pub fn new(name: &str) -> Result<Self> {
+        check_name(name)?;
+        let dir = runs_dir()?.join(name);
+        let socket = dir.join(SOCKET);
+        if dir.exists() {
+            if UnixStream::connect(&socket).is_ok() {
+                bail!("{name} runs already: choose another --name, or `parma stop {name}`");
+            }
+            fs::remove_dir_all(&dir)
+                .with_context(|| format!("cannot remove what {name} left: {}", dir.display()))?;
+        }
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
+        let listener =
+            UnixListener::bind(&socket).with_context(|| format!("cannot make {}", socket.display()))?;
+        Ok(Self { dir, listener })
+    }
+
+    /// Answers from now on, in threads of its own.
+    ///
+    /// # Errors
+    /// There are no file descriptors left.
+    pub fn serve(&self, served: Served) -> Result<()> {
+        let listener = self.listener.try_clone().context("dup")?;
+        let served = Arc::new(served);
+        std::thread::spawn(move || {
+            for connection in listener.incoming().map_while(Result::ok) {
+                let served = served.clone();
+                // A client that breaks off needs no answer.
+                std::thread::spawn(move || drop(served.answer_all(connection)));
+            }
+        });
+        Ok(())
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // What stays is removed by whoever takes the name or lists the runs next.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Served {
+    fn answer_all(&self, connection: UnixStream) -> Result<()> {
+        let mut writer = connection.try_clone()?;
+        let mut reader = BufReader::new(connection);
+        while let Some(question) = read_line(&mut reader)? {
+            let answer =
+                self.answer(question).unwrap_or_else(|error| Answer::Failed { error: format!("{error:#}") });
+            write_line(&mut writer, &answer)?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, question: Question) -> Result<Answer> {
+        match question {
+            Question::Exec { args, stdin } => {
+                let stdio = Stdio { stdin, stdout: true, stderr: true };
+                let process = self.guest.exec(&self.id, &self.container, &args, stdio)?;
+                Ok(Answer::Started { process, connector: self.guest.session.connector().clone() })
+            }
+            Question::Wait { process } => {
+                let status = self.guest.session.wait(process, None)?.context("it has not ended")?;
+                Ok(Answer::Exited { code: status.shell_code() })
+            }
+            Question::Signal { process, signal } => {
+                self.guest.signal(&self.id, process.unwrap_or(self.init), signal)?;
+                Ok(Answer::Done)
+            }
+            Question::Stop => {
+                let asked = self.guest.signal(&self.id, self.init, self.stop_signal);
+                if asked.is_err() || self.guest.session.wait(self.init, Some(STOP_TIMEOUT))?.is_none() {
+                    self.guest.shutdown(&self.id)?;
+                }
+                Ok(Answer::Done)
+            }
+            Question::List => Ok(Answer::Listed(self.list())),
+        }
+    }
+
+    fn list(&self) -> Run {
+        let listed = self.guest.properties().map(|properties| {
+            let ours = properties.processes.iter().filter(|state| state.container == self.id);
+            ours.map(|state| Listed {
+                process: state.process,
+                init: state.init,
+                exit_code: state.exited.map(ExitStatus::shell_code),
+            })
+            .collect()
+        });
+        let (processes, unlisted) = match listed {
+            Ok(processes) => (processes, None),
+            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+        };
+        let container = self.id.as_str().to_owned();
+        Run { name: self.name.clone(), container, image: self.image.clone(), processes, unlisted }
+    }
+}
+
+/// A connection to a run.
+pub struct Client {
+    reader: BufReader<UnixStream>,
+    writer: UnixStream,
+}
+
+impl Client {
+    /// Connects to the run of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn connect(name: &str) -> Result<Self> {
+        check_name(name)?;
+        let socket = runs_dir()?.join(name).join(SOCKET);
+        let writer = UnixStream::connect(&socket)
+            .with_context(|| format!("nothing runs under the name {name}: `parma ps` lists what does"))?;
+        Ok(Self { reader: BufReader::new(writer.try_clone()?), writer })
+    }
+
+    /// Asks, and waits for the answer. [`Answer::Failed`] is an error.
+    ///
+    /// # Errors
+    /// It was not done, or the run is gone.
+    pub fn ask(&mut self, question: &Question) -> Result<Answer> {
+        write_line(&mut self.writer, question).context("the run is gone")?;
+        match read_line(&mut self.reader)?.context("the run is gone")? {
+            Answer::Failed { error } => bail!(error),
+            answer => Ok(answer),
+        }
+    }
+}
+
+/// All runs of this user, by name. What killed ones left is removed.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn runs() -> Result<Vec<Run>> {
+    let dir = runs_dir()?;
+    let mut runs = Vec::new();
+    for entry in fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str().filter(|name| check_name(name).is_ok()) else { continue };
+        match UnixStream::connect(entry.path().join(SOCKET)) {
+            Ok(_) => {
+                if let Answer::Listed(run) = Client::connect(name)?.ask(&Question::List)? {
+                    runs.push(run);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+            // It is just being made.
+            Err(_) => {}
+        }
+    }
+    runs.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(runs)
+}
+
+fn write_line<T: Serialize>(writer: &mut UnixStream, value: &T) -> Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    writer.write_all(&line)?;
+    Ok(())
+}
+
+fn read_line<T: for<'de> Deserialize<'de>>(reader: &mut BufReader<UnixStream>) -> Result<Option<T>> {
+    let mut line = Vec::new();
+    reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    ensure!(line.ends_with(b"\n"), "a line is longer than {MAX_LINE} bytes, or was cut");
+    Ok(Some(serde_json::from_slice(&line).context("a malformed line")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_the_directory() {
+        for good in ["a", "web-1", "A_b.c", &"x".repeat(MAX_NAME)] {
+            check_name(good).unwrap();
+        }
+        for bad in ["", ".", "..", ".hidden", "a/b", "a b", "ü", "a\0", &"x".repeat(MAX_NAME + 1)] {
+            assert!(check_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_enter_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let uid = rustix::process::getuid().as_raw();
+        let dir = base.path().join("runs");
+        private(&dir, uid).unwrap();
+        private(&dir, uid).unwrap();
+        assert!(private(&dir, uid + 1).is_err());
+        let link = base.path().join("link");
+        std::os::unix::fs::symlink(&dir, &link).unwrap();
+        assert!(private(&link, uid).is_err());
+        let open = base.path().join("open");
+        fs::DirBuilder::new().mode(0o755).create(&open).unwrap();
+        let error = private(&open, uid).unwrap_err().to_string();
+        assert!(error.contains("open") && error.contains("XDG_RUNTIME_DIR"), "{error}");
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused_at_its_limit() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let writer = std::thread::spawn(move || {
+            // Fails when the reader has seen enough.
+            let _ = theirs.write_all(&vec![b'x'; 2 * usize::try_from(MAX_LINE).unwrap()]);
+        });
+        let mut reader = BufReader::new(ours);
+        assert!(read_line::<Question>(&mut reader).is_err());
+        drop(reader);
+        writer.join().unwrap();
+    }
+}

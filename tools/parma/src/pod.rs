@@ -1,0 +1,286 @@
+//! A booted guest, and the requests of an honest host as methods.
+//!
+//! Each method is one request. Whoever wants to play a hostile host sends others through [`Guest::ask`], or goes below
+//! it with [`parma_vmm::Connection`].
+
+use crate::output::hex;
+use crate::workload::{Layer, Policy, Workload};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use parma_guest::gate::fields::ContainerId;
+use parma_guest::wire::{List, Process, Request, Stdio};
+use parma_policy::generate::Container;
+use parma_psp::{Report, layout};
+use parma_vmm::{Config, Exit, Machine, Outcome, Properties, Reply, Session};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a guest may take to end after it was asked to.
+const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Is told of each request and what came of it.
+pub type Observer = Arc<dyn Fn(&Request<'_>, &Outcome) + Send + Sync>;
+
+/// Tells nobody.
+#[must_use]
+pub fn unobserved() -> Observer {
+    Arc::new(|_, _| {})
+}
+
+/// A new container id.
+///
+/// # Errors
+/// The system has no randomness.
+pub fn new_container_id() -> Result<ContainerId> {
+    let mut random = [0; 32];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context("no randomness")?;
+    ContainerId::parse(&hex(&random)).map_err(|_| anyhow!("64 hexadecimal digits are a container id"))
+}
+
+/// A machine with its guest.
+pub struct Pod {
+    /// What can be asked of the guest, also from other threads.
+    pub guest: Arc<Guest>,
+    /// The machine; it ends when the pod is dropped.
+    pub machine: Machine,
+    measurement: [u8; 48],
+}
+
+impl Pod {
+    /// Launches a machine and waits for its guest.
+    ///
+    /// # Errors
+    /// See [`Machine::launch`] and [`Machine::session`].
+    pub fn boot(config: &Config, observer: Observer) -> Result<Self> {
+        let mut machine = Machine::launch(config)?;
+        let session = machine.session()?;
+        let measurement = config.image.measurement.0;
+        Ok(Self { guest: Arc::new(Guest { session, observer }), machine, measurement })
+    }
+
+    /// The whole way of `workload` from a machine to a running container: boot, policy, layers, overlay, container.
+    /// Gives the pod and the number of the container's first process.
+    ///
+    /// `config` needs image and policy only: the disks are added here.
+    ///
+    /// # Errors
+    /// The first step that fails or is refused.
+    pub fn start(
+        mut config: Config,
+        policy: &Policy,
+        workload: &Workload,
+        id: &ContainerId,
+        stdio: Stdio,
+        observer: Observer,
+    ) -> Result<(Self, u32)> {
+        config.host_data = policy.host_data();
+        config.disks.extend(workload.disks());
+        let pod = Self::boot(&config, observer)?;
+        pod.set_policy(policy)?;
+        for layer in &workload.layers {
+            pod.guest.mount_layer(layer)?;
+        }
+        pod.guest.mount_overlay(id, &workload.layers)?;
+        let process = pod.guest.create(id, &workload.container, stdio)?;
+        Ok((pod, process))
+    }
+
+    /// Delivers the policy, and checks the report that vouches for it.
+    ///
+    /// # Errors
+    /// The guest refuses it, or the report is not about this image, this policy and this machine.
+    pub fn set_policy(&self, policy: &Policy) -> Result<Box<Report>> {
+        let Reply::PolicyAccepted(report) = self.guest.ask(Request::SetPolicy { image: &policy.image })?
+        else {
+            bail!("the guest answered something else than a report");
+        };
+        parma_psp::verify(&report, self.machine.chain()).context("the guest's report")?;
+        ensure!(
+            report[layout::HOST_DATA] == policy.host_data(),
+            "the guest's report is about another policy"
+        );
+        ensure!(report[layout::MEASUREMENT] == self.measurement, "the guest's report is about another image");
+        Ok(report)
+    }
+
+    /// Asks the guest to end, and waits until it has.
+    ///
+    /// # Errors
+    /// It refuses, or does not end in time. The machine is gone in any case.
+    pub fn power_off(mut self) -> Result<Exit> {
+        self.guest.ask(Request::PowerOff)?;
+        self.machine.wait(POWER_OFF_TIMEOUT)?.context("the guest did not power off")
+    }
+}
+
+/// What can be asked of a guest.
+pub struct Guest {
+    /// The control connection.
+    pub session: Session,
+    observer: Observer,
+}
+
+impl Guest {
+    /// Asks for anything. A refusal is an error of type [`parma_vmm::Refused`].
+    ///
+    /// # Errors
+    /// The guest refuses, or is gone.
+    pub fn ask(&self, request: Request<'_>) -> Result<Reply> {
+        let outcome = self.session.request(request.clone())?;
+        (self.observer)(&request, &outcome);
+        Ok(outcome?)
+    }
+
+    fn done(&self, request: Request<'_>) -> Result<()> {
+        match self.ask(request)? {
+            Reply::Done => Ok(()),
+            _ => bail!("the guest answered something else than Done"),
+        }
+    }
+
+    fn started(&self, request: Request<'_>) -> Result<u32> {
+        match self.ask(request)? {
+            Reply::Started(process) => Ok(process),
+            _ => bail!("the guest answered something else than a process"),
+        }
+    }
+
+    /// Mounts a layer's disk, verified by its root hash.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`], here as in all that follow.
+    pub fn mount_layer(&self, layer: &Layer) -> Result<()> {
+        let Layer { serial, root_hash, data_blocks, .. } = layer;
+        self.done(Request::MountDevice {
+            device: serial.as_str(),
+            root_hash: *root_hash,
+            data_blocks: *data_blocks,
+        })
+    }
+
+    /// Unmounts a layer's disk.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn unmount_layer(&self, layer: &Layer) -> Result<()> {
+        self.done(Request::UnmountDevice { device: layer.serial.as_str() })
+    }
+
+    /// Puts a container's root filesystem together from mounted layers, given bottom first.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn mount_overlay(&self, id: &ContainerId, layers: &[Layer]) -> Result<()> {
+        let layers = layers.iter().rev().map(|layer| layer.serial.as_str()).collect();
+        let layers = List::from_vec(layers).context("more layers than the guest takes: squash the image")?;
+        self.done(Request::MountOverlay { container: id.as_str(), layers })
+    }
+
+    /// Takes a container's root filesystem apart.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn unmount_overlay(&self, id: &ContainerId) -> Result<()> {
+        self.done(Request::UnmountOverlay { container: id.as_str() })
+    }
+
+    /// Creates a container and starts its first process; gives the process's number.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn create(&self, id: &ContainerId, container: &Container, stdio: Stdio) -> Result<u32> {
+        let process = process(container, &container.args, stdio)?;
+        self.started(Request::CreateContainer { container: id.as_str(), privileged: false, process })
+    }
+
+    /// Starts a further process in a container; gives its number.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn exec(
+        &self,
+        id: &ContainerId,
+        container: &Container,
+        args: &[String],
+        stdio: Stdio,
+    ) -> Result<u32> {
+        let process = process(container, args, stdio)?;
+        self.started(Request::ExecInContainer { container: id.as_str(), process })
+    }
+
+    /// Sends a signal to a process.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn signal(&self, id: &ContainerId, process: u32, signal: u8) -> Result<()> {
+        self.done(Request::SignalContainerProcess { container: id.as_str(), process, signal })
+    }
+
+    /// Kills what still runs in a container and removes it.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn shutdown(&self, id: &ContainerId) -> Result<()> {
+        self.done(Request::ShutdownContainer { container: id.as_str() })
+    }
+
+    /// Lists what exists.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn properties(&self) -> Result<Properties> {
+        match self.ask(Request::GetProperties)? {
+            Reply::Properties(properties) => Ok(properties),
+            _ => bail!("the guest answered something else than properties"),
+        }
+    }
+}
+
+/// The process of `container` with these arguments, as an honest host asks for it.
+///
+/// # Errors
+/// More arguments or variables than a request can carry.
+pub fn process<'a>(container: &'a Container, args: &'a [String], stdio: Stdio) -> Result<Process<'a>> {
+    let list = |strings: &'a [String]| strings.iter().map(String::as_str).collect::<Vec<_>>();
+    Ok(Process {
+        args: List::from_vec(list(args)).context("too many arguments")?,
+        env: List::from_vec(list(&container.env)).context("too many variables")?,
+        working_dir: &container.working_dir,
+        user: &container.user,
+        umask: container.umask,
+        capabilities: container.capabilities(),
+        no_new_privileges: container.no_new_privileges,
+        stdio,
+    })
+}
+
+/// A request as one line for the operator: its name, and what it is about.
+#[must_use]
+pub fn describe(request: &Request<'_>) -> String {
+    let short = |id: &str| id.get(..12).unwrap_or(id).to_owned();
+    match request {
+        Request::SetPolicy { image } => format!("set_policy: {} bytes", image.len()),
+        Request::MountDevice { device, root_hash, data_blocks } => {
+            format!("mount_device {device}: root hash {}, {data_blocks} blocks", hex(root_hash))
+        }
+        Request::UnmountDevice { device } => format!("unmount_device {device}"),
+        Request::MountOverlay { container, layers } => {
+            format!("mount_overlay {}: {}", short(container), layers.join(" on "))
+        }
+        Request::UnmountOverlay { container } => format!("unmount_overlay {}", short(container)),
+        Request::CreateContainer { container, process, .. } => {
+            format!("create_container {}: {:?}", short(container), &process.args[..])
+        }
+        Request::ExecInContainer { container, process } => {
+            format!("exec_in_container {}: {:?}", short(container), &process.args[..])
+        }
+        Request::SignalContainerProcess { container, process, signal } => {
+            format!("signal_container_process {}: signal {signal} to process {process}", short(container))
+        }
+        Request::ShutdownContainer { container } => format!("shutdown_container {}", short(container)),
+        Request::GetProperties => "get_properties".to_owned(),
+        Request::RuntimeLogging { enabled } => {
+            format!("runtime_logging {}", if *enabled { "on" } else { "off" })
+        }
+        Request::PowerOff => "power_off".to_owned(),
+    }
+}

@@ -1,0 +1,128 @@
+//! From an OCI image to what a guest is asked for: layers, a container, a policy.
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use parma_guest::gate::fields::Serial;
+use parma_guest::policy::format;
+use parma_guest::wire::MAX_POLICY;
+use parma_layer::cache::{self, CachedLayer};
+use parma_layer::oci::{Image, Reference};
+use parma_policy::generate::{Container, GenerateOptions, signal};
+use parma_policy::{Inputs, Warning};
+use parma_vmm::Disk;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// One layer of an image, as a disk that the guest can verify.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// The disk: ext4, then the dm-verity superblock and hash tree.
+    pub path: PathBuf,
+    /// The dm-verity root hash.
+    pub root_hash: [u8; 32],
+    /// Number of 4096-byte blocks before the verity superblock.
+    pub data_blocks: u64,
+    /// How the guest finds the disk.
+    pub serial: Serial,
+}
+
+/// A compiled policy.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Its Rego, where that is known.
+    pub source: Option<String>,
+    /// The bytes whose SHA-256 is HOST_DATA.
+    pub image: Vec<u8>,
+    /// What its author should know.
+    pub warnings: Vec<Warning>,
+}
+
+impl Policy {
+    /// Compiles a policy of one module with the framework.
+    ///
+    /// # Errors
+    /// What the compiler refuses, with its place.
+    pub fn compile(name: &str, source: &str) -> Result<Self> {
+        let compiled =
+            parma_policy::compile(&Inputs::policy(name, source)).map_err(|error| anyhow!("{error}"))?;
+        Ok(Self { source: Some(source.to_owned()), image: compiled.image, warnings: compiled.warnings })
+    }
+
+    /// Reads a policy: Rego, which is compiled, or what `parma policy compile -o` wrote, which is taken as it is.
+    ///
+    /// # Errors
+    /// The file cannot be read, is too long, or does not compile.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = fs::read(path).with_context(|| format!("cannot read the policy {}", path.display()))?;
+        if bytes.starts_with(&format::MAGIC) {
+            ensure!(bytes.len() <= MAX_POLICY, "{}: more than {MAX_POLICY} bytes", path.display());
+            return Ok(Self { source: None, image: bytes, warnings: Vec::new() });
+        }
+        let source = String::from_utf8(bytes)
+            .with_context(|| format!("{} is neither Rego nor a compiled policy", path.display()))?;
+        Self::compile(&path.display().to_string(), &source)
+    }
+
+    /// What HOST_DATA has to be for a guest to accept it.
+    #[must_use]
+    pub fn host_data(&self) -> [u8; 32] {
+        parma_policy::host_data(&self.image)
+    }
+}
+
+/// An image that is ready to run.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The image.
+    pub image: Image,
+    /// Its layers, bottom first.
+    pub layers: Vec<Layer>,
+    /// What its container is to be.
+    pub container: Container,
+    /// The signal that asks it to stop.
+    pub stop_signal: u8,
+}
+
+impl Workload {
+    /// Opens the image, converts its layers (a converted layer is kept for the next time), and works out its container.
+    ///
+    /// `prefix` begins the serials of its disks: two images in one guest need two. `progress` is told of each layer
+    /// that has to be converted: its number from 1, how many there are, and the bytes written so far.
+    ///
+    /// # Errors
+    /// The image is missing, damaged or of a kind that is not supported, or it cannot be run as `options` say.
+    pub fn prepare(
+        reference: &Reference,
+        options: &GenerateOptions,
+        prefix: &str,
+        mut progress: impl FnMut(usize, usize, u64),
+    ) -> Result<Self> {
+        let image = Image::open(reference)?;
+        let count = image.layers.len();
+        let converted = cache::convert(&image, &mut |index, bytes| progress(index + 1, count, bytes))?;
+        let layers = (0..).zip(converted).map(|(index, layer)| {
+            let serial = format!("{prefix}{index}");
+            let serial = Serial::parse(&serial)
+                .map_err(|_| anyhow!("{serial:?} is no serial of a disk: at most 20 of A-Z a-z 0-9 - _"))?;
+            let CachedLayer { path, root_hash, data_blocks } = layer;
+            Ok(Layer { path, root_hash, data_blocks, serial })
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let hashes: Vec<_> = layers.iter().map(|layer| layer.root_hash).collect();
+        let container = Container::new(&image, &hashes, options)?;
+        let stop_signal = image.config.stop_signal.as_deref().map_or(Ok(15), signal)?;
+        Ok(Self { image, layers, container, stop_signal })
+    }
+
+    /// The strict policy, which allows this container and nothing else.
+    ///
+    /// # Errors
+    /// It does not compile, which would be an error of the generator.
+    pub fn strict_policy(&self) -> Result<Policy> {
+        Policy::compile("generated.rego", &self.container.policy())
+    }
+
+    /// The disks of its layers, read-only.
+    pub fn disks(&self) -> impl Iterator<Item = Disk> {
+        self.layers.iter().map(|layer| Disk::layer(&layer.path, layer.serial.clone()))
+    }
+}

@@ -1,0 +1,132 @@
+//! What the program says to bad input: the file, the remedy, the exit code, and no half-written output.
+
+mod common;
+
+use common::{parma, stderr, stdout};
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+const POLICY: &str = "package policy
+
+api_version := \"0.12.0\"
+framework_version := \"0.5.0\"
+
+get_properties := {\"allowed\": true}
+";
+
+fn run(arguments: &[&str]) -> Output {
+    let runtime = tempfile::tempdir().unwrap();
+    parma(&runtime).args(arguments).output().unwrap()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_help_with_0() {
+    for arguments in [
+        &["nonsense"][..],
+        &["run"],
+        &["run", "docker:x"],
+        &["run", "oci:"],
+        &["run", "oci:x", "--cpus", "0"],
+        &["kill", "x", "-s", "NOSUCH"],
+        &["exec", "x"],
+        &["policy", "generate", "oci:x", "--allow-exec", ""],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+    }
+    for command in ["run", "exec", "ps", "kill", "stop", "layer", "policy"] {
+        let output = run(&[command, "--help"]);
+        assert!(output.status.success() && stdout(&output).contains("Usage:"), "{command}");
+    }
+}
+
+#[test]
+fn an_image_that_is_not_there_is_named_with_the_remedy() {
+    for arguments in [
+        &["policy", "generate", "oci:/no/such/layout"][..],
+        &["run", "--image", "/no/such/image", "oci:/no/such/layout"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        let error = stderr(&output);
+        assert!(error.contains("/no/such/"), "{error}");
+        assert!(error.contains("skopeo copy") || error.contains("cargo xtask image"), "{error}");
+    }
+}
+
+#[test]
+fn a_compiled_policy_is_written_and_its_host_data_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("p.rego"), dir.path().join("p.bin"));
+    fs::write(&source, POLICY).unwrap();
+    let output = run(&["policy", "compile", path(&source), "-o", path(&image)]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let expected: String =
+        parma_policy::host_data(&fs::read(&image).unwrap()).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(stdout(&output), format!("{expected}\n"));
+    let json = run(&["policy", "compile", path(&source), "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["host_data"], expected);
+    let text = run(&["policy", "disasm", path(&image)]);
+    assert!(text.status.success() && stdout(&text).contains("get_properties"));
+}
+
+#[test]
+fn a_policy_that_does_not_compile_is_named_with_its_line_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("broken.rego"), dir.path().join("p.bin"));
+    fs::write(&source, "package policy\n\nget_properties := http.send({})\n").unwrap();
+    let output = run(&["policy", "compile", path(&source), "-o", path(&image)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("broken.rego:3"), "{}", stderr(&output));
+    assert!(!image.exists());
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("p.rego");
+    fs::write(&source, POLICY).unwrap();
+    let out = dir.path().join("missing/p.bin");
+    let output = run(&["policy", "compile", path(&source), "-o", path(&out)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("missing/p.bin"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_trace_is_replayed_line_by_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, trace) = (dir.path().join("p.rego"), dir.path().join("trace.jsonl"));
+    fs::write(&source, POLICY).unwrap();
+    let request = |rule: &str| format!("{{\"rule\":\"data.policy.{rule}\",\"input\":{{}}}}\n");
+    fs::write(&trace, request("get_properties")).unwrap();
+    let output = run(&["policy", "replay", path(&source), path(&trace)]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answer: serde_json::Value = serde_json::from_str(stdout(&output).trim()).unwrap();
+    assert_eq!((&answer["defined"], &answer["result"]["allowed"]), (&true.into(), &true.into()));
+    fs::write(&trace, "{\"rule\":7}\n").unwrap();
+    let output = run(&["policy", "replay", path(&source), path(&trace)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("line 1"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_run_that_is_not_there_is_named_and_the_list_is_empty() {
+    for arguments in [&["exec", "web", "--", "id"][..], &["kill", "web"], &["stop", "web"]] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            stderr(&output).contains("web") && stderr(&output).contains("parma ps"),
+            "{}",
+            stderr(&output)
+        );
+    }
+    let output = run(&["ps", "--json"]);
+    assert_eq!(stdout(&output), "[]\n");
+    assert_eq!(run(&["stop", "../x"]).status.code(), Some(1));
+}
