@@ -6,7 +6,10 @@ use crate::gate::action::{
     ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
+use crate::linux::console;
 use crate::target::{Layers, mount_overlay, unmount_overlay};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::read;
 
 /// Everything that a permit can change.
 #[derive(Debug)]
@@ -54,10 +57,24 @@ impl Actor for Guest {
 
     fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError> {
         self.logging = permit.into_action().enabled;
+        if self.logging
+            && let Some(kib) = resident_kib()
+        {
+            console::line(format_args!("memory: {kib} KiB"));
+        }
         Ok(())
     }
 
     fn resolve_user(&self, container: &ContainerId, user: UserSpec<'_>) -> Result<User, ActError> {
         self.containers.resolve_user(container, user)
     }
+}
+
+/// Memory that this process has in use, as the kernel counts it (proc_pid_statm(5), the second number, in pages).
+fn resident_kib() -> Option<u64> {
+    let statm = openat(CWD, c"/proc/self/statm", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = [0; 64];
+    let length = read(statm, &mut text).ok()?;
+    let pages: u64 = core::str::from_utf8(text.get(..length)?).ok()?.split(' ').nth(1)?.parse().ok()?;
+    pages.checked_mul(4)
 }

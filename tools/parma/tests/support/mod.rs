@@ -1,0 +1,316 @@
+//! A host that can be honest or hostile, for the tests in the real VM.
+//!
+//! [`stage`] is there under `cargo xtask test`, which says where the measured image and the container images are; without
+//! it these tests say that they are skipped. Every machine is real QEMU with the real image; every layer is a real
+//! converted image layer, in a private copy that a test may damage.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use parma_guest::gate::fields::Serial;
+use parma_guest::wire::{ExitStatus, List, MAX_LAYERS, Process, Reason, Refusal, Request, Stdio, Stream};
+use parma_layer::oci::{self, Reference};
+use parma_policy::generate::{Container, GenerateOptions};
+use parma_policy::{Compiled, Inputs, compile};
+use parma_vmm::{Config, Disk, Image, Machine, Outcome, Reply, Session};
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// More than anything in a guest takes, on any machine. Nothing waits this long unless a promise is broken.
+pub const LONG: Duration = Duration::from_secs(120);
+
+/// Where the tests play.
+pub struct Stage {
+    pub image: Image,
+    fixtures: PathBuf,
+    scratch: tempfile::TempDir,
+}
+
+/// The stage, or `None` after saying what is missing.
+pub fn stage() -> Option<Stage> {
+    let (Some(image), Some(fixtures)) = (std::env::var_os("PARMA_IMAGE"), std::env::var_os("PARMA_FIXTURES"))
+    else {
+        eprintln!("skipped: it needs a measured image and container images; run `cargo xtask test`");
+        return None;
+    };
+    let image = Image::open(Path::new(&image)).unwrap();
+    Some(Stage { image, fixtures: fixtures.into(), scratch: tempfile::tempdir().unwrap() })
+}
+
+/// A converted layer: a file of this test's own.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    pub path: PathBuf,
+    pub root_hash: [u8; 32],
+    pub data_blocks: u64,
+}
+
+/// An image to run, its policy, and its layers.
+pub struct Workload {
+    pub container: Container,
+    pub policy: Compiled,
+    /// Bottom first.
+    pub layers: Vec<Layer>,
+    /// Before the layers' numbers in their serials.
+    name: String,
+}
+
+/// Standard output and error, connected.
+pub const OUTPUT: Stdio = Stdio { stdin: false, stdout: true, stderr: true };
+
+impl Stage {
+    /// A fixture with this command. The generator wrote its policy.
+    pub fn workload(&self, fixture: &str, args: &[&str], options: GenerateOptions) -> Workload {
+        self.workload_with(fixture, args, options, |policy| policy)
+    }
+
+    /// As [`Self::workload`], with another policy than the generator's.
+    pub fn workload_with(
+        &self,
+        fixture: &str,
+        args: &[&str],
+        options: GenerateOptions,
+        edit: impl FnOnce(String) -> String,
+    ) -> Workload {
+        let reference = format!("oci:{}:latest", self.fixtures.join(fixture).display());
+        let image = oci::Image::open(&Reference::parse(&reference).unwrap()).unwrap();
+        let layers: Vec<Layer> = parma_layer::cache::convert(&image, &mut |_, _| {})
+            .unwrap()
+            .into_iter()
+            .enumerate()
+            .map(|(index, cached)| {
+                let path = self.scratch.path().join(format!("{fixture}-{index}.img"));
+                if !path.exists() {
+                    fs::copy(&cached.path, &path).unwrap();
+                }
+                Layer { path, root_hash: cached.root_hash, data_blocks: cached.data_blocks }
+            })
+            .collect();
+        let hashes: Vec<[u8; 32]> = layers.iter().map(|layer| layer.root_hash).collect();
+        let options = GenerateOptions { args: Some(strings(args)), ..options };
+        let container = Container::new(&image, &hashes, &options).unwrap();
+        let policy = policy(&edit(container.policy()));
+        Workload { container, policy, layers, name: fixture.to_owned() }
+    }
+
+    /// A machine with these disks and this HOST_DATA, before its policy is set.
+    pub fn boot(&self, host_data: [u8; 32], disks: Vec<Disk>) -> Guest {
+        let mut machine = Machine::launch(&self.config(host_data, disks)).unwrap();
+        let session = machine.session().unwrap();
+        Guest { machine, session }
+    }
+
+    pub fn config(&self, host_data: [u8; 32], disks: Vec<Disk>) -> Config {
+        let mut config = Config::new(self.image.clone(), host_data);
+        config.disks = disks;
+        config
+    }
+
+    /// A machine with a workload's disks, its policy in force.
+    pub fn start(&self, workload: &Workload) -> Guest {
+        let guest = self.boot(workload.policy.host_data(), workload.disks());
+        guest.accept(&workload.policy.image);
+        guest
+    }
+
+    /// A file with this content, of this test's own.
+    pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.scratch.path().join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+/// Compiles a policy with the framework.
+pub fn policy(text: &str) -> Compiled {
+    compile(&Inputs::policy("policy.rego", text)).unwrap_or_else(|error| panic!("{error}\n{text}"))
+}
+
+/// A policy with the containers of both texts and everything else of the first.
+pub fn joined(first: &str, second: &str) -> String {
+    let (start, end) = ("containers := [\n", "\n]\n");
+    let (_, rest) = second.split_once(start).expect("containers");
+    let (containers, _) = rest.split_once(end).expect("their end");
+    first.replacen(start, &format!("{start}{containers}\n"), 1)
+}
+
+pub fn strings(items: &[&str]) -> Vec<String> {
+    items.iter().map(|&item| item.to_owned()).collect()
+}
+
+pub fn list<'a, const N: usize>(items: impl IntoIterator<Item = &'a str>) -> List<&'a str, N> {
+    List::from_vec(items.into_iter().collect()).expect("within the limit")
+}
+
+/// A container id of 64 times this digit.
+pub fn id(digit: char) -> String {
+    digit.to_string().repeat(64)
+}
+
+pub fn serial(text: &str) -> Serial {
+    Serial::parse(text).unwrap()
+}
+
+impl Workload {
+    /// Serial of the layer with this number, from the bottom.
+    pub fn serial(&self, index: usize) -> String {
+        format!("{}{index}", self.name)
+    }
+
+    pub fn disks(&self) -> Vec<Disk> {
+        let disk = |(index, layer): (usize, &Layer)| Disk::layer(&layer.path, serial(&self.serial(index)));
+        self.layers.iter().enumerate().map(disk).collect()
+    }
+
+    /// Serials, top first, as an overlay takes them.
+    pub fn overlay_layers(&self) -> Vec<String> {
+        (0..self.layers.len()).rev().map(|index| self.serial(index)).collect()
+    }
+
+    /// What an honest host asks for: the container's first process.
+    pub fn process(&self, stdio: Stdio) -> Process<'_> {
+        self.process_with(&self.container.args, stdio)
+    }
+
+    /// A further process of the container.
+    pub fn process_with<'a>(&'a self, args: &'a [String], stdio: Stdio) -> Process<'a> {
+        Process {
+            args: list(args.iter().map(String::as_str)),
+            env: list(self.container.env.iter().map(String::as_str)),
+            working_dir: &self.container.working_dir,
+            user: &self.container.user,
+            umask: self.container.umask,
+            capabilities: self.container.capabilities(),
+            no_new_privileges: self.container.no_new_privileges,
+            stdio,
+        }
+    }
+}
+
+/// A running machine and the control connection to it.
+pub struct Guest {
+    pub machine: Machine,
+    pub session: Session,
+}
+
+impl Guest {
+    pub fn request(&self, request: Request<'_>) -> Outcome {
+        self.session.request(request).unwrap()
+    }
+
+    /// The reply to a request that must be allowed and done.
+    pub fn done(&self, request: Request<'_>) -> Reply {
+        let what = format!("{request:?}");
+        self.request(request).unwrap_or_else(|refused| panic!("{what:.300}: {refused}\n{}", self.console()))
+    }
+
+    /// The reason of a request that must be refused.
+    pub fn refused(&self, request: Request<'_>) -> Reason {
+        self.refusal(request).reason
+    }
+
+    pub fn refusal(&self, request: Request<'_>) -> Refusal {
+        let what = format!("{request:?}");
+        match self.request(request) {
+            Err(refused) => refused.0,
+            Ok(reply) => panic!("allowed: {what:.300}: {reply:?}"),
+        }
+    }
+
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&self.machine.console().unwrap()).into_owned()
+    }
+
+    /// Delivers the policy that HOST_DATA vouches for.
+    pub fn accept(&self, image: &[u8]) {
+        assert!(matches!(self.done(Request::SetPolicy { image }), Reply::PolicyAccepted(_)));
+    }
+
+    pub fn mount_layer(&self, workload: &Workload, index: usize) {
+        let Layer { root_hash, data_blocks, .. } = workload.layers[index];
+        self.done(Request::MountDevice { device: &workload.serial(index), root_hash, data_blocks });
+    }
+
+    pub fn mount_layers(&self, workload: &Workload) {
+        (0..workload.layers.len()).for_each(|index| self.mount_layer(workload, index));
+    }
+
+    pub fn mount_overlay(&self, workload: &Workload, container: &str) {
+        let layers = workload.overlay_layers();
+        let layers: List<&str, MAX_LAYERS> = list(layers.iter().map(String::as_str));
+        self.done(Request::MountOverlay { container, layers });
+    }
+
+    /// Starts a process that must be allowed; returns its number.
+    pub fn started(&self, request: Request<'_>) -> u32 {
+        match self.done(request) {
+            Reply::Started(process) => process,
+            other => panic!("no process but {other:?}"),
+        }
+    }
+
+    /// Everything from layers to the first process, honestly.
+    pub fn run(&self, workload: &Workload, container: &str, stdio: Stdio) -> u32 {
+        self.mount_layers(workload);
+        self.mount_overlay(workload, container);
+        self.create(workload, container, stdio)
+    }
+
+    pub fn create(&self, workload: &Workload, container: &str, stdio: Stdio) -> u32 {
+        let process = workload.process(stdio);
+        self.started(Request::CreateContainer { container, privileged: false, process })
+    }
+
+    /// Executes a further command to its end; returns its output and status.
+    pub fn exec(&self, workload: &Workload, container: &str, command: &[&str]) -> (String, ExitStatus) {
+        let args = strings(command);
+        let process = workload.process_with(&args, OUTPUT);
+        let process = self.started(Request::ExecInContainer { container, process });
+        self.finish(process)
+    }
+
+    pub fn attach(&self, process: u32, stream: Stream) -> UnixStream {
+        let attached = self.session.attach(process, stream).unwrap();
+        let attached = attached.unwrap_or_else(|refused| panic!("{stream:?} of {process}: {refused}"));
+        attached.set_read_timeout(Some(LONG)).unwrap();
+        attached
+    }
+
+    /// What a process writes to its end, standard output before standard error, and how it ends.
+    pub fn finish(&self, process: u32) -> (String, ExitStatus) {
+        let mut output = read_all(self.attach(process, Stream::Stdout));
+        output += &read_all(self.attach(process, Stream::Stderr));
+        (output, self.wait(process))
+    }
+
+    pub fn wait(&self, process: u32) -> ExitStatus {
+        self.session.wait(process, Some(LONG)).unwrap().expect("the process ends")
+    }
+}
+
+pub fn read_all(mut stream: UnixStream) -> String {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).expect("the stream ends");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Reads up to and with this text.
+pub fn read_until(stream: &mut UnixStream, text: &str) -> String {
+    let mut read = Vec::new();
+    let mut byte = [0];
+    while !read.ends_with(text.as_bytes()) {
+        match stream.read(&mut byte) {
+            Ok(1) => read.push(byte[0]),
+            other => panic!("{other:?} after {:?}, waiting for {text:?}", String::from_utf8_lossy(&read)),
+        }
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+/// Further arguments of QEMU.
+pub fn arguments(arguments: &[&str]) -> Vec<OsString> {
+    arguments.iter().map(OsString::from).collect()
+}
