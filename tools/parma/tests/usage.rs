@@ -72,6 +72,8 @@ fn a_compiled_policy_is_written_and_its_host_data_printed() {
     let json = run(&["policy", "compile", path(&source), "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(json["host_data"], expected);
+    let more = run(&["policy", "compile", path(&source), "--add-missing-points"]);
+    assert!(more.status.success() && stdout(&more) != stdout(&output), "{}", stderr(&more));
     let text = run(&["policy", "disasm", path(&image)]);
     assert!(text.status.success() && stdout(&text).contains("get_properties"));
 }
@@ -129,4 +131,41 @@ fn a_run_that_is_not_there_is_named_and_the_list_is_empty() {
     let output = run(&["ps", "--json"]);
     assert_eq!(stdout(&output), "[]\n");
     assert_eq!(run(&["stop", "../x"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_layer_is_built_and_its_root_hash_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tar, image) = (dir.path().join("layer.tar"), dir.path().join("layer.img"));
+    let mut builder = tar::Builder::new(fs::File::create(&tar).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(6);
+    header.set_mode(0o644);
+    builder.append_data(&mut header, "etc/motd", &b"hello\n"[..]).unwrap();
+    builder.into_inner().unwrap();
+    let built = run(&["layer", "build", path(&tar), "-o", path(&image)]);
+    assert!(built.status.success(), "{}", stderr(&built));
+    let hashed = run(&["layer", "hash", path(&tar)]);
+    assert_eq!((stdout(&hashed).len(), stdout(&hashed)), (65, stdout(&built)));
+    let other = run(&["layer", "hash", path(&tar), "--max-size", "1G"]);
+    assert!(other.status.success() && stdout(&other) != stdout(&built), "the size is part of the hash");
+    let json = run(&["layer", "build", path(&tar), "-o", path(&image), "--vhd", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["root_hash"], stdout(&built).trim());
+    assert_eq!(json["bytes"], fs::metadata(&image).unwrap().len());
+}
+
+#[test]
+fn a_layer_that_is_no_tar_leaves_no_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (tar, image) = (dir.path().join("layer.tar"), dir.path().join("layer.img"));
+    for input in [&b"not a tar"[..], &[0x1f, 0x8b, 8, 0]] {
+        fs::write(&tar, input).unwrap();
+        let output = run(&["layer", "build", path(&tar), "-o", path(&image)]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("layer.tar"), "{}", stderr(&output));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing but the input");
+    }
+    let missing = run(&["layer", "hash", "/no/such.tar"]);
+    assert!(stderr(&missing).contains("/no/such.tar"), "{}", stderr(&missing));
 }

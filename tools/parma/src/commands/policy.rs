@@ -90,6 +90,9 @@ pub struct Compile {
     /// Make this rule an entry [default: all enforcement points that the policy defines]
     #[arg(long, value_name = "RULE")]
     entry: Vec<String>,
+    /// Add the framework's rule for each enforcement point that the policy does not define; they are measured with it
+    #[arg(long)]
+    add_missing_points: bool,
     /// Where to write the compiled policy
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -107,7 +110,7 @@ struct Modules {
     /// Static data: a JSON object that becomes `data`
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Leave out our framework; a module may then be package framework itself
+    /// Leave out our framework. (A module that is package framework takes its place by itself.)
     #[arg(long)]
     no_framework: bool,
 }
@@ -155,9 +158,12 @@ pub fn main(command: Command) -> Result<ExitCode> {
                 None => print(&policy)?,
             }
         }
-        Command::Compile(Compile { policy, inputs, entry, output, json }) => {
-            let compiled =
-                parma_policy::compile(&inputs.with(&policy, entry)?).map_err(|error| anyhow!("{error}"))?;
+        Command::Compile(Compile { policy, inputs, entry, add_missing_points, output, json }) => {
+            let inputs = inputs.with(&policy, entry)?;
+            let inputs = if add_missing_points { inputs.with_missing_points() } else { Ok(inputs) };
+            let compiled = inputs
+                .and_then(|inputs| parma_policy::compile(&inputs))
+                .map_err(|error| anyhow!("{error}"))?;
             if let Some(path) = output {
                 output::write(&path, &compiled.image)?;
             }
