@@ -133,3 +133,18 @@ fn children_of(parent: u32) -> Vec<OwnedFd> {
     }
     children
 }
+
+#[test]
+fn an_image_for_hardware_powers_off_where_it_gets_no_real_report() {
+    let Some(dir) = std::env::var_os("PARMA_IMAGE_REAL") else {
+        eprintln!("skipped: PARMA_IMAGE_REAL names no image; run `cargo xtask test`");
+        return;
+    };
+    let image = Image::open(Path::new(&dir)).unwrap();
+    assert!(!image.emulated);
+    let mut machine = Machine::launch(&Config::new(image, [0; 32])).unwrap();
+    let error = format!("{:#}", machine.session().err().expect("it never listens"));
+    assert!(error.contains("parma: fatal"), "{error}");
+    let exit = machine.wait(LONG).unwrap().expect("the machine ends");
+    assert!(exit.by_guest(), "{exit:?}");
+}
