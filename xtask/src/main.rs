@@ -9,6 +9,7 @@ mod cpio;
 mod fixtures;
 mod image;
 mod kernel;
+mod measure;
 mod process;
 mod setup;
 mod tcb;
@@ -30,6 +31,7 @@ enum Task {
     Setup(setup::Arguments),
     Kernel(kernel::Arguments),
     Image(image::Arguments),
+    Measure(measure::Arguments),
     Fixtures(fixtures::Arguments),
     Test(test::Arguments),
     Tcb(tcb::Arguments),
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Task::Setup(arguments) => setup::main(arguments),
         Task::Kernel(arguments) => kernel::main(arguments),
         Task::Image(arguments) => image::main(arguments),
+        Task::Measure(arguments) => measure::main(arguments),
         Task::Fixtures(arguments) => fixtures::main(arguments),
         Task::Test(arguments) => test::main(arguments),
         Task::Tcb(arguments) => tcb::main(arguments),

@@ -1,0 +1,46 @@
+//! The launch digest of a ROM: what an SNP host's PSP reports for a machine that started with it.
+
+use crate::cache;
+use anyhow::{Context, Result, anyhow};
+use parma_firmware::measure::{self, CPUS};
+use std::path::PathBuf;
+
+/// Computes the SEV-SNP launch digest; the last line is the digest in hex.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Virtual processors. QEMU's versions differ in the state of all but the first.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    vcpus: u32,
+    /// The processor model of QEMU's -cpu, as it is written there
+    #[arg(long, value_name = "NAME", default_value = "EPYC-v4")]
+    cpu: String,
+    /// The ROM [default: the one of `cargo xtask image`]
+    #[arg(long, value_name = "FILE")]
+    rom: Option<PathBuf>,
+    /// Print one JSON object instead
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(arguments: Arguments) -> Result<()> {
+    let path = arguments.rom.unwrap_or_else(|| cache::root().join("target/image/rom"));
+    let rom = cache::read(&path).context("build it with `cargo xtask image`, or name one with --rom")?;
+    let signature = measure::signature(&arguments.cpu).ok_or_else(|| {
+        let known = CPUS.map(|(name, _)| name).join(", ");
+        anyhow!("unknown processor {:?}: use one of {known}, or a version of it like EPYC-v4", arguments.cpu)
+    })?;
+    let digest = measure::launch_digest(&rom, arguments.vcpus, signature)
+        .with_context(|| format!("{} cannot be launched with SEV-SNP", path.display()))?;
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    if arguments.json {
+        let (vcpus, cpu) = (arguments.vcpus, arguments.cpu);
+        let rom_sha256 = cache::sha256(&rom);
+        println!(
+            "{}",
+            serde_json::json!({ "measurement": digest, "vcpus": vcpus, "cpu": cpu, "rom_sha256": rom_sha256 })
+        );
+    } else {
+        println!("{digest}");
+    }
+    Ok(())
+}
