@@ -21,7 +21,9 @@ use rustix::mount::{
 const SCRATCH: &CStr = c"mode=0700,size=25%";
 
 /// Overlay features that follow attributes in a layer to other files, off (attack I17).
-const FEATURES_OFF: [&str; 4] = ["redirect_dir", "metacopy", "index", "xino"];
+/// `redirect_dir=off` would still follow the redirects that a layer brings, where the kernel is built to.
+const FEATURES: [(&str, &str); 4] =
+    [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off"), ("xino", "off")];
 
 /// The longest is `/run/gcs/c/<64 digits>/scratch/upper`.
 type Path = heapless::String<96>;
@@ -127,8 +129,8 @@ fn overlay(places: &Places, layers: &[Slot]) -> Result<(), Errno> {
     }
     set("upperdir", &places.upper)?;
     set("workdir", &places.work)?;
-    for feature in FEATURES_OFF {
-        set(feature, "off")?;
+    for (feature, setting) in FEATURES {
+        set(feature, setting)?;
     }
     fsconfig_create(filesystem.as_fd())?;
     let mounted =

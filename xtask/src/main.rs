@@ -4,8 +4,10 @@
 //! (kernel, Debian packages, tools) is cached outside the tree, keyed by the content it is made from.
 
 mod apt;
+mod bench;
 mod cache;
 mod cpio;
+mod demo;
 mod fixtures;
 mod image;
 mod kernel;
@@ -34,6 +36,8 @@ enum Task {
     Measure(measure::Arguments),
     Fixtures(fixtures::Arguments),
     Test(test::Arguments),
+    Demo(demo::Arguments),
+    Bench(bench::Arguments),
     Tcb(tcb::Arguments),
 }
 
@@ -45,6 +49,8 @@ fn main() -> ExitCode {
         Task::Measure(arguments) => measure::main(arguments),
         Task::Fixtures(arguments) => fixtures::main(arguments),
         Task::Test(arguments) => test::main(arguments),
+        Task::Demo(arguments) => demo::main(arguments),
+        Task::Bench(arguments) => bench::main(arguments),
         Task::Tcb(arguments) => tcb::main(arguments),
     };
     match outcome {

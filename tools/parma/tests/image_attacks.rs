@@ -341,7 +341,7 @@ fn i10_mount_options_are_the_guests_own() {
         line.split(' ').nth(3).unwrap().split(',').map(str::to_owned).collect::<Vec<_>>()
     };
     for (target, wanted) in [
-        ("/", &["rw", "nodev", "redirect_dir=off", "metacopy=off"][..]),
+        ("/", &["rw", "nodev", "redirect_dir=nofollow", "metacopy=off"][..]),
         ("/proc", &["nosuid", "nodev", "noexec"]),
         ("/sys", &["ro", "nosuid", "nodev", "noexec"]),
         ("/dev", &["nosuid"]),

@@ -90,7 +90,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Privileged => "privileged flag",
         Field::Mounts => "mounts",
         Field::Seccomp => "seccomp profile",
-        Field::Stdio => "standard streams",
+        Field::Stdio => "standard stream",
         Field::Process => "process",
         Field::Signal => "signal",
     }

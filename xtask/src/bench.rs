@@ -1,0 +1,235 @@
+//! The figures of the README, each measured beside its peer in one run; they are kept in `target/bench.json`.
+//!
+//! Times are wall-clock of this machine, whole samples in the file, medians on the screen. The boot is compared with the
+//! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
+
+use crate::{cache, cpio, fixtures, image, setup};
+use anyhow::{Context, Result, ensure};
+use parma_guest::gate::fields::Serial;
+use parma_guest::wire::Request;
+use parma_layer::cache as layers;
+use parma_layer::oci::{self, Reference};
+use parma_policy::generate::{GenerateOptions, generate};
+use parma_policy::{Compiled, Inputs, compile};
+use parma_vmm::{Accel, Config, Disk, Image, Machine, Reply};
+use serde_json::json;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Largest init, in bytes: the goal of the design.
+const INIT_GOAL: u64 = 512 << 10;
+/// How long a machine may take to end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Measures and prints the figures; writes target/bench.json.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Boots of each kind
+    #[arg(long, default_value_t = 7)]
+    boots: usize,
+    /// Requests of each kind
+    #[arg(long, default_value_t = 500)]
+    requests: usize,
+    /// Print the JSON instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn main(arguments: Arguments) -> Result<()> {
+    setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM])?;
+    let built = image::build(true)?;
+    let image = Image::open(&built.dir)?;
+    let stage = Stage::prepare(&image)?;
+    let scratch = tempfile::tempdir()?;
+    let empty = Image { initrd: empty_initrd(scratch.path())?, ..image.clone() };
+
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for turn in 0..arguments.boots {
+        eprintln!("boot {} of {}", turn + 1, arguments.boots);
+        bare.push(power_off_boot(&empty)?);
+        ours.push(policy_boot(&stage)?);
+    }
+    let (round_trip, decision, resident) = requests(&stage, arguments.requests)?;
+
+    let init = fs::metadata(built.init())?.len();
+    let figures = json!({
+        "machine": machine(&image)?,
+        "init_bytes": init,
+        "boot_to_policy_ms": samples(&ours),
+        "boot_to_power_off_with_an_empty_init_ms": samples(&bare),
+        "request_refused_by_the_gate_us": samples(&round_trip),
+        "request_decided_by_the_policy_us": samples(&decision),
+        "init_resident_kib": resident,
+        "policy_image_bytes": stage.policy.image.len(),
+    });
+    let text = serde_json::to_string_pretty(&figures)? + "\n";
+    let path = cache::root().join("target/bench.json");
+    cache::write(&path, text.as_bytes())?;
+    if arguments.json {
+        print!("{text}");
+    } else {
+        let ratio = median(&ours) / median(&bare);
+        println!("{}", figures["machine"].as_object().map(describe).unwrap_or_default());
+        println!(
+            "init binary                                   {:>9.1} KiB   goal 512",
+            init as f64 / 1024.0
+        );
+        println!("QEMU start to policy accepted                 {:>9.0} ms", median(&ours));
+        println!("QEMU start to power-off, same kernel, no init {:>9.0} ms", median(&bare));
+        println!("  ratio                                       {ratio:>9.2}       goal 1.5");
+        println!("request and refusal over vsock                {:>9.0} µs", median(&round_trip));
+        println!("request decided by the policy                 {:>9.0} µs", median(&decision));
+        println!("memory of the init with its policy            {resident:>9} KiB   goal 4096");
+        println!("written to {}", path.display());
+    }
+    ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");
+    Ok(())
+}
+
+/// A real policy, for a real image.
+struct Stage {
+    image: Image,
+    policy: Compiled,
+    layers: Vec<Disk>,
+}
+
+impl Stage {
+    fn prepare(image: &Image) -> Result<Self> {
+        let layout = fixtures::image("python")?;
+        let source = oci::Image::open(&Reference::parse(&format!("oci:{}:latest", layout.display()))?)?;
+        let converted = layers::convert(&source, &mut |_, _| {})?;
+        let hashes: Vec<[u8; 32]> = converted.iter().map(|layer| layer.root_hash).collect();
+        let options = GenerateOptions { logging: true, ..GenerateOptions::default() };
+        let text = generate(&source, &hashes, &options)?;
+        let policy = compile(&Inputs::policy("bench.rego", &text))?;
+        let disk = |(index, layer): (usize, &layers::CachedLayer)| -> Result<Disk> {
+            let serial = format!("layer{index}");
+            let serial = Serial::parse(&serial).ok().context("a serial")?;
+            Ok(Disk::layer(&layer.path, serial))
+        };
+        let layers = converted.iter().enumerate().map(disk).collect::<Result<_>>()?;
+        Ok(Self { image: image.clone(), policy, layers })
+    }
+
+    fn launch(&self) -> Result<Machine> {
+        let mut config = Config::new(self.image.clone(), self.policy.host_data());
+        config.disks.clone_from(&self.layers);
+        Machine::launch(&config)
+    }
+}
+
+/// Milliseconds from the start of QEMU to the guest's word that the policy is in force.
+fn policy_boot(stage: &Stage) -> Result<f64> {
+    let start = Instant::now();
+    let mut machine = stage.launch()?;
+    let session = machine.session()?;
+    let accepted = session.request(Request::SetPolicy { image: &stage.policy.image })?;
+    ensure!(matches!(accepted, Ok(Reply::PolicyAccepted(_))), "the policy was not accepted: {accepted:?}");
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+/// Milliseconds from the start of QEMU to its end.
+fn power_off_boot(image: &Image) -> Result<f64> {
+    let start = Instant::now();
+    let mut machine = Machine::launch(&Config::new(image.clone(), [0; 32]))?;
+    let exit = machine.wait(PATIENCE)?.context("the empty init does not power off")?;
+    ensure!(exit.by_guest(), "the empty init's machine ended otherwise: {exit:?}");
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+/// Microseconds of requests that only the gate looks at and of requests that the policy decides, and the init's memory.
+fn requests(stage: &Stage, count: usize) -> Result<(Vec<f64>, Vec<f64>, u64)> {
+    let mut machine = stage.launch()?;
+    let session = machine.session()?;
+    session.request(Request::SetPolicy { image: &stage.policy.image })?.map_err(anyhow::Error::new)?;
+    let time = |request: &Request<'_>| -> Result<Vec<f64>> {
+        (0..count)
+            .map(|_| {
+                let start = Instant::now();
+                // Whether it is refused is the same every time and says nothing about the time it takes.
+                let _ = session.request(request.clone())?;
+                Ok(start.elapsed().as_secs_f64() * 1e6)
+            })
+            .collect()
+    };
+    let refused = time(&Request::UnmountDevice { device: "no-such-device" })?;
+    let decided =
+        time(&Request::MountDevice { device: "no-such-device", root_hash: [7; 32], data_blocks: 1 })?;
+    session.request(Request::RuntimeLogging { enabled: true })?.map_err(anyhow::Error::new)?;
+    Ok((refused, decided, resident(&String::from_utf8_lossy(&machine.console()?))?))
+}
+
+/// What the init says of its memory on the console when its log is turned on: `… memory: 1234 KiB`.
+fn resident(console: &str) -> Result<u64> {
+    let said = console.lines().rev().find_map(|line| line.split_once("memory: ")?.1.strip_suffix(" KiB"));
+    Ok(said.context("the init did not say its memory on the console")?.trim().parse()?)
+}
+
+/// An initrd whose init is 132 bytes that call reboot(2).
+fn empty_initrd(dir: &Path) -> Result<PathBuf> {
+    /// An ELF header, one program header, and the code, loaded at 4 MiB.
+    const BASE: u64 = 0x40_0000;
+    #[rustfmt::skip]
+    const CODE: [u8; 28] = [
+        0xbf, 0xad, 0xde, 0xe1, 0xfe, // mov edi, LINUX_REBOOT_MAGIC1
+        0xbe, 0x69, 0x19, 0x12, 0x28, // mov esi, LINUX_REBOOT_MAGIC2
+        0xba, 0x67, 0x45, 0x23, 0x01, // mov edx, LINUX_REBOOT_CMD_RESTART
+        0xb8, 0xa9, 0x00, 0x00, 0x00, // mov eax, SYS_reboot
+        0x0f, 0x05,                   // syscall
+        0xeb, 0xfe, 0x90, 0x90, 0x90, 0x90, // jmp .
+    ];
+    const HEADERS: u64 = 64 + 56;
+    let size = HEADERS + CODE.len() as u64;
+    let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    for half in [2u16, 62] {
+        elf.extend(half.to_le_bytes());
+    }
+    elf.extend(1u32.to_le_bytes());
+    for word in [BASE + HEADERS, 64, 0] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(0u32.to_le_bytes());
+    for half in [64u16, 56, 1, 64, 0, 0] {
+        elf.extend(half.to_le_bytes());
+    }
+    elf.extend(1u32.to_le_bytes());
+    elf.extend(5u32.to_le_bytes());
+    for word in [0, BASE, BASE, size, size, 0x1000] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(CODE);
+    let path = dir.join("empty-initrd");
+    fs::write(&path, cpio::archive(&[("init", 0o755, &elf)])?)?;
+    Ok(path)
+}
+
+fn machine(image: &Image) -> Result<serde_json::Value> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let model =
+        cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, m)| m);
+    let qemu = Command::new("qemu-system-x86_64").arg("--version").output().context("qemu-system-x86_64")?;
+    let qemu = String::from_utf8_lossy(&qemu.stdout).lines().next().unwrap_or_default().to_owned();
+    Ok(json!({
+        "processor": model.unwrap_or("unknown"),
+        "processors": std::thread::available_parallelism()?.get(),
+        "qemu": qemu,
+        "acceleration": match Accel::choose(image)? { Accel::Kvm => "KVM", Accel::Tcg => "TCG (emulation)" },
+    }))
+}
+
+fn describe(machine: &serde_json::Map<String, serde_json::Value>) -> String {
+    machine.values().map(|value| value.to_string().replace('"', "")).collect::<Vec<_>>().join(", ")
+}
+
+fn samples(values: &[f64]) -> serde_json::Value {
+    let rounded: Vec<f64> = values.iter().map(|value| (value * 10.0).round() / 10.0).collect();
+    json!({ "median": (median(values) * 10.0).round() / 10.0, "samples": rounded })
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
