@@ -10,6 +10,7 @@ fn inputs(text: &str, entries: &[&str]) -> Inputs {
         data: None,
         entries: entries.iter().map(|entry| entry.to_string()).collect(),
         framework: false,
+        optimise: true,
     }
 }
 

@@ -12,6 +12,7 @@ use parma_guest::policy::builder::{self, Builder, FunctionBuilder, Open};
 use parma_guest::policy::format::{Const, MAX_NESTING, MAX_REGISTERS, Part};
 use parma_guest::policy::instruction::{self as code, Args, Builtin, Instruction, Reg, Relation};
 
+use super::automata::Automata;
 use super::constant::Constant;
 use super::error::{NOWHERE, Pos, Refusal, Result};
 use super::hir::{
@@ -28,17 +29,27 @@ pub(crate) struct Image<'a> {
     program: &'a Program,
     computed: &'a Computed,
     functions: HashMap<FunctionId, builder::FunctionId>,
+    automata: &'a Automata,
+    /// The shared automata that are in the image, by their number.
+    shared_automata: BTreeMap<usize, builder::DfaId>,
     languages: BTreeMap<Language, Option<u32>>,
     /// Functions that are called from more than one place: worth remembering.
     shared: HashSet<FunctionId>,
 }
 
 impl<'a> Image<'a> {
-    pub fn new(compiler: u32, program: &'a Program, computed: &'a Computed) -> Image<'a> {
+    pub fn new(
+        compiler: u32,
+        program: &'a Program,
+        computed: &'a Computed,
+        automata: &'a Automata,
+    ) -> Image<'a> {
         Image {
             builder: Builder::new(compiler),
             program,
             computed,
+            automata,
+            shared_automata: BTreeMap::new(),
             functions: HashMap::new(),
             languages: BTreeMap::new(),
             shared: HashSet::new(),
@@ -141,9 +152,21 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// The image's DFA of a shared automaton.
+    fn shared_automaton(&mut self, number: usize) -> builder::DfaId {
+        let (automata, builder) = (self.automata, &mut self.builder);
+        *self.shared_automata.entry(number).or_insert_with(|| builder.dfa(automata.bytes(number).to_vec()))
+    }
+
     /// The number of a pattern in the image; `None` if it is no regular expression.
     fn pattern(&mut self, pos: Pos, language: &Language) -> Result<Option<u32>> {
         if let Some(&number) = self.languages.get(language) {
+            return Ok(number);
+        }
+        if let Some((automaton, pattern)) = self.automata.place(language) {
+            let dfa = self.shared_automaton(automaton).0;
+            let number = Some(self.builder.pattern(&[Part::Member { dfa, pattern }]).0);
+            self.languages.insert(language.clone(), number);
             return Ok(number);
         }
         let number = match regex::automaton(&language.text, language.span) {
@@ -835,6 +858,13 @@ impl<'i, 'a> Emitter<'i, 'a> {
             Expr::Match { pattern, text, span } => {
                 let dst = self.register(pos)?;
                 self.regex(Some(dst), pattern, text, *span)?;
+                Ok(dst)
+            }
+            Expr::MatchAll { automaton, text } => {
+                let text = self.value(text)?;
+                let dst = self.register(pos)?;
+                let dfa = self.image.shared_automaton(*automaton).0;
+                self.code.emit(Instruction::MatchAll { dst, text, dfa });
                 Ok(dst)
             }
             Expr::Array(items) => {

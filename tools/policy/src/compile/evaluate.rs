@@ -4,6 +4,7 @@
 use parma_guest::policy::engine::{self, Engine};
 use parma_guest::policy::value::Arena;
 
+use super::automata::Automata;
 use super::constant::Constant;
 use super::emit::Image;
 use super::error::NOWHERE;
@@ -36,8 +37,8 @@ pub(crate) fn node(program: &Program, node: &Node) -> Outcome {
 }
 
 fn run(program: &Program, node: &Node, roots: &[FunctionId]) -> Outcome {
-    let computed = Computed::default();
-    let mut image = Image::new(0, program, &computed);
+    let (computed, automata) = (Computed::default(), Automata::default());
+    let mut image = Image::new(0, program, &computed, &automata);
     // What does not fit an image of its own is refused, with its place, when the whole is compiled.
     let Ok(function) = image.functions(roots).and_then(|()| image.expression(node)) else {
         return Outcome::Unknown;

@@ -48,6 +48,7 @@ pub(crate) enum FunctionKind {
 }
 
 /// One definition with its `else` branches: the first branch that succeeds gives the value.
+#[derive(Clone)]
 pub(crate) struct Chain {
     pub parameters: Vec<Node>,
     pub branches: Vec<Branch>,
@@ -55,16 +56,19 @@ pub(crate) struct Chain {
     pub variables: usize,
 }
 
+#[derive(Clone)]
 pub(crate) struct Branch {
     pub body: Vec<Literal>,
     pub value: Node,
 }
 
+#[derive(Clone)]
 pub(crate) struct Literal {
     pub pos: Pos,
     pub kind: LiteralKind,
 }
 
+#[derive(Clone)]
 pub(crate) enum LiteralKind {
     Test(Node),
     /// Both sides are equal; either may be a pattern that binds variables.
@@ -85,11 +89,13 @@ pub(crate) enum LiteralKind {
     Not(Box<Literal>),
 }
 
+#[derive(Clone)]
 pub(crate) struct Node {
     pub pos: Pos,
     pub expr: Expr,
 }
 
+#[derive(Clone)]
 pub(crate) enum Expr {
     Constant(Constant),
     /// Known to have no value.
@@ -105,6 +111,11 @@ pub(crate) enum Expr {
         pattern: Box<Node>,
         text: Box<Node>,
         span: Span,
+    },
+    /// The numbers of the patterns of this shared automaton that match; undefined for what is no string.
+    MatchAll {
+        automaton: usize,
+        text: Box<Node>,
     },
     Array(Vec<Node>),
     Set(Vec<Node>),
@@ -128,6 +139,7 @@ pub(crate) enum Span {
     Whole,
 }
 
+#[derive(Clone)]
 pub(crate) struct Comprehension {
     pub kind: Collection,
     pub key: Option<Node>,
@@ -178,6 +190,7 @@ impl Node {
             }
             Expr::Compare(_, sides) => sides.iter().collect(),
             Expr::Match { pattern, text, .. } => vec![pattern, text],
+            Expr::MatchAll { text, .. } => vec![text],
             Expr::Object(fields) => fields.iter().flat_map(|(key, value)| [key, value]).collect(),
         }
     }

@@ -2,16 +2,18 @@
 //!
 //! The passes, each in a file: text to tokens (`lex`), tokens to a syntax tree (`parse`), names to
 //! variables, functions and constants (`resolve`, which works out what is known before any request by
-//! way of `evaluate`), the patterns that regular expressions may be asked with (`patterns`, `regex`), and
-//! instructions (`emit`, in the order that `order` finds). What a pass cannot handle it refuses with file, line and construct; nothing is
+//! way of `evaluate`), the patterns that regular expressions may be asked with (`patterns`, `regex`,
+//! `automata`), searches through lists of the policy made look-ups (`index`), and instructions (`emit`, in the order that `order` finds). What a pass cannot handle it refuses with file, line and construct; nothing is
 //! given another meaning than OPA gives it. `docs/policy-language.md` is the page for policy authors.
 
 mod ast;
+mod automata;
 pub(crate) mod constant;
 mod emit;
 mod error;
 mod evaluate;
 mod hir;
+mod index;
 mod lex;
 mod order;
 mod parse;
@@ -65,6 +67,8 @@ pub struct Inputs {
     pub entries: Vec<String>,
     /// Whether to add the framework and its data. A module that is package `framework` takes its place.
     pub framework: bool,
+    /// Whether to make the image fast and small. Its meaning is the same without; tests compare.
+    pub optimise: bool,
 }
 
 impl Inputs {
@@ -75,6 +79,7 @@ impl Inputs {
             data: None,
             entries: Vec::new(),
             framework: true,
+            optimise: true,
         }
     }
 }
@@ -213,8 +218,16 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
     }
 
     let ids: Vec<_> = roots.iter().map(|(_, id)| *id).collect();
+    let automata = if inputs.optimise {
+        let computed = patterns::computed(&resolver.program, &ids);
+        let automata = automata::Automata::new(&computed.languages);
+        index::optimise(&mut resolver.program, &ids, &automata);
+        automata
+    } else {
+        automata::Automata::default()
+    };
     let computed = patterns::computed(&resolver.program, &ids);
-    let mut image = emit::Image::new(COMPILER_VERSION, &resolver.program, &computed);
+    let mut image = emit::Image::new(COMPILER_VERSION, &resolver.program, &computed, &automata);
     let built = |error: BuildError| whole("policy", format!("does not fit an image: {error:?}"));
     for (name, text) in &texts {
         image.builder.source(name, Sha256::digest(text).into()).map_err(built)?;

@@ -35,6 +35,8 @@ pub(crate) struct Language {
 /// The possible patterns of each computed pattern, by the expression's address.
 #[derive(Default)]
 pub(crate) struct Computed {
+    /// What texts of requests are matched against.
+    pub languages: BTreeSet<Language>,
     found: HashMap<*const Node, BTreeSet<Rc<str>>>,
 }
 
@@ -45,11 +47,28 @@ impl Computed {
     }
 }
 
+/// Every value that callers can give for each parameter of these functions, as far as it can be told. A value
+/// that is not among them may come up all the same.
+pub(crate) fn arguments(
+    program: &Program,
+    roots: &[FunctionId],
+    wanted: &[(FunctionId, usize)],
+) -> Vec<Option<BTreeSet<Constant>>> {
+    let search = Search::new(program, roots, &mut Vec::new());
+    wanted
+        .iter()
+        .map(|&(function, index)| {
+            search.argument(index, Place { function, chain: 0, branch: 0, literal: 0 }, 0)
+        })
+        .collect()
+}
+
 /// Where an expression stands, to know what its variables are and what was checked before.
 #[derive(Clone, Copy)]
 struct Place {
     function: FunctionId,
     chain: usize,
+    branch: usize,
     /// The literal of the body (all of them for the value of the rule).
     literal: usize,
 }
@@ -80,45 +99,59 @@ type Values = Option<BTreeSet<Constant>>;
 
 /// Finds the patterns of all computed matches in the functions that `roots` reach.
 pub(crate) fn computed(program: &Program, roots: &[FunctionId]) -> Computed {
-    let mut search = Search {
-        program,
-        bindings: HashMap::new(),
-        calls: HashMap::new(),
-        constants: Vec::new(),
-        fields: RefCell::default(),
-    };
     let mut wanted: Vec<(Place, &Node)> = Vec::new();
-    for id in reached(program, roots) {
-        let function = &program.functions[id];
-        search.constants.extend(&function.default);
-        for (number, chain) in function.chains.iter().enumerate() {
-            let place = Place { function: id, chain: number, literal: 0 };
-            for (index, parameter) in chain.parameters.iter().enumerate() {
-                search.bind(parameter, Source::Parameter(index), place);
-            }
-            for branch in &chain.branches {
-                for (literal, content) in branch.body.iter().enumerate() {
-                    search.literal(content, Place { literal, ..place }, &mut wanted);
-                }
-                let place = Place { literal: branch.body.len(), ..place };
-                search.node(&branch.value, place, &mut wanted);
-            }
-        }
-    }
-    let mut found = HashMap::new();
+    let search = Search::new(program, roots, &mut wanted);
+    let mut computed = Computed::default();
     for (place, node) in wanted {
-        if let Some(values) = search.values(node, place, &Fields::new(), 0) {
-            let texts = values.into_iter().filter_map(|value| match value {
+        let Expr::Match { pattern, text, span } = &node.expr else { continue };
+        let Some(values) = search.values(pattern, place, &Fields::new(), 0) else { continue };
+        let texts: BTreeSet<Rc<str>> = values
+            .into_iter()
+            .filter_map(|value| match value {
                 Constant::Str(text) => Some(text),
                 _ => None,
-            });
-            found.insert(std::ptr::from_ref(node), texts.collect());
+            })
+            .collect();
+        if text.as_constant().is_none() {
+            let languages = texts.iter().map(|text| Language { span: *span, text: text.clone() });
+            computed.languages.extend(languages);
         }
+        computed.found.insert(std::ptr::from_ref(&**pattern), texts);
     }
-    Computed { found }
+    computed
 }
 
 impl<'p> Search<'p> {
+    /// Notes what is in the functions that `roots` reach, and their matches against computed patterns.
+    fn new(program: &'p Program, roots: &[FunctionId], wanted: &mut Vec<(Place, &'p Node)>) -> Search<'p> {
+        let mut search = Search {
+            program,
+            bindings: HashMap::new(),
+            calls: HashMap::new(),
+            constants: Vec::new(),
+            fields: RefCell::default(),
+        };
+        for id in reached(program, roots) {
+            let function = &program.functions[id];
+            search.constants.extend(&function.default);
+            for (number, chain) in function.chains.iter().enumerate() {
+                let place = Place { function: id, chain: number, branch: 0, literal: 0 };
+                for (index, parameter) in chain.parameters.iter().enumerate() {
+                    search.bind(parameter, Source::Parameter(index), place);
+                }
+                for (number, branch) in chain.branches.iter().enumerate() {
+                    let place = Place { branch: number, ..place };
+                    for (literal, content) in branch.body.iter().enumerate() {
+                        search.literal(content, Place { literal, ..place }, wanted);
+                    }
+                    let place = Place { literal: branch.body.len(), ..place };
+                    search.node(&branch.value, place, wanted);
+                }
+            }
+        }
+        search
+    }
+
     fn literal(&mut self, literal: &'p Literal, place: Place, wanted: &mut Vec<(Place, &'p Node)>) {
         match &literal.kind {
             LiteralKind::Unify(left, right) => {
@@ -169,7 +202,7 @@ impl<'p> Search<'p> {
         match &node.expr {
             Expr::Constant(value) => self.constants.push(value),
             Expr::Call(id, arguments) => self.calls.entry(*id).or_default().push((place, arguments)),
-            Expr::Match { pattern, .. } if pattern.as_constant().is_none() => wanted.push((place, pattern)),
+            Expr::Match { pattern, .. } if pattern.as_constant().is_none() => wanted.push((place, node)),
             Expr::Ref(base, path) => {
                 // An unbound variable in a path takes the keys of what it indexes.
                 if let [Node { expr: Expr::Variable(variable), .. }] = path.as_slice() {
@@ -204,8 +237,9 @@ impl<'p> Search<'p> {
                 let default = function.default.clone().map(|value| Some(BTreeSet::from([value])));
                 let mut values = Vec::new();
                 for (number, chain) in function.chains.iter().enumerate() {
-                    for branch in &chain.branches {
-                        let place = Place { function: *id, chain: number, literal: branch.body.len() };
+                    for (at, branch) in chain.branches.iter().enumerate() {
+                        let literal = branch.body.len();
+                        let place = Place { function: *id, chain: number, branch: at, literal };
                         values.push(self.values(&branch.value, place, &none, next));
                     }
                 }
@@ -271,11 +305,8 @@ impl<'p> Search<'p> {
 
     /// The literals of the body that are evaluated before the one at `place`.
     fn before(&self, place: Place) -> &'p [Literal] {
-        match self.program.functions[place.function].chains[place.chain].branches.as_slice() {
-            [branch] => branch.body.get(..place.literal).unwrap_or_default(),
-            // Which branch the place is in is not known.
-            _ => &[],
-        }
+        let branches = &self.program.functions[place.function].chains[place.chain].branches;
+        branches.get(place.branch).and_then(|branch| branch.body.get(..place.literal)).unwrap_or_default()
     }
 
     /// Adds what was checked of the fields of `base[front…]`.

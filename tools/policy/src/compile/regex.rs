@@ -32,7 +32,12 @@ type Result<T> = std::result::Result<T, Refused>;
 /// The automaton of a pattern, little-endian, as the image wants it: anchored, and what counts is
 /// whether the whole string matches.
 pub(crate) fn automaton(pattern: &str, span: Span) -> Result<Vec<u8>> {
-    Ok(sparse_automaton(pattern, span)?.to_bytes_little_endian())
+    Ok(sparse_automaton(&[(pattern, span)])?.to_bytes_little_endian())
+}
+
+/// One automaton of several patterns, which are told apart by their numbers in this order.
+pub(crate) fn automaton_of_all(patterns: &[(&str, Span)]) -> Result<Vec<u8>> {
+    Ok(sparse_automaton(patterns)?.to_bytes_little_endian())
 }
 
 /// Whether the only string that matches the pattern, whole, is the pattern itself.
@@ -40,9 +45,14 @@ pub(crate) fn is_literal(pattern: &str) -> bool {
     !pattern.contains(['\\', '.', '+', '*', '?', '(', ')', '|', '[', ']', '{', '}', '^', '$'])
 }
 
+/// Whether RE2 and this compiler accept the pattern.
+pub(crate) fn is_valid(pattern: &str) -> bool {
+    translate(pattern).is_ok()
+}
+
 /// Whether the pattern matches the text.
 pub(crate) fn matches(pattern: &str, span: Span, text: &str) -> Result<bool> {
-    let automaton = sparse_automaton(pattern, span)?;
+    let automaton = sparse_automaton(&[(pattern, span)])?;
     let input = Input::new(text).anchored(Anchored::Yes);
     let Ok(mut state) = automaton.start_state_forward(&input) else { return Ok(false) };
     for &byte in text.as_bytes() {
@@ -51,14 +61,17 @@ pub(crate) fn matches(pattern: &str, span: Span, text: &str) -> Result<bool> {
     Ok(automaton.is_match_state(automaton.next_eoi_state(state)))
 }
 
-fn sparse_automaton(pattern: &str, span: Span) -> Result<sparse::DFA<Vec<u8>>> {
-    let inner = translate(pattern)?;
+fn sparse_automaton(patterns: &[(&str, Span)]) -> Result<sparse::DFA<Vec<u8>>> {
     // The expression is parsed by itself before anything is put around it: the translation balances
     // its parentheses, so what is around cannot change its meaning.
-    let whole = match span {
-        Span::Whole => format!("(?:{inner})"),
-        Span::Part => format!("(?s:.)*(?:{inner})(?s:.)*"),
+    let whole = |&(pattern, span): &(&str, Span)| {
+        let inner = translate(pattern)?;
+        Ok(match span {
+            Span::Whole => format!("(?:{inner})"),
+            Span::Part => format!("(?s:.)*(?:{inner})(?s:.)*"),
+        })
     };
+    let patterns = patterns.iter().map(whole).collect::<Result<Vec<String>>>()?;
     let unsupported = |error: &dyn std::fmt::Display| Refused::Unsupported(error.to_string());
     let config = |minimize| {
         dense::Config::new()
@@ -73,7 +86,7 @@ fn sparse_automaton(pattern: &str, span: Span) -> Result<sparse::DFA<Vec<u8>>> {
         dense::Builder::new()
             .configure(config(minimize))
             .syntax(syntax::Config::new().unicode(true).utf8(false))
-            .build(&whole)
+            .build_many(&patterns)
             .map_err(|error| unsupported(&error))
     };
     let mut dense = build(false)?;
