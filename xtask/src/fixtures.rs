@@ -128,7 +128,8 @@ const IMAGES: &[Image] = &[
             BASE,
             Layer { packages: &["nginx"], extra: &[] },
             Layer {
-                packages: &[],
+                // With a client: `busybox wget`.
+                packages: &["busybox-static"],
                 extra: &[
                     Extra::File("etc/nginx/nginx.conf", NGINX),
                     Extra::Directory("srv/www", 0o755, 33),

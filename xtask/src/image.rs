@@ -248,6 +248,20 @@ mod tests {
     }
 
     #[test]
+    fn the_init_is_static_without_interpreter_or_library_and_small() {
+        for variable in ["PARMA_IMAGE", "PARMA_IMAGE_REAL"] {
+            let Some(image) = built(variable) else { return };
+            let init = image.join("init");
+            let headers = process::output(Command::new("readelf").args(["-hldW"]).arg(&init)).unwrap();
+            assert!(headers.contains("EXEC (Executable file)"), "{headers}");
+            for dynamic in ["INTERP", "DYNAMIC", "NEEDED", "interpreter", "RWE"] {
+                assert!(!headers.contains(dynamic), "{dynamic}: {headers}");
+            }
+            assert!(fs::metadata(&init).unwrap().len() <= 512 << 10, "the goal of the design");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_one_line_and_ends_the_vm_on_panic() {
         let line = String::from_utf8(cmdline().unwrap()).unwrap();
         for word in ["panic=-1", "reboot=t", "console=ttyS0"] {
