@@ -213,7 +213,7 @@ impl Modules {
                 Some(value.with_context(|| format!("{} is not JSON", path.display()))?)
             }
         };
-        Ok(Inputs { modules, data, entries, framework: !self.no_framework })
+        Ok(Inputs { modules, data, entries, framework: !self.no_framework, optimise: true })
     }
 }
 
