@@ -1,10 +1,10 @@
-//! The measured image: kernel, initrd with our init as its only file, and command line.
+//! The measured image: the ROM that starts the rest, kernel, initrd with our init as its only file, and command line.
 //!
 //! The same tree gives the same bytes, wherever it lies: the kernel is built reproducibly, the init's build
 //! has every path of the machine mapped away, the archive has no dates. `manifest.json` lists what is in it.
 
 use crate::process::{self, Step};
-use crate::{cache, cpio, kernel};
+use crate::{cache, cpio, firmware, kernel};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use std::fs;
@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds the utility VM's image: bzImage, initrd, cmdline, manifest.json.
+/// Builds the utility VM's image: rom, bzImage, initrd, cmdline, manifest.json.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Take reports from an emulated PSP: for machines without SNP, never for confidential data
@@ -29,6 +29,11 @@ pub struct ImageDir {
 }
 
 impl ImageDir {
+    /// The firmware, with the digests of kernel, initrd and command line.
+    pub fn rom(&self) -> PathBuf {
+        self.dir.join("rom")
+    }
+
     pub fn kernel(&self) -> PathBuf {
         self.dir.join("bzImage")
     }
@@ -97,10 +102,13 @@ fn build_into(emulated: bool, out: Option<PathBuf>) -> Result<ImageDir> {
     let initrd = cpio::archive(&[("init", 0o755, &init)])?;
     let bzimage = cache::read(&kernel.bzimage())?;
     let cmdline = cmdline()?;
+    let rom = firmware::build(&cache::root(), &compiler_flags(&cache::root())?)?;
+    let rom = firmware::patch(rom, &bzimage, &initrd, &cmdline)?;
 
     let ours = env!("CARGO_PKG_VERSION");
     let mut components = Vec::new();
     for (component, file, content, version) in [
+        ("firmware", "rom", &rom, format!("{ours} ({compiler})")),
         ("kernel", "bzImage", &bzimage, kernel.version()?),
         ("initrd", "initrd", &initrd, ours.to_string()),
         ("init", "init", &init, format!("{ours} ({compiler})")),
@@ -132,9 +140,8 @@ fn cmdline() -> Result<Vec<u8>> {
     Ok(line.as_bytes().to_vec())
 }
 
-/// Builds the init of a tree; returns it and the compiler's version.
-fn init(root: &Path, emulated: bool) -> Result<(Vec<u8>, String)> {
-    let compiler = process::output(Command::new("rustc").arg("--version"))?.trim().to_string();
+/// Panic messages name source files: these flags give every machine the same names.
+fn compiler_flags(root: &Path) -> Result<[String; 3]> {
     let sysroot = process::output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from).map_or_else(
         || {
@@ -143,11 +150,16 @@ fn init(root: &Path, emulated: bool) -> Result<(Vec<u8>, String)> {
         },
         anyhow::Ok,
     )?;
+    Ok([(root, "/parma"), (cargo_home.as_path(), "/cargo"), (Path::new(sysroot.trim()), "/rust")]
+        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())))
+}
+
+/// Builds the init of a tree; returns it and the compiler's version.
+fn init(root: &Path, emulated: bool) -> Result<(Vec<u8>, String)> {
+    let compiler = process::output(Command::new("rustc").arg("--version"))?.trim().to_string();
     let target = root.join("target/guest");
     let features = if emulated { "guest,emulated" } else { "guest" };
-    // Panic messages name source files: give every machine the same names.
-    let flags = [(root, "/parma"), (cargo_home.as_path(), "/cargo"), (Path::new(sysroot.trim()), "/rust")]
-        .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display()));
+    let flags = compiler_flags(root)?;
     let step = Step::new(&format!("building the init ({features})"), None);
     // Cargo's own lock covers the build, not the copy: two features share one file name.
     let _lock = cache::lock(&target)?;
@@ -211,6 +223,10 @@ mod tests {
         copy_of_the_tree(&tree);
         let (again, _) = init(&tree, false).unwrap();
         assert!(again == fs::read(image.join("init")).unwrap(), "the init differs");
+        let rom = firmware::build(&tree, &compiler_flags(&tree).unwrap()).unwrap();
+        let files = ["bzImage", "initrd", "cmdline"].map(|file| fs::read(image.join(file)).unwrap());
+        let rom = firmware::patch(rom, &files[0], &files[1], &files[2]).unwrap();
+        assert!(rom == fs::read(image.join("rom")).unwrap(), "the ROM differs");
         let initrd = cpio::archive(&[("init", 0o755, &again)]).unwrap();
         assert!(initrd == fs::read(image.join("initrd")).unwrap(), "the initrd differs");
     }
@@ -221,7 +237,7 @@ mod tests {
             let Some(image) = built(variable) else { return };
             let root = cache::root();
             let home = std::env::var("HOME").unwrap();
-            for file in ["bzImage", "initrd"] {
+            for file in ["rom", "bzImage", "initrd"] {
                 let bytes = fs::read(image.join(file)).unwrap();
                 assert!(!contains(&bytes, root.as_os_str().as_encoded_bytes()), "{file} contains {root:?}");
                 assert!(

@@ -8,6 +8,7 @@ mod bench;
 mod cache;
 mod cpio;
 mod demo;
+mod firmware;
 mod fixtures;
 mod image;
 mod kernel;

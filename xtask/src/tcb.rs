@@ -131,6 +131,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
     if !arguments.source_only {
         let image = image::build(false)?;
         for (component, path) in [
+            ("firmware", image.rom()),
             ("kernel", image.kernel()),
             ("initrd", image.initrd()),
             ("init (in the initrd)", image.init()),

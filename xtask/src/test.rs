@@ -21,7 +21,7 @@ pub struct Arguments {
 ///
 /// The init is linted apart from the guest's tests, and in its own profile: it cannot be built to unwind, nor with
 /// the features that the tests' dependencies ask of the crates they share.
-const CHECKS: [(&str, &str); 7] = [
+const CHECKS: [(&str, &str); 8] = [
     ("format", "fmt --all --check"),
     ("lints of the host side", "clippy --workspace --all-targets --locked -- -D warnings"),
     (
@@ -31,6 +31,10 @@ const CHECKS: [(&str, &str); 7] = [
     (
         "lints of the init with an emulated PSP",
         "clippy -p parma-guest --features emulated --lib --bins --profile guest --target-dir target/guest --locked -- -D warnings",
+    ),
+    (
+        "lints of the firmware",
+        "clippy -p parma-firmware --features rom --bins --profile firmware --target-dir target/guest --locked -- -D warnings",
     ),
     ("lints of the guest's tests", "clippy -p parma-guest --features guest --tests --locked -- -D warnings"),
     (

@@ -9,5 +9,8 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod e820;
+pub mod fw_cfg;
+pub mod linux;
 pub mod measure;
 pub mod rom;

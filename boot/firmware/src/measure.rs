@@ -405,7 +405,9 @@ mod tests {
             rom[start..start + tail.len()].copy_from_slice(&tail);
             let _ = entry(&rom, &rom::METADATA);
             if let Ok(metadata) = Metadata::new(&rom) {
-                (0..metadata.count).for_each(|index| drop(metadata.section(index)));
+                for index in 0..metadata.count {
+                    let _ = metadata.section(index);
+                }
             }
         }
     }

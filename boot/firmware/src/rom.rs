@@ -40,6 +40,8 @@ pub const RAM_END: u32 = 0x8_0000;
 pub const SECRETS_PAGE: u32 = 0x8_0000;
 /// The page that the PSP fills with the CPUID leaves that it vouches for.
 pub const CPUID_PAGE: u32 = 0x8_1000;
+/// The page with the table of processors, where Linux looks for it: 639 KiB.
+pub const PROCESSORS_PAGE: u32 = 0x9_f000;
 
 /// What the PSP is told of a range of pages; the numbers are those of the metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

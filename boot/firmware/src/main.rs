@@ -1,0 +1,129 @@
+//! The firmware's instructions: from the reset vector to Linux. Everything that decides is in the library.
+//!
+//! 1. `reset.s`: 64-bit mode, everything mapped one to one, this code copied to low memory.
+//! 2. The host's memory map is checked.
+//! 3. Kernel, initrd and command line are each copied to memory, hashed, and compared with the ROM's slot. Nothing else of
+//!    them is looked at before.
+//! 4. Linux is started by its 64-bit entry.
+//!
+//! Any surprise ends the machine. Linux gets no ACPI tables and nothing else of the host.
+
+#![no_std]
+#![no_main]
+#![allow(unsafe_code)]
+
+mod machine;
+mod memory;
+
+use machine::{fail, file, jump, processor};
+use parma_firmware::e820::{self, Map};
+use parma_firmware::fw_cfg::{self, File, Transfer};
+use parma_firmware::linux::{Kernel, MAX_COMMAND_LINE};
+use parma_firmware::rom;
+use sha2::{Digest, Sha256};
+
+core::arch::global_asm!(include_str!("reset.s"), options(att_syntax));
+
+/// The slot, the metadata and the table of GUIDs.
+#[used]
+#[unsafe(link_section = ".tail")]
+static TAIL: [u8; rom::TAIL_SIZE] = rom::tail();
+
+/// Where `boot_params` and the command line go: firmware memory above the stack.
+const PARAMS: u64 = 0x7_0000;
+const COMMAND_LINE: u64 = 0x7_1000;
+/// Where the kernel is verified, and how large it may be: behind the window, before the place where it runs.
+const STAGING: u64 = 0x60_0000;
+const MAX_KERNEL: usize = 10 << 20;
+
+/// The digests of the slot, in its order.
+#[derive(Clone, Copy)]
+enum Digested {
+    Kernel,
+    Initrd,
+    CommandLine,
+}
+
+/// Called by `reset.s` once, with the C-bit, or 0 without SNP.
+#[unsafe(no_mangle)]
+extern "C" fn start(c_bit: u64) -> ! {
+    if c_bit != 0 {
+        // SECURITY: without the protocol of GHCB and RMP, nothing may be started in an SNP guest.
+        fail("SEV-SNP is not supported by this ROM");
+    }
+    processor();
+
+    let mut directory = [0; fw_cfg::MAX_FILES * fw_cfg::ENTRY_SIZE];
+    let directory = read_directory(&mut directory);
+    let find = |name| fw_cfg::find(directory, name).unwrap_or_else(|| fail("a file is missing"));
+
+    let mut map = [0; e820::MAX_HOST * e820::ENTRY_SIZE];
+    let map_file = find("etc/e820");
+    let Some(map) = map.get_mut(..map_file.size as usize) else { fail("the memory map is too long") };
+    file(Transfer::Start(map_file.key), map);
+    let Ok(map) = Map::new(map) else { fail("the memory map is refused") };
+
+    let kernel = find("opt/parma/kernel");
+    if kernel.size as usize > MAX_KERNEL {
+        fail("the kernel is too large");
+    }
+    // SAFETY: RAM that the map has (at least 64 MiB), used for nothing else, and this once.
+    let kernel = read(kernel, unsafe { memory::range(STAGING, kernel.size as usize) }, Digested::Kernel);
+    let Ok(kernel) = Kernel::new(kernel) else { fail("the kernel has no 64-bit entry") };
+    if kernel.address < STAGING + MAX_KERNEL as u64 || kernel.end > map.low_end() {
+        fail("the kernel has no place");
+    }
+
+    let initrd = find("opt/parma/initrd");
+    let Ok(initrd_address) = kernel.place_initrd(initrd.size as usize, &map) else {
+        fail("the initrd has no place");
+    };
+    // SAFETY: RAM of the map behind all that the kernel uses, used for nothing else, and this once.
+    let initrd_memory = unsafe { memory::range(initrd_address, initrd.size as usize) };
+    let initrd_size = read(initrd, initrd_memory, Digested::Initrd).len();
+
+    let command_line = find("opt/parma/cmdline");
+    if command_line.size as usize >= MAX_COMMAND_LINE {
+        fail("the command line is too long");
+    }
+    // SAFETY: firmware memory of 4 KiB that is zero, used for nothing else, and this once.
+    let command_line_memory = unsafe { memory::range(COMMAND_LINE, command_line.size as usize) };
+    read(command_line, command_line_memory, Digested::CommandLine);
+
+    // SAFETY: RAM of the map, used for nothing else, and this once.
+    unsafe { memory::range(kernel.address, kernel.payload.len()) }.copy_from_slice(kernel.payload);
+    let initrd = (initrd_address as u32, initrd_size as u32);
+    let params = kernel.params(&map, COMMAND_LINE as u32, initrd, 0);
+    // SAFETY: firmware memory of 4 KiB, used for nothing else, and this once.
+    unsafe { memory::range(PARAMS, params.len()) }.copy_from_slice(&params);
+    // SAFETY: the kernel was verified, and lies with all that it needs where its boot protocol says.
+    unsafe { jump(kernel.address + parma_firmware::linux::ENTRY, PARAMS) }
+}
+
+fn read_directory(buffer: &mut [u8]) -> &[u8] {
+    let mut count = [0; fw_cfg::COUNT_SIZE];
+    file(Transfer::Start(fw_cfg::DIRECTORY), &mut count);
+    let directory = fw_cfg::directory_size(count).and_then(|size| buffer.get_mut(..size));
+    let Some(directory) = directory else { fail("the directory of files is too long") };
+    file(Transfer::Continue, directory);
+    directory
+}
+
+/// Copies a file to memory that the host cannot change, then verifies it there.
+fn read(from: File, to: &mut [u8], what: Digested) -> &[u8] {
+    file(Transfer::Start(from.key), to);
+    let digest: [u8; rom::DIGEST_SIZE] = Sha256::digest(&*to).into();
+    if digest != memory::slot()[what as usize] {
+        fail(match what {
+            Digested::Kernel => "the kernel's digest is not the ROM's",
+            Digested::Initrd => "the initrd's digest is not the ROM's",
+            Digested::CommandLine => "the command line's digest is not the ROM's",
+        });
+    }
+    to
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    fail("a bug")
+}

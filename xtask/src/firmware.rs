@@ -1,0 +1,147 @@
+//! The ROM: the firmware as cargo builds it, laid out as QEMU maps it, with the digests of what it may start.
+
+use crate::cache;
+use crate::process::{self, Step};
+use anyhow::{Context, Result, bail, ensure};
+use parma_firmware::rom::{DIGEST_SIZE, ROM_BASE, ROM_SIZE, SLOT_OFFSET};
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::process::Command;
+
+/// Builds the firmware of a tree: a ROM that starts nothing yet. `flags` are the compiler's.
+pub fn build(root: &Path, flags: &[String]) -> Result<Vec<u8>> {
+    let target = root.join("target/guest");
+    let step = Step::new("building the firmware", None);
+    let _lock = cache::lock(&target)?;
+    // An SNP guest cannot execute CPUID, so nothing may be chosen by it.
+    let flags = [flags, &[r#"--cfg=sha2_backend="soft""#.to_string()]].concat();
+    process::run(
+        Command::new("cargo")
+            .current_dir(root)
+            .args(["build", "--locked", "--package", "parma-firmware", "--bin", "firmware"])
+            .args(["--features", "rom", "--profile", "firmware", "--target-dir"])
+            .arg(&target)
+            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+            .env("CARGO_INCREMENTAL", "0")
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_BUILD_TARGET"),
+    )?;
+    let rom = layout(&cache::read(&target.join("firmware/firmware"))?).context("the firmware's segments")?;
+    step.done();
+    Ok(rom)
+}
+
+/// The ROM that starts these and nothing else.
+pub fn patch(mut rom: Vec<u8>, kernel: &[u8], initrd: &[u8], command_line: &[u8]) -> Result<Vec<u8>> {
+    ensure!(rom.len() == ROM_SIZE, "a ROM of {} bytes", rom.len());
+    for (slot, content) in rom[SLOT_OFFSET..].chunks_mut(DIGEST_SIZE).zip([kernel, initrd, command_line]) {
+        slot.copy_from_slice(&Sha256::digest(content));
+    }
+    Ok(rom)
+}
+
+/// Puts every loaded segment of an ELF file where its physical address says.
+fn layout(elf: &[u8]) -> Result<Vec<u8>> {
+    const LOAD: u64 = 1;
+    let number = |at: usize, size: usize| -> Result<u64> {
+        let bytes = elf.get(at..at + size).context("the file ends early")?;
+        Ok(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+    };
+    if !elf.starts_with(b"\x7fELF\x02\x01") {
+        bail!("not a 64-bit little-endian ELF file");
+    }
+    let (table, count) = (usize::try_from(number(0x20, 8)?)?, usize::try_from(number(0x38, 2)?)?);
+    let mut rom = vec![0; ROM_SIZE];
+    for header in (0..count).map(|index| table + 56 * index) {
+        let (kind, offset, address, size) =
+            (number(header, 4)?, number(header + 8, 8)?, number(header + 24, 8)?, number(header + 32, 8)?);
+        if kind != LOAD || size == 0 {
+            continue;
+        }
+        let (offset, size) = (usize::try_from(offset)?, usize::try_from(size)?);
+        let from = elf.get(offset..offset + size).context("a segment ends behind the file")?;
+        let at = address.checked_sub(ROM_BASE).and_then(|at| usize::try_from(at).ok());
+        let to = at.and_then(|at| rom.get_mut(at..)?.get_mut(..size));
+        to.with_context(|| format!("a segment at {address:#x} is outside the ROM"))?.copy_from_slice(from);
+    }
+    Ok(rom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
+    /// The images that `cargo xtask test` built, unless this is a plain `cargo test`.
+    fn image() -> Option<PathBuf> {
+        let dir = std::env::var_os("PARMA_IMAGE").map(PathBuf::from);
+        if dir.is_none() {
+            eprintln!("skipped: run `cargo xtask test`");
+        }
+        dir
+    }
+
+    /// The end of the console of a machine that starts from the ROM of the image, with these files.
+    fn boot(image: &Path, kernel: &Path, initrd: &Path, command_line: &Path) -> String {
+        let file = |name: &str, path: &Path| format!("name=opt/parma/{name},file={}", path.display());
+        let output = Command::new("timeout")
+            .args(["--kill-after=5", "120", "qemu-system-x86_64", "-nodefaults", "-no-user-config"])
+            .args(["-no-reboot", "-display", "none", "-accel", "tcg", "-cpu", "max", "-m", "256M"])
+            .args(["-machine", "q35,vmport=off,sata=off,smbus=off,usb=off", "-serial", "stdio", "-bios"])
+            .arg(image.join("rom"))
+            .args(["-fw_cfg", &file("kernel", kernel), "-fw_cfg", &file("initrd", initrd)])
+            .args(["-fw_cfg", &file("cmdline", command_line)])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[test]
+    fn b02_a_file_that_is_not_the_image_s_is_not_started() {
+        let Some(image) = image() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["bzImage", "initrd", "cmdline"].map(|name| image.join(name));
+        for (index, reason) in
+            ["kernel's digest", "initrd's digest", "command line's digest"].iter().enumerate()
+        {
+            let mut content = fs::read(&files[index]).unwrap();
+            *content.last_mut().unwrap() ^= 1;
+            let changed = dir.path().join("changed");
+            fs::write(&changed, content).unwrap();
+            let mut files = files.clone();
+            files[index] = changed;
+            let console = boot(&image, &files[0], &files[1], &files[2]);
+            assert!(console.contains(reason) && !console.contains("Linux"), "{console}");
+        }
+    }
+
+    #[test]
+    fn the_slot_holds_the_digests_of_the_three_files() {
+        let rom = patch(vec![0; ROM_SIZE], b"kernel", b"initrd", b"command line").unwrap();
+        for (index, content) in [b"kernel".as_slice(), b"initrd", b"command line"].iter().enumerate() {
+            let at = SLOT_OFFSET + index * DIGEST_SIZE;
+            assert_eq!(rom[at..at + DIGEST_SIZE], *Sha256::digest(content));
+        }
+        assert!(rom[..SLOT_OFFSET].iter().chain(&rom[SLOT_OFFSET + 3 * DIGEST_SIZE..]).all(|b| *b == 0));
+    }
+
+    #[test]
+    fn a_segment_outside_the_rom_is_refused() {
+        let elf = |address: u64| {
+            let mut elf = vec![0; 0x80];
+            elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+            elf[0x20] = 0x40;
+            elf[0x38] = 1;
+            elf[0x40] = 1;
+            elf[0x58..0x60].copy_from_slice(&address.to_le_bytes());
+            elf[0x60] = 4;
+            elf
+        };
+        assert_eq!(layout(&elf(ROM_BASE + 16)).unwrap()[16..20], *b"\x7fELF");
+        for address in [0, ROM_BASE - 1, (1 << 32) - 3, u64::MAX] {
+            assert!(layout(&elf(address)).is_err(), "{address:#x}");
+        }
+        assert!(layout(b"").is_err());
+    }
+}
