@@ -42,7 +42,7 @@ use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overl
 use sha2::{Digest, Sha256};
 
 /// Memory for one decision, in bytes.
-const ARENA: usize = 64 << 10;
+pub const ARENA: usize = 64 << 10;
 
 impl Phase {
     /// The table of authority: what a phase accepts, and where that leads.

@@ -169,3 +169,43 @@ fn a_layer_that_is_no_tar_leaves_no_output() {
     let missing = run(&["layer", "hash", "/no/such.tar"]);
     assert!(stderr(&missing).contains("/no/such.tar"), "{}", stderr(&missing));
 }
+
+#[test]
+fn a_policy_is_checked_from_its_source_and_from_its_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("p.rego"), dir.path().join("p.bin"));
+    fs::write(&source, POLICY).unwrap();
+    let host_data = stdout(&run(&["policy", "compile", path(&source), "-o", path(&image)]));
+    for policy in [&source, &image] {
+        let output = run(&["policy", "check", path(policy), "--json"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+        assert_eq!(report["host_data"], host_data.trim());
+        assert!(report["denied"].as_array().unwrap().contains(&"create_container".into()));
+    }
+    let text = run(&["policy", "check", path(&source)]);
+    assert!(stdout(&text).contains(host_data.trim()) && stdout(&text).contains("get_properties"));
+    fs::write(&source, "package policy\nget_properties := nonsense(1)\n").unwrap();
+    let output = run(&["policy", "check", path(&source)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("p.rego:2:"), "{}", stderr(&output));
+}
+
+#[test]
+fn lint_fails_only_where_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, image) = (dir.path().join("p.rego"), dir.path().join("p.bin"));
+    fs::write(&source, POLICY).unwrap();
+    assert!(run(&["policy", "lint", "--deny", path(&source)]).status.success(), "there is nothing to find");
+    fs::write(&source, format!("{POLICY}allow_unencrypted_scratch := true\n")).unwrap();
+    let output = run(&["policy", "lint", path(&source)]);
+    assert!(output.status.success() && stdout(&output).contains("allow_unencrypted_scratch"));
+    let output = run(&["policy", "lint", path(&source), "--deny", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let findings: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(findings[0]["check"], "flag");
+    run(&["policy", "compile", path(&source), "-o", path(&image)]);
+    let output = run(&["policy", "lint", path(&image)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("give the Rego"), "{}", stderr(&output));
+}

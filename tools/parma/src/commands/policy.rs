@@ -1,14 +1,14 @@
 //! `parma policy …`
 
 use super::{command_line, show_warnings};
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma::output::{self, hex};
 use parma::workload::{Policy, Workload};
 use parma_layer::oci::Reference;
-use parma_policy::Inputs;
 use parma_policy::generate::{GenerateOptions, signal};
+use parma_policy::{Inputs, check, lint};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use std::process::ExitCode;
 pub enum Command {
     Generate(Generate),
     Compile(Compile),
+    Check(Check),
+    Lint(Lint),
     Replay(Replay),
     Disasm(Disasm),
 }
@@ -115,6 +117,41 @@ struct Modules {
     no_framework: bool,
 }
 
+/// Compile and verify a policy, and report on it: what it can be asked, what it leaves denied, sizes, bounds
+#[derive(Args)]
+#[command(after_help = "Examples:
+  parma policy check p.rego
+  parma policy check p.bin --json
+Exits with 1 if the policy does not compile or is not valid.")]
+pub struct Check {
+    /// The policy: Rego, or compiled
+    policy: PathBuf,
+    #[command(flatten)]
+    inputs: Modules,
+    /// Print a JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Warn about what makes a policy weak, each time with the remedy
+#[derive(Args)]
+#[command(after_help = "Examples:
+  parma policy lint p.rego
+  parma policy lint p.rego --deny && parma policy compile p.rego -o p.bin
+Exits with 0 whatever it finds, with --deny with 1 if it finds anything.")]
+pub struct Lint {
+    /// The policy, in Rego
+    policy: PathBuf,
+    #[command(flatten)]
+    inputs: Modules,
+    /// Fail if there is a warning
+    #[arg(long)]
+    deny: bool,
+    /// Print a JSON array: check, entry, field, message, remedy
+    #[arg(long)]
+    json: bool,
+}
+
 /// Evaluate a trace of requests as a guest would; prints an answer for each
 #[derive(Args)]
 #[command(
@@ -178,12 +215,37 @@ pub fn main(command: Command) -> Result<ExitCode> {
                 print(&format!("{host_data}\n"))?;
             }
         }
+        Command::Check(Check { policy, inputs, json }) => {
+            let bytes = read(&policy)?;
+            let report = if is_compiled(&bytes) {
+                check::check_image(&bytes, &[]).with_context(|| policy.display().to_string())
+            } else {
+                check::check(&inputs.with(&policy, Vec::new())?)
+            }?;
+            if json {
+                print(&format!("{}\n", serde_json::to_string(&report)?))?;
+            } else {
+                print(&report.to_string())?;
+            }
+        }
+        Command::Lint(Lint { policy, inputs, deny, json }) => {
+            let findings = lint::lint(&inputs.of_source(&policy)?)?;
+            if json {
+                print(&format!("{}\n", serde_json::to_string(&findings)?))?;
+            } else {
+                print(&findings.iter().map(|finding| format!("{finding}\n")).collect::<String>())?;
+                eprintln!("parma: {} to look at in {}", findings.len(), policy.display());
+            }
+            if deny && !findings.is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Replay(Replay { policy, inputs, trace }) => {
             let file =
                 File::open(&trace).with_context(|| format!("cannot read the trace {}", trace.display()))?;
             let (requests, answers) = (BufReader::new(file), io::stdout().lock());
             let bytes = read(&policy)?;
-            if bytes.starts_with(&parma_guest::policy::format::MAGIC) {
+            if is_compiled(&bytes) {
                 parma_policy::replay(&bytes, requests, answers)
             } else {
                 parma_policy::replay_sources(&inputs.with(&policy, Vec::new())?, requests, answers)
@@ -199,6 +261,14 @@ pub fn main(command: Command) -> Result<ExitCode> {
 }
 
 impl Modules {
+    /// As [`Modules::with`], for commands that have to see the source.
+    fn of_source(&self, policy: &Path) -> Result<Inputs> {
+        if is_compiled(&read(policy)?) {
+            bail!("{} is compiled: give the Rego that it was compiled from", policy.display());
+        }
+        self.with(policy, Vec::new())
+    }
+
     fn with(&self, policy: &Path, entries: Vec<String>) -> Result<Inputs> {
         let mut modules = Vec::new();
         for path in std::iter::once(policy).chain(self.module.iter().map(PathBuf::as_path)) {
@@ -215,6 +285,10 @@ impl Modules {
         };
         Ok(Inputs { modules, data, entries, framework: !self.no_framework, optimise: true })
     }
+}
+
+fn is_compiled(bytes: &[u8]) -> bool {
+    bytes.starts_with(&parma_guest::policy::format::MAGIC)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
