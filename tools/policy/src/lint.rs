@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use crate::{CompileError, Evaluation, Inputs, Session, compile};
+use crate::{Evaluation, Inputs, Session, compile};
 
 /// Variables that decide what code a process loads or runs.
 const TELLING: [&str; 20] = [
@@ -209,8 +209,9 @@ fn probe(entries: &[&Json]) -> Result<Vec<Vec<Risk>>> {
         data: Some(json!({"parma_entries": entries})),
         entries: vec![rule.clone()],
         framework: true,
+        optimise: false,
     };
-    let compiled = compile(&inputs).map_err(|error: CompileError| error).context("the environment rules")?;
+    let compiled = compile(&inputs).context("the environment rules")?;
     let mut session = Session::new(&compiled.image)?;
     let mut found: Vec<Vec<Risk>> = entries.iter().map(|_| Vec::new()).collect();
     for variable in TELLING {
