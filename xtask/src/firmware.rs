@@ -82,38 +82,80 @@ mod tests {
         dir
     }
 
-    /// The end of the console of a machine that starts from the ROM of the image, with these files.
-    fn boot(image: &Path, kernel: &Path, initrd: &Path, command_line: &Path) -> String {
+    /// The console of a machine that starts from this ROM, until it ends by itself.
+    fn boot(rom: &Path, [kernel, initrd, command_line]: &[PathBuf; 3], host: &[&str]) -> String {
         let file = |name: &str, path: &Path| format!("name=opt/parma/{name},file={}", path.display());
         let output = Command::new("timeout")
             .args(["--kill-after=5", "120", "qemu-system-x86_64", "-nodefaults", "-no-user-config"])
             .args(["-no-reboot", "-display", "none", "-accel", "tcg", "-cpu", "max", "-m", "256M"])
             .args(["-machine", "q35,vmport=off,sata=off,smbus=off,usb=off", "-serial", "stdio", "-bios"])
-            .arg(image.join("rom"))
+            .arg(rom)
             .args(["-fw_cfg", &file("kernel", kernel), "-fw_cfg", &file("initrd", initrd)])
             .args(["-fw_cfg", &file("cmdline", command_line)])
+            .args(host)
             .output()
             .unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    fn files(image: &Path) -> [PathBuf; 3] {
+        ["bzImage", "initrd", "cmdline"].map(|name| image.join(name))
+    }
+
+    /// The image with a command line that lets the kernel talk, and the ROM for it.
+    fn talkative(image: &Path, dir: &Path) -> (PathBuf, [PathBuf; 3]) {
+        let mut files = files(image);
+        let content = files.each_ref().map(|file| fs::read(file).unwrap());
+        let command_line = String::from_utf8(content[2].clone()).unwrap().replace(" quiet", "");
+        files[2] = dir.join("cmdline");
+        fs::write(&files[2], &command_line).unwrap();
+        let rom = fs::read(image.join("rom")).unwrap();
+        let rom = patch(rom, &content[0], &content[1], command_line.as_bytes()).unwrap();
+        fs::write(dir.join("rom"), rom).unwrap();
+        (dir.join("rom"), files)
+    }
+
     #[test]
-    fn b02_a_file_that_is_not_the_image_s_is_not_started() {
+    fn b02_a_file_that_is_not_the_images_is_not_started() {
         let Some(image) = image() else { return };
         let dir = tempfile::tempdir().unwrap();
-        let files = ["bzImage", "initrd", "cmdline"].map(|name| image.join(name));
         for (index, reason) in
             ["kernel's digest", "initrd's digest", "command line's digest"].iter().enumerate()
         {
+            let mut files = files(&image);
             let mut content = fs::read(&files[index]).unwrap();
             *content.last_mut().unwrap() ^= 1;
-            let changed = dir.path().join("changed");
-            fs::write(&changed, content).unwrap();
-            let mut files = files.clone();
-            files[index] = changed;
-            let console = boot(&image, &files[0], &files[1], &files[2]);
+            files[index] = dir.path().join("changed");
+            fs::write(&files[index], content).unwrap();
+            let console = boot(&image.join("rom"), &files, &[]);
             assert!(console.contains(reason) && !console.contains("Linux"), "{console}");
         }
+    }
+
+    #[test]
+    fn the_rom_starts_the_init_on_every_processor() {
+        let Some(image) = image() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let (rom, files) = talkative(&image, dir.path());
+        let console = boot(&rom, &files, &["-smp", "2"]);
+        assert!(console.contains("Brought up 1 node, 2 CPUs"), "{console}");
+        assert!(console.contains("Run /init as init process"), "{console}");
+    }
+
+    #[test]
+    fn b01_b02_what_else_the_host_offers_has_no_effect() {
+        let Some(image) = image() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let (rom, files) = talkative(&image, dir.path());
+        let table = dir.path().join("aml");
+        // AML that any interpreter would execute: Store (Zero, Local0).
+        fs::write(&table, [0x70, 0x00, 0x60]).unwrap();
+        let ssdt = format!("sig=SSDT,data={}", table.display());
+        let (kernel, initrd) = (files[0].to_str().unwrap(), files[1].to_str().unwrap());
+        let host = ["-acpitable", &ssdt, "-kernel", kernel, "-initrd", initrd, "-append", "from=the-host"];
+        let console = boot(&rom, &files, &host);
+        assert!(console.contains("Run /init as init process"), "{console}");
+        assert!(!console.contains("from=the-host") && !console.contains("ACPI: "), "{console}");
     }
 
     #[test]

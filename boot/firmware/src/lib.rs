@@ -13,4 +13,5 @@ pub mod e820;
 pub mod fw_cfg;
 pub mod linux;
 pub mod measure;
+pub mod processors;
 pub mod rom;

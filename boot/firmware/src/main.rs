@@ -6,7 +6,8 @@
 //!    them is looked at before.
 //! 4. Linux is started by its 64-bit entry.
 //!
-//! Any surprise ends the machine. Linux gets no ACPI tables and nothing else of the host.
+//! Any surprise ends the machine. Linux gets no ACPI tables and nothing else of the host but the memory map and the number
+//! of processors.
 
 #![no_std]
 #![no_main]
@@ -19,7 +20,7 @@ use machine::{fail, file, jump, processor};
 use parma_firmware::e820::{self, Map};
 use parma_firmware::fw_cfg::{self, File, Transfer};
 use parma_firmware::linux::{Kernel, MAX_COMMAND_LINE};
-use parma_firmware::rom;
+use parma_firmware::{processors, rom};
 use sha2::{Digest, Sha256};
 
 core::arch::global_asm!(include_str!("reset.s"), options(att_syntax));
@@ -89,6 +90,13 @@ extern "C" fn start(c_bit: u64) -> ! {
     // SAFETY: firmware memory of 4 KiB that is zero, used for nothing else, and this once.
     let command_line_memory = unsafe { memory::range(COMMAND_LINE, command_line.size as usize) };
     read(command_line, command_line_memory, Digested::CommandLine);
+
+    let mut count = [0; 2];
+    file(Transfer::Start(fw_cfg::PROCESSORS), &mut count);
+    let Some(count) = processors::Count::new(count) else { fail("the number of processors is refused") };
+    // SAFETY: a page of RAM, used for nothing else, and this once.
+    unsafe { memory::range(rom::PROCESSORS_PAGE.into(), processors::SIZE) }
+        .copy_from_slice(&processors::page(count));
 
     // SAFETY: RAM of the map, used for nothing else, and this once.
     unsafe { memory::range(kernel.address, kernel.payload.len()) }.copy_from_slice(kernel.payload);
