@@ -188,8 +188,7 @@ impl<'p> Engine<'p> {
         input: Option<Value>,
         fuel: &mut Fuel,
     ) -> Result<Outcome, Fault> {
-        let found = self.image.entries().find(|&(name, _)| self.image.string(name) == Some(entry.as_bytes()));
-        let Some((_, function)) = found else { return Ok(Outcome::Missing) };
+        let Some(function) = self.image.entry(entry) else { return Ok(Outcome::Missing) };
         let context = &mut Context { image: &self.image, state: &self.state, arena, fuel };
         let result = self.machine.run(context, function, input)?;
         Ok(result.map_or(Outcome::Undefined, Outcome::Value))

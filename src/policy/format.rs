@@ -159,6 +159,7 @@ impl Const {
     }
 
     /// The kind, if the word has one.
+    #[inline]
     pub fn kind(self) -> Option<Kind> {
         Kind::from_number(self.0 >> Self::INDEX_BITS)
     }
@@ -358,6 +359,7 @@ pub struct Image<'p> {
     sections: [&'p [u8]; Section::COUNT],
 }
 
+#[inline]
 fn word_at(bytes: &[u8], index: usize) -> Option<u32> {
     let start = index.checked_mul(4)?;
     bytes.get(start..)?.first_chunk().copied().map(u32::from_le_bytes)
@@ -392,6 +394,7 @@ impl<'p> Image<'p> {
     }
 
     /// A section's bytes.
+    #[inline]
     pub fn section(&self, section: Section) -> &'p [u8] {
         self.sections[section as usize]
     }
@@ -402,11 +405,13 @@ impl<'p> Image<'p> {
     }
 
     /// A `u32` of a section.
+    #[inline]
     pub fn word(&self, section: Section, index: usize) -> Option<u32> {
         word_at(self.section(section), index)
     }
 
     /// The range that a table of ends gives to number `index`.
+    #[inline]
     pub fn range(&self, ends: Section, index: u32) -> Option<core::ops::Range<usize>> {
         let index = index as usize;
         let end = self.word(ends, index)?;
@@ -415,17 +420,20 @@ impl<'p> Image<'p> {
     }
 
     /// A string's bytes.
+    #[inline]
     pub fn string(&self, index: u32) -> Option<&'p [u8]> {
         self.section(Section::StringBytes).get(self.range(Section::StringEnds, index)?)
     }
 
     /// An integer.
+    #[inline]
     pub fn int(&self, index: u32) -> Option<i64> {
         let start = (index as usize).checked_mul(8)?;
         self.section(Section::Ints).get(start..)?.first_chunk().copied().map(i64::from_le_bytes)
     }
 
     /// A composite constant: its kind and where its elements are in [`Section::Words`].
+    #[inline]
     pub fn node(&self, index: u32) -> Option<(Kind, core::ops::Range<usize>)> {
         let node = Const::from_bits(self.word(Section::Nodes, index as usize)?);
         let start = match index.checked_sub(1) {
@@ -437,6 +445,7 @@ impl<'p> Image<'p> {
     }
 
     /// A word of [`Section::Words`].
+    #[inline]
     pub fn element(&self, index: usize) -> Option<Const> {
         self.word(Section::Words, index).map(Const::from_bits)
     }
@@ -480,6 +489,15 @@ impl<'p> Image<'p> {
             let (name, hash) = source.split_first_chunk::<4>().expect("36 bytes");
             (u32::from_le_bytes(*name), hash.try_into().expect("32 bytes"))
         })
+    }
+
+    /// The function of the entry with this name.
+    pub fn entry(&self, name: &str) -> Option<u32> {
+        let entries = self.section(Section::Entries).as_chunks::<8>().0;
+        let string = |&[a, b, c, d, ..]: &[u8; 8]| self.string(u32::from_le_bytes([a, b, c, d]));
+        let found = entries.binary_search_by(|entry| string(entry).cmp(&Some(name.as_bytes()))).ok()?;
+        let &[.., e, f, g, h] = entries.get(found)?;
+        Some(u32::from_le_bytes([e, f, g, h]))
     }
 
     /// The entries, by name: name and function.

@@ -257,6 +257,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    #[inline]
     fn word(&mut self) -> Option<[u8; 4]> {
         let (word, rest) = self.rest.split_first_chunk()?;
         self.rest = rest;
@@ -268,6 +269,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `count` registers, then zeros to the end of the word.
+    #[inline]
     fn args(&mut self, count: u8) -> Option<Args<'a>> {
         let count = usize::from(count);
         let (padded, rest) = self.rest.split_at_checked(count.next_multiple_of(4))?;
@@ -282,6 +284,7 @@ impl<'a> Instruction<'a> {
     ///
     /// `None` where there is no instruction, a part is missing, or an unused field is not zero.
     /// It does not look at what operands refer to: that is the verifier's.
+    #[inline]
     pub fn decode(code: &'a [u8]) -> Option<(Self, &'a [u8])> {
         use Instruction as I;
         let mut reader = Reader { rest: code };

@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 
 use super::builtins;
 use super::format::{FunctionRecord, Image, ImageError, Section};
-use super::instruction::{Args, Collection, Instruction, Reg, Target};
+use super::instruction::{Args, Collection, Instruction, Reg, Relation, Target};
 use super::pattern;
 use super::state::State;
 use super::value::{Arena, CELL, Fault, Fuel, Value, View};
@@ -28,6 +28,8 @@ pub(super) struct Machine<'p> {
     dfas: Vec<Dfa<'p>>,
     functions: Vec<Function>,
     registers: Vec<Value>,
+    /// The first register of the active function.
+    base: usize,
     frames: Vec<Frame>,
     controls: Vec<Control>,
     memos: Vec<Memo>,
@@ -146,7 +148,7 @@ impl<'p> Machine<'p> {
         memos.resize(count as usize, Memo::Unknown);
         // Each active function has a body of its own.
         let controls = vec_of(controls + frames)?;
-        Ok(Machine { dfas, functions, registers, frames: vec_of(frames)?, controls, memos })
+        Ok(Machine { dfas, functions, registers, base: 0, frames: vec_of(frames)?, controls, memos })
     }
 
     /// Evaluates a function without arguments. `None` is undefined.
@@ -173,25 +175,28 @@ impl<'p> Machine<'p> {
     }
 
     // After verification there always is a top. If not, the policy faults rather than the guest.
+    #[inline]
     fn top(&mut self) -> Result<&mut Control, Fault> {
         self.controls.last_mut().ok_or(Fault::Abort)
     }
 
+    #[inline]
     fn frame(&mut self) -> Result<&mut Frame, Fault> {
         self.frames.last_mut().ok_or(Fault::Abort)
     }
 
+    #[inline]
     fn get(&self, register: Reg) -> Value {
-        let base = self.frames.last().map_or(0, |frame| frame.base);
-        self.registers[base + usize::from(register)]
+        self.registers[self.base + usize::from(register)]
     }
 
+    #[inline]
     fn set(&mut self, register: Reg, value: Value) {
-        let base = self.frames.last().map_or(0, |frame| frame.base);
-        self.registers[base + usize::from(register)] = value;
+        self.registers[self.base + usize::from(register)] = value;
     }
 
     /// Delivers a result and goes on at `next`.
+    #[inline]
     fn deliver(&mut self, dst: Target, value: Value, next: usize) -> Flow {
         match (dst, value) {
             (None, Value::Bool(false)) => Flow::Fail,
@@ -204,6 +209,7 @@ impl<'p> Machine<'p> {
     }
 
     /// Delivers what may be undefined.
+    #[inline]
     fn deliver_some(&mut self, dst: Target, value: Option<Value>, next: usize) -> Flow {
         value.map_or(Flow::Fail, |value| self.deliver(dst, value, next))
     }
@@ -227,6 +233,7 @@ impl<'p> Machine<'p> {
         let Function { record, start } = *self.functions.get(function as usize).ok_or(Fault::Abort)?;
         let controls = self.controls.len();
         self.frames.push(Frame { function, base, controls, caller, dst, result: None });
+        self.base = base;
         let mark = context.arena.used();
         self.controls.push(Control { scope: Scope::Function, start, end: record.end as usize * 4, mark });
         Ok(Flow::Go(start))
@@ -235,6 +242,7 @@ impl<'p> Machine<'p> {
     /// Returns from the innermost function.
     fn leave(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
         let frame = self.frames.pop().ok_or(Fault::Abort)?;
+        self.base = self.frames.last().map_or(0, |frame| frame.base);
         let mark = self.controls.get(frame.controls).map_or(0, |control| control.mark);
         self.controls.truncate(frame.controls);
         let escapes = frame.result.and_then(Value::arena_start).is_some_and(|start| start >= mark);
@@ -303,6 +311,7 @@ impl<'p> Machine<'p> {
     }
 
     /// The next round of the innermost body, a loop.
+    #[inline]
     fn round(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
         context.fuel.take(1)?;
         let control = self.top()?;
@@ -324,6 +333,7 @@ impl<'p> Machine<'p> {
     }
 
     /// Opens a body.
+    #[inline]
     fn open(&mut self, context: &Context<'_, '_>, scope: Scope, start: usize, body: u32) -> Flow {
         let (end, mark) = (start + body as usize * 4, context.arena.used());
         self.controls.push(Control { scope, start, end, mark });
@@ -331,6 +341,7 @@ impl<'p> Machine<'p> {
     }
 
     /// One instruction.
+    #[inline]
     fn step(
         &mut self,
         context: &mut Context<'_, '_>,
@@ -382,13 +393,13 @@ impl<'p> Machine<'p> {
                 self.deliver(Some(dst), value, next)
             }
             I::Compare { relation, dst, left, right } => {
-                let order = context.compare(self.get(left), self.get(right))?;
-                self.deliver(dst, Value::Bool(relation.holds(order)), next)
+                let holds = context.holds(relation, self.get(left), self.get(right))?;
+                self.deliver(dst, Value::Bool(holds), next)
             }
             I::CompareConst { relation, dst, left, right } => {
                 let right = context.view().constant(right);
-                let order = context.compare(self.get(left), right)?;
-                self.deliver(dst, Value::Bool(relation.holds(order)), next)
+                let holds = context.holds(relation, self.get(left), right)?;
+                self.deliver(dst, Value::Bool(holds), next)
             }
             I::Test { value } => self.deliver(None, self.get(value), next),
             I::Call { dst, function, args } => {
@@ -544,6 +555,7 @@ fn vec_of<T>(count: usize) -> Result<Vec<T>, ImageError> {
 }
 
 impl<'a> Context<'a, '_> {
+    #[inline]
     pub fn view(&self) -> View<'_> {
         View { image: self.image, state: self.state, arena: self.arena.bytes() }
     }
@@ -553,6 +565,16 @@ impl<'a> Context<'a, '_> {
         view.compare(a, b, self.fuel)
     }
 
+    fn holds(&mut self, relation: Relation, a: Value, b: Value) -> Result<bool, Fault> {
+        if let (Value::String(a), Value::String(b), Relation::Equal) = (a, b, relation)
+            && a.len() != b.len()
+        {
+            return Ok(false);
+        }
+        Ok(relation.holds(self.compare(a, b)?))
+    }
+
+    #[inline]
     pub fn lookup(&mut self, from: Value, key: Value) -> Result<Option<Value>, Fault> {
         let view = View { image: self.image, state: self.state, arena: self.arena.bytes() };
         view.get(from, key, self.fuel)

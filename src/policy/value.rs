@@ -205,6 +205,7 @@ impl Value {
     }
 
     /// The inverse of [`to_cell`](Self::to_cell).
+    #[inline]
     pub(super) fn from_cell(cell: [u8; CELL]) -> Value {
         let bits = u128::from_le_bytes(cell);
         let (head, body) = (bits as u64, (bits >> 64) as u64);
@@ -447,6 +448,7 @@ pub struct View<'a> {
 
 impl<'a> View<'a> {
     /// A constant as a value.
+    #[inline]
     pub fn constant(&self, constant: Const) -> Value {
         let index = constant.index();
         match constant.kind() {
@@ -472,6 +474,7 @@ impl<'a> View<'a> {
     }
 
     /// A string's bytes, which are UTF-8.
+    #[inline]
     pub fn bytes(&self, text: Text) -> &'a [u8] {
         let region: &'a [u8] = match text.space {
             Space::CONSTANT | Space::CONSTANT_PART => self.image.section(Section::StringBytes),
@@ -488,6 +491,7 @@ impl<'a> View<'a> {
     }
 
     /// A cell of the arena or of a slot.
+    #[inline]
     fn cell(&self, space: Space, at: usize) -> Value {
         let slot = space.slot_number();
         let region = slot.map_or(self.arena, |slot| self.state.slot(slot));
@@ -513,6 +517,7 @@ impl<'a> View<'a> {
         }
     }
 
+    #[inline]
     fn word(&self, index: usize) -> Value {
         self.image.element(index).map_or(Value::Null, |constant| self.constant(constant))
     }
@@ -554,8 +559,15 @@ impl<'a> View<'a> {
     }
 
     /// OPA's total order.
+    #[inline]
     pub fn compare(&self, a: Value, b: Value, fuel: &mut Fuel) -> Result<Ordering, Fault> {
-        self.compare_nested(a, b, fuel, 0)
+        match (a, b) {
+            (Value::String(a), Value::String(b)) => {
+                fuel.take(1)?;
+                self.compare_texts(a, b, fuel)
+            }
+            _ => self.compare_nested(a, b, fuel, 0),
+        }
     }
 
     // The recursion is bounded by MAX_DEPTH, its work by the fuel.
@@ -607,6 +619,7 @@ impl<'a> View<'a> {
     }
 
     /// Whether two values are the same.
+    #[inline]
     pub fn equal(&self, a: Value, b: Value, fuel: &mut Fuel) -> Result<bool, Fault> {
         match (a, b) {
             (Value::String(a), Value::String(b)) if a.len != b.len => Ok(false),
@@ -648,12 +661,12 @@ impl<'a> View<'a> {
                 let index = usize::try_from(index).ok().filter(|&index| index < list.len());
                 index.map(|index| self.item(list, index))
             }
+            (Value::Object(list), _) if list.space == Space::CONSTANT => {
+                self.constant_field(list, key, fuel)?
+            }
             (Value::Object(list), _) => {
                 let found = self.search(list.len(), key, fuel, |index| self.key(list, index))?;
-                found.ok().map(|index| match list.space {
-                    Space::CONSTANT => self.pair_value(list, index),
-                    _ => self.pair(list, index).1,
-                })
+                found.ok().map(|index| self.pair(list, index).1)
             }
             (Value::Set(list), _) => {
                 let found = self.search(list.len(), key, fuel, |index| self.item(list, index))?;
@@ -661,6 +674,28 @@ impl<'a> View<'a> {
             }
             _ => None,
         })
+    }
+
+    /// The value of a key of a constant object. Where the key is constant too, it is there as the same word.
+    fn constant_field(&self, list: List, key: Value, fuel: &mut Fuel) -> Result<Option<Value>, Fault> {
+        let shape = self.image.node(list.at).and_then(|(_, words)| {
+            let (_, keys) = self.image.node(self.image.element(words.start)?.index())?;
+            Some((words, keys))
+        });
+        let Some((words, keys)) = shape else { return Ok(None) };
+        let found = match key {
+            Value::Array(List { space: Space::CONSTANT, at, .. })
+            | Value::Object(List { space: Space::CONSTANT, at, .. })
+            | Value::Set(List { space: Space::CONSTANT, at, .. }) => {
+                fuel.bytes(4 * keys.len())?;
+                let kind = Some(key.kind());
+                keys.clone().position(|word| {
+                    self.image.element(word).is_some_and(|key| key.index() == at && key.kind() == kind)
+                })
+            }
+            _ => self.search(keys.len(), key, fuel, |index| self.word(keys.start + index))?.ok(),
+        };
+        Ok(found.map(|index| self.word(words.start + 1 + index)))
     }
 
     /// Key and value number `index` of any collection: position and element of an array, member and

@@ -70,6 +70,16 @@ candidates := [completed(container) | some container in data.policy.containers] 
 	semver.compare(policy_version, version) < 0
 }
 
+# The containers by their layers, these from the top as an overlay is mounted; a policy lists them from the bottom.
+candidates_by_layers := {layers: entries |
+	some container in candidates
+	layers := from_top(container.layers)
+	count(layers) == count(container.layers)
+	entries := [entry | some entry in candidates; entry.layers == container.layers]
+}
+
+from_top(layers) := [layers[(count(layers) - i) - 1] | some i, _ in layers]
+
 default external_processes := []
 
 external_processes := data.policy.external_processes if semver.compare(policy_version, version) <= 0
@@ -218,16 +228,13 @@ mount_overlay := {
 } if {
 	not data.metadata.matches[input.containerID]
 	not data.metadata.overlayTargets[input.target]
-	containers := [container | some container in candidates; layers_ok(container.layers)]
-	count(containers) > 0
+	containers := overlay_entries
 }
 
-# Exactly the container's layers. A policy lists them from the bottom, an overlay is mounted from the top.
-layers_ok(layers) if {
+# The containers that have exactly the layers that are mounted, in their order.
+overlay_entries := candidates_by_layers[layers] if {
+	layers := [data.metadata.devices[path] | some path in input.layerPaths]
 	count(layers) == count(input.layerPaths)
-	every i, path in input.layerPaths {
-		layers[(count(layers) - i) - 1] == data.metadata.devices[path]
-	}
 }
 
 default unmount_overlay := {"allowed": false}
@@ -748,7 +755,7 @@ errors contains "overlay already mounted" if {
 
 errors contains "invalid layers" if {
 	input.rule == "mount_overlay"
-	count([container | some container in candidates; layers_ok(container.layers)]) == 0
+	not overlay_entries
 }
 
 errors contains "overlay not mounted" if {
