@@ -3,11 +3,14 @@
 //! Nothing here depends on the host. A step that fails ends the machine.
 
 use crate::linux::Errno;
+use core::ffi::CStr;
 use core::fmt;
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use core::mem::MaybeUninit;
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{AtFlags, CWD, Dev, Mode, OFlags, RawDir, fstat, mkdirat, openat, unlinkat};
 use rustix::io::write;
 use rustix::mount::{MountFlags, mount, mount_move};
-use rustix::process::{chdir, chroot, getpid, umask};
+use rustix::process::{Resource, Rlimit, chdir, chroot, getpid, setrlimit, umask};
 
 /// A step that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,10 @@ const SETTINGS: &[(&str, &str)] = &[
     ("/proc/sys/vm/unprivileged_userfaultfd", "0"),
 ];
 
+/// Descriptors that the init may hold: of 1024 processes one each and three streams of two, of 128 containers one each,
+/// and its own. The kernel's default would run out first, and a connection that cannot be accepted ends the machine.
+const OPEN_FILES: u64 = 8192;
+
 /// Folders that the guest mounts things in.
 const FOLDERS: &[&str] = &["/run/mounts", "/run/mounts/scsi", "/run/gcs", "/run/gcs/c"];
 
@@ -76,6 +83,8 @@ pub fn prepare() -> Result<(), Failed> {
         });
     }
     umask(Mode::RWXG | Mode::RWXO);
+    let files = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
+    step("open files", setrlimit(Resource::Nofile, files))?;
     step("/", leave_initramfs())?;
     for &(kind, place, flags, options) in MOUNTS {
         step(place, make_folder(place))?;
@@ -92,13 +101,55 @@ pub fn prepare() -> Result<(), Failed> {
 
 /// Makes an empty tmpfs the root directory. The kernel lets no mount namespace pivot away from the initramfs itself, and
 /// every container has to (`pivot_root(2)`, EINVAL).
+///
+/// SECURITY (C02): a container that may unmount its own root finds the initramfs below it, so nothing is left there. This
+/// program's file has no name any more; its pages are freed when PID 1 ends.
 fn leave_initramfs() -> Result<(), Errno> {
+    empty(c"/")?;
     make_folder("/root")?;
     mount("tmpfs", "/root", "tmpfs", NOTHING, c"mode=0700,size=64k")?;
     chdir("/root")?;
     mount_move(".", "/")?;
     chroot(".")?;
     chdir("/")
+}
+
+/// Deepest tree that [`empty`] takes apart. The measured initramfs has one level of directories.
+const MAX_DEPTH: usize = 4;
+
+/// Removes everything below a directory of one filesystem.
+fn empty(path: &CStr) -> Result<(), Errno> {
+    let directory = open_directory(CWD, path)?;
+    let device = fstat(&directory)?.st_dev;
+    empty_directory(directory.as_fd(), device, MAX_DEPTH)
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: &CStr) -> Result<rustix::fd::OwnedFd, Errno> {
+    openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn empty_directory(directory: BorrowedFd<'_>, device: Dev, depth: usize) -> Result<(), Errno> {
+    if fstat(directory)?.st_dev != device {
+        return Err(Errno::XDEV);
+    }
+    let depth = depth.checked_sub(1).ok_or(Errno::LOOP)?;
+    let mut entries = [MaybeUninit::uninit(); 2048];
+    let mut entries = RawDir::new(directory, &mut entries);
+    while let Some(entry) = entries.next() {
+        let name = entry?;
+        let name = name.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        match unlinkat(directory, name, AtFlags::empty()) {
+            Err(Errno::ISDIR) => {
+                empty_directory(open_directory(directory, name)?.as_fd(), device, depth)?;
+                unlinkat(directory, name, AtFlags::REMOVEDIR)?;
+            }
+            result => result?,
+        }
+    }
+    Ok(())
 }
 
 fn make_folder(path: &str) -> Result<(), Errno> {
@@ -122,4 +173,32 @@ fn silence_standard_input() -> Result<(), Errno> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+    use std::{env, fs, process};
+
+    #[test]
+    fn c02_nothing_of_the_initramfs_is_left_below_a_containers_root() {
+        let root = env::temp_dir().join(std::format!("parma-boot-{}", process::id()));
+        let outside = root.with_extension("outside");
+        fs::create_dir_all(root.join("dev/sub")).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        fs::write(outside.join("kept"), "").unwrap();
+        for file in ["init", "dev/console", "dev/sub/file"] {
+            fs::write(root.join(file), file).unwrap();
+        }
+        std::os::unix::fs::symlink(&outside, root.join("link")).unwrap();
+        let path = CString::new(root.to_str().unwrap()).unwrap();
+        assert_eq!(empty(&path), Ok(()));
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+        assert!(outside.join("kept").exists(), "links are removed, not followed");
+        fs::create_dir_all(root.join("1/2/3/4/5")).unwrap();
+        assert_eq!(empty(&path), Err(Errno::LOOP));
+        fs::remove_dir_all(root).unwrap();
+        fs::remove_dir_all(outside).unwrap();
+    }
 }

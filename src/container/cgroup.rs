@@ -1,17 +1,28 @@
 //! Control groups: one below `parma` for each container, so that its processes can be limited, kept to the listed
-//! devices, and killed together.
+//! devices, and killed together. `parma` itself limits all of them together; the init is not in it.
 
 use super::device::{self, DEVICES};
 use super::time::Deadline;
 use crate::gate::fields::ContainerId;
 use crate::linux::{Errno, bpf};
 use core::ffi::CStr;
+use core::fmt::Write;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 
 /// Most processes and threads of one container, so that it cannot use up the machine's process numbers.
 const PIDS_MAX: &[u8] = b"8192";
+
+/// Memory that all containers together leave to the init and the kernel, in bytes: what the init can ever use (its heap
+/// of 8 MiB, a frame, its program), and seven times that for what the kernel charges to nobody.
+const MEMORY_RESERVE: u64 = 64 << 20;
+
+/// Processes and threads that all containers together leave to the kernel's own threads.
+const PIDS_RESERVE: u64 = 512;
+
+/// Process numbers that every kernel has (`PID_MAX_DEFAULT`).
+const PID_MAX: u64 = 32_768;
 
 /// Longest wait before removing a group is tried again: a group can be busy for a moment after its last process was
 /// reported gone.
@@ -40,6 +51,7 @@ impl Cgroups {
         if limits {
             write(root.as_fd(), c"cgroup.subtree_control", controllers.as_bytes())?;
             write(parent.as_fd(), c"cgroup.subtree_control", controllers.as_bytes())?;
+            Share::of_this_machine()?.limit(parent.as_fd())?;
         }
         let devices = bpf::load_device_program(&device::program(&DEVICES))?;
         Ok(Self { parent, devices, limits })
@@ -85,6 +97,50 @@ impl Cgroups {
     }
 }
 
+/// What all containers together may use. The rest keeps the init running whatever they do (T08).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    /// Bytes.
+    memory: u64,
+    /// Processes and threads.
+    pids: u64,
+}
+
+impl Share {
+    /// That of a machine with this much memory, in bytes, whose kernel allows so many threads. `NOMEM` for one that is
+    /// too small to run containers.
+    fn of(memory: u64, threads: u64) -> Result<Self, Errno> {
+        let left = |all: u64, reserve| all.checked_sub(reserve).filter(|&left| left > 0).ok_or(Errno::NOMEM);
+        Ok(Self { memory: left(memory, MEMORY_RESERVE)?, pids: left(threads.min(PID_MAX), PIDS_RESERVE)? })
+    }
+
+    fn of_this_machine() -> Result<Self, Errno> {
+        let machine = rustix::system::sysinfo();
+        let file = openat(
+            CWD,
+            c"/proc/sys/kernel/threads-max",
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut threads = [0; 24];
+        let length = rustix::io::read(&file, &mut threads)?;
+        let threads = threads.get(..length).and_then(|threads| core::str::from_utf8(threads).ok());
+        let threads = threads.and_then(|threads| threads.trim().parse().ok()).ok_or(Errno::INVAL)?;
+        Self::of(machine.totalram.saturating_mul(machine.mem_unit.into()), threads)
+    }
+
+    fn limit(self, group: BorrowedFd<'_>) -> Result<(), Errno> {
+        let decimal = |number: u64| {
+            let mut digits = heapless::String::<20>::new();
+            // A u64 has at most twenty digits.
+            let _ = write!(digits, "{number}");
+            digits
+        };
+        write(group, c"memory.max", decimal(self.memory).as_bytes())?;
+        write(group, c"pids.max", decimal(self.pids).as_bytes())
+    }
+}
+
 /// The control group of one container.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -110,4 +166,22 @@ fn open_directory(at: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
 fn write(directory: BorrowedFd<'_>, file: &CStr, value: &[u8]) -> Result<(), Errno> {
     let file = openat(directory, file, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, value).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t08_containers_leave_memory_and_processes_to_the_init_and_the_kernel() {
+        assert_eq!(Share::of(512 << 20, 3900), Ok(Share { memory: 448 << 20, pids: 3388 }));
+        assert_eq!(Share::of(64 << 30, 500_000), Ok(Share { memory: (64 << 30) - (64 << 20), pids: 32_256 }));
+        assert!(Share::of_this_machine().is_ok());
+    }
+
+    #[test]
+    fn a_machine_without_anything_to_share_is_refused() {
+        assert_eq!(Share::of(64 << 20, 4000), Err(Errno::NOMEM));
+        assert_eq!(Share::of(512 << 20, 512), Err(Errno::NOMEM));
+    }
 }

@@ -67,7 +67,7 @@ const LINKS: [(&CStr, &CStr); 5] = [
 ];
 
 /// Paths of which nothing is to be seen: those that OCI runtimes mask by default, and further views of the whole machine.
-const MASKED: [&CStr; 18] = [
+const MASKED: [&CStr; 19] = [
     c"proc/acpi",
     c"proc/asound",
     c"proc/iomem",
@@ -84,6 +84,8 @@ const MASKED: [&CStr; 18] = [
     c"proc/scsi",
     c"proc/timer_list",
     c"proc/timer_stats",
+    // SECURITY (T03): registers of the virtio devices, which root can map from here even where it cannot write.
+    c"sys/devices/pci0000:00",
     c"sys/devices/virtual/powercap",
     c"sys/firmware",
 ];
