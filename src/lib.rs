@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 extern crate alloc;
 
+pub mod accounts;
 pub mod attest;
 #[cfg(feature = "guest")]
 pub mod boot;

@@ -1,16 +1,14 @@
 //! Who a user of an image is: its `/etc/passwd` and `/etc/group`, read from the layers without unpacking them.
 //!
 //! The guest resolves the user of a request in the container's own files. A strict policy pins the result, so it is
-//! worked out here in the same way; what could make the two differ is an error.
+//! worked out here by the same code; what could make the two differ is an error.
 
 use std::io::Read;
 
-use anyhow::{Context, Result, bail, ensure};
-use parma_guest::gate::fields::{IdOrName, UserSpec};
+use anyhow::{Context, Result, anyhow, ensure};
+use parma_guest::accounts::{self, MAX_FILE};
+use parma_guest::gate::fields::UserSpec;
 use parma_layer::oci::Image;
-
-/// Longest `/etc/passwd` or `/etc/group` that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// An image's `/etc/passwd` and `/etc/group`. A file that is not there is empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -67,81 +65,15 @@ impl Accounts {
         Ok(Self { passwd, group })
     }
 
-    /// Looks up `user` as the guest does: a user that is not listed has group 0; a group that is given is the only one.
+    /// Looks up `user` as the guest does, with the same code.
     ///
     /// # Errors
-    /// A name that the files do not have.
+    /// A name that the files do not have; a user in too many groups.
     pub fn identity(&self, user: UserSpec<'_>) -> Result<Identity> {
-        let entry = lines(&self.passwd).filter_map(Entry::of_user).find(|entry| match user.user {
-            IdOrName::Id(id) => entry.id == id,
-            IdOrName::Name(name) => entry.name == name,
-        });
-        let uid = match (user.user, &entry) {
-            (IdOrName::Id(id), _) => id,
-            (IdOrName::Name(_), Some(entry)) => entry.id,
-            (IdOrName::Name(name), None) => bail!("the image's /etc/passwd has no user {name:?}"),
-        };
-        let mut groups = lines(&self.group).filter_map(Entry::of_group);
-        let gids = match (user.group, &entry) {
-            (Some(IdOrName::Id(id)), _) => vec![id],
-            (Some(IdOrName::Name(name)), _) => {
-                let group = groups.find(|group| group.name == name);
-                vec![group.with_context(|| format!("the image's /etc/group has no group {name:?}"))?.id]
-            }
-            (None, None) => vec![0],
-            (None, Some(entry)) => {
-                let mut gids = vec![entry.group];
-                for group in groups.filter(|group| group.members.split(',').any(|name| name == entry.name)) {
-                    if !gids.contains(&group.id) {
-                        gids.push(group.id);
-                    }
-                }
-                gids
-            }
-        };
-        Ok(Identity { uid, gids })
+        let user = accounts::resolve(&self.passwd, &self.group, user)
+            .map_err(|unresolved| anyhow!("in the image, {unresolved}"))?;
+        Ok(Identity { uid: user.uid, gids: user.groups.iter().map(|group| group.gid).collect() })
     }
-}
-
-/// A line of one of the two files. A line that is not well-formed is none.
-struct Entry<'a> {
-    name: &'a str,
-    id: u32,
-    /// The user's group; 0 for a group.
-    group: u32,
-    /// The group's members; empty for a user.
-    members: &'a str,
-}
-
-impl<'a> Entry<'a> {
-    /// `name:password:uid:gid:…`
-    fn of_user(line: &'a str) -> Option<Self> {
-        let mut fields = line.split(':');
-        let (name, _) = (name(fields.next()?)?, fields.next()?);
-        Some(Self { name, id: id(fields.next()?)?, group: id(fields.next()?)?, members: "" })
-    }
-
-    /// `name:password:gid:member,member`
-    fn of_group(line: &'a str) -> Option<Self> {
-        let mut fields = line.split(':');
-        let (name, _) = (name(fields.next()?)?, fields.next()?);
-        Some(Self { name, id: id(fields.next()?)?, group: 0, members: fields.next().unwrap_or("") })
-    }
-}
-
-fn lines(file: &[u8]) -> impl Iterator<Item = &str> {
-    file.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()).map(str::trim)
-}
-
-/// `+` and `-` begin lines that refer to NIS, `#` comments.
-fn name(text: &str) -> Option<&str> {
-    (!text.is_empty() && !text.starts_with(['+', '-', '#'])).then_some(text)
-}
-
-/// A decimal number below 2³²−1, which means "unchanged" to the kernel.
-fn id(text: &str) -> Option<u32> {
-    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|&id| digits && id != u32::MAX)
 }
 
 /// Takes from one layer what upper layers left open.
@@ -166,7 +98,10 @@ fn read_layer(image: &Image, index: usize, files: &mut [(&str, Found); 2]) -> Re
                             entry.header().entry_type().is_file(),
                             "/etc/{wanted} is no regular file: give the user by its number"
                         );
-                        ensure!(entry.size() <= MAX_FILE, "/etc/{wanted} is longer than {MAX_FILE} bytes");
+                        ensure!(
+                            entry.size() <= MAX_FILE as u64,
+                            "/etc/{wanted} is longer than {MAX_FILE} bytes"
+                        );
                         let mut bytes = Vec::new();
                         entry.read_to_end(&mut bytes).with_context(|| format!("/etc/{wanted}"))?;
                         here[at] = Some(bytes);
