@@ -5,7 +5,6 @@
 //! own profile comes on top of it.
 
 use crate::linux::seccomp::Instruction;
-use alloc::vec::Vec;
 
 /// `AUDIT_ARCH_X86_64`.
 const X86_64: u32 = 0xc000_003e;
@@ -106,9 +105,12 @@ const fn result(operand: u32) -> Instruction {
     Instruction { code: 0x06, jump_true: 0, jump_false: 0, operand }
 }
 
+/// A filter, with room for every rule.
+pub type Program = heapless::Vec<Instruction, 128>;
+
 /// The filter.
-pub fn program() -> Vec<Instruction> {
-    let mut program = Vec::from([
+pub fn program() -> Program {
+    let mut program = Program::from_iter([
         load(ARCHITECTURE),
         equal(X86_64, 1),
         Instruction { code: 0x05, jump_true: 0, jump_false: 0, operand: 1 },
@@ -141,7 +143,8 @@ pub fn program() -> Vec<Instruction> {
             }
         }
     }
-    program.push(result(ALLOW));
+    // Without it a program that is too long for its place is not valid, and the kernel refuses it.
+    let _ = program.push(result(ALLOW));
     program
 }
 

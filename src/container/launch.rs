@@ -10,6 +10,7 @@ use super::time::Deadline;
 use super::{path, rootfs, stdio::ChildEnds};
 use crate::gate::action::{ActError, StartProcess};
 use crate::gate::fields::ContainerId;
+use crate::gate::memory::{self, OutOfMemory};
 use crate::linux::process::{
     Strings, close_all_but, execute, exit, new_cgroup_namespace, reset_signal_actions,
 };
@@ -77,16 +78,17 @@ impl Program {
         let name = args.first().copied().ok_or(Errno::INVAL).at(Step::Execute)?;
         Ok(Self {
             paths: candidates(name, env).at(Step::Execute)?,
-            args: Strings::new(args).ok_or(Errno::INVAL).at(Step::Execute)?,
-            env: Strings::new(env).ok_or(Errno::INVAL).at(Step::Execute)?,
-            working_dir: String::from(process.working_dir.as_str()),
+            args: strings(args).at(Step::Execute)?,
+            env: strings(env).at(Step::Execute)?,
+            working_dir: memory::text(process.working_dir.as_str())
+                .map_err(|OutOfMemory| Errno::NOMEM)
+                .at(Step::WorkingDir)?,
             privileges: Privileges::new(
                 &process.user,
                 process.umask,
                 process.capabilities,
                 process.no_new_privileges,
             )
-            .ok_or(Errno::INVAL)
             .at(Step::Privileges)?,
         })
     }
@@ -96,18 +98,37 @@ impl Program {
 /// environment's own PATH.
 fn candidates(name: &str, env: &[&str]) -> Result<Vec<CString>, Errno> {
     if name.contains('/') {
-        return Ok(Vec::from([path::c_string(name)?]));
+        let mut paths = room(1)?;
+        paths.push(path::c_string(&[name])?);
+        return Ok(paths);
     }
     let directories = env.iter().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or("");
-    let mut paths = Vec::new();
     // SECURITY: an empty or relative entry would mean the working directory, which the policy did not name as such.
-    for directory in directories.split(':').filter(|directory| directory.starts_with('/')) {
-        let mut path = String::from(directory);
-        path.push('/');
-        path.push_str(name);
-        paths.push(path::c_string(&path)?);
+    let directories = || directories.split(':').filter(|directory| directory.starts_with('/'));
+    let mut paths = room(directories().count())?;
+    for directory in directories() {
+        // One that is longer than any path can be is nowhere.
+        if directory.len() + name.len() < PATH_MAX {
+            paths.push(path::c_string(&[directory, "/", name])?);
+        }
     }
     if paths.is_empty() { Err(Errno::NOENT) } else { Ok(paths) }
+}
+
+/// Bytes of a path that the kernel takes, the NUL included.
+const PATH_MAX: usize = 4096;
+
+fn strings(strings: &[&str]) -> Result<Strings, Errno> {
+    let mut own = room(strings.len())?;
+    for string in strings {
+        own.push(path::c_string(&[string])?);
+    }
+    Strings::new(own)
+}
+
+/// An empty list with room for this many, or `NOMEM`.
+pub fn room<T>(count: usize) -> Result<Vec<T>, Errno> {
+    memory::room(count).map_err(|OutOfMemory| Errno::NOMEM)
 }
 
 /// Where the child finds itself.
@@ -198,7 +219,7 @@ fn enter_working_dir(place: Place<'_>, working_dir: &str) -> Result<(), Errno> {
     let root = openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let directory = match place {
         Place::New { .. } => path::make_directories(root.as_fd(), working_dir)?,
-        Place::Running { .. } => path::directory(root.as_fd(), &path::c_string(working_dir)?)?,
+        Place::Running { .. } => path::directory(root.as_fd(), &path::c_string(&[working_dir])?)?,
     };
     fchdir(directory)
 }

@@ -30,7 +30,6 @@ use crate::linux::process::{NewNamespaces, send_signal, spawn};
 use crate::wire::{ExitStatus, Step, Stream};
 use alloc::collections::BTreeMap;
 use alloc::ffi::CString;
-use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use cgroup::{Cgroup, Cgroups};
@@ -181,23 +180,28 @@ impl Containers {
     /// [`Containers::take_exits`]' next. A container that was never created is shut down already.
     pub fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
         let ShutdownContainer { container } = permit.into_action();
+        // Room for what follows the kill, which cannot be taken back.
+        let ids = self.processes_of(container).map_err(|failure| failure.into_error(true))?;
         let Some(entry) = self.containers.get(&container) else { return Ok(()) };
         entry.cgroup.kill().at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
-        self.finish(container).map_err(|failure| failure.into_error(false))
+        self.finish(container, ids).map_err(|failure| failure.into_error(false))
+    }
+
+    /// The processes of a container, its first one last, and room for their exits.
+    fn processes_of(&mut self, container: ContainerId) -> Result<Vec<ProcessId>, Failure> {
+        let all = || self.processes.iter().filter(|(_, process)| process.container == container);
+        let mut ids = launch::room(all().count()).at(Step::Memory)?;
+        self.exits.try_reserve(ids.capacity()).map_err(|_| Errno::NOMEM).at(Step::Memory)?;
+        ids.extend(all().map(|(&id, _)| id));
+        // The first process of a PID namespace ends only after all others were waited for.
+        let init = self.containers.get(&container).map(|entry| entry.init);
+        ids.sort_unstable_by_key(|&id| Some(id) == init);
+        Ok(ids)
     }
 
     /// Waits for a killed container's processes and forgets it.
-    fn finish(&mut self, container: ContainerId) -> Result<(), Failure> {
+    fn finish(&mut self, container: ContainerId, ids: Vec<ProcessId>) -> Result<(), Failure> {
         let deadline = Deadline::after_seconds(REAP_SECONDS);
-        let init = self.containers.get(&container).map(|entry| entry.init);
-        let mut ids: Vec<ProcessId> = self
-            .processes
-            .iter()
-            .filter(|(_, process)| process.container == container)
-            .map(|(&id, _)| id)
-            .collect();
-        // The first process of a PID namespace ends only after all others were waited for.
-        ids.sort_by_key(|&id| Some(id) == init);
         for &id in &ids {
             let Some((_, pidfd)) = self.processes.get_mut(&id).and_then(|process| process.running.take())
             else {
@@ -264,7 +268,7 @@ impl Containers {
     }
 
     fn rootfs(&self, container: &ContainerId) -> Result<CString, Errno> {
-        path::c_string(&format!("{}/{}/rootfs", self.bundles, container.as_str()))
+        path::c_string(&[&self.bundles, "/", container.as_str(), "/rootfs"])
     }
 
     /// A descriptor of a process that was not waited for yet.

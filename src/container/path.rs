@@ -55,9 +55,9 @@ pub fn make_directories(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Err
         if name.is_empty() {
             continue;
         }
-        at = match directory(root, &c_string(prefix)?) {
+        at = match directory(root, &c_string(&[prefix])?) {
             Err(Errno::NOENT) => {
-                let name = c_string(name)?;
+                let name = c_string(&[name])?;
                 // A dangling link is there already, so this fails on it.
                 mkdirat(&at, &*name, DIRECTORY_MODE)?;
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -114,7 +114,12 @@ pub fn executable(path: &CStr) -> Result<(), Errno> {
     }
 }
 
-/// `INVAL` if there is a NUL inside.
-pub fn c_string(text: &str) -> Result<CString, Errno> {
-    CString::new(text).map_err(|_| Errno::INVAL)
+/// These pieces, one after the other. `INVAL` if there is a NUL inside, `NOMEM` if there is no memory.
+pub fn c_string(pieces: &[&str]) -> Result<CString, Errno> {
+    let mut bytes = Vec::new();
+    let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+    // With room for the NUL, so that it can be added without asking again.
+    bytes.try_reserve_exact(length + 1).map_err(|_| Errno::NOMEM)?;
+    pieces.iter().for_each(|piece| bytes.extend_from_slice(piece.as_bytes()));
+    CString::new(bytes).map_err(|_| Errno::INVAL)
 }

@@ -4,7 +4,7 @@
 use super::filter;
 use crate::gate::action::User;
 use crate::gate::fields::{CapabilitySets, Umask};
-use crate::linux::seccomp::Instruction;
+use crate::gate::memory::{self, OutOfMemory};
 use crate::linux::{Errno, seccomp};
 use alloc::vec::Vec;
 use rustix::fs::Mode;
@@ -47,24 +47,25 @@ pub struct Privileges {
     umask: Mode,
     capabilities: CapabilitySets,
     no_new_privileges: bool,
-    filter: Vec<Instruction>,
+    filter: filter::Program,
 }
 
 impl Privileges {
-    /// Those of this decision. `None` if the user has no group or an id that the kernel takes for "unchanged".
+    /// Those of this decision. `INVAL` if the user has no group or an id that the kernel takes for "unchanged".
     pub fn new(
         user: &User,
         umask: Umask,
         capabilities: CapabilitySets,
         no_new_privileges: bool,
-    ) -> Option<Self> {
+    ) -> Result<Self, Errno> {
         if user.uid == u32::MAX || user.groups.iter().any(|group| group.gid == u32::MAX) {
-            return None;
+            return Err(Errno::INVAL);
         }
-        let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(group.gid)).collect();
-        Some(Self {
+        let mut groups: Vec<Gid> = memory::room(user.groups.len()).map_err(|OutOfMemory| Errno::NOMEM)?;
+        groups.extend(user.groups.iter().map(|group| Gid::from_raw(group.gid)));
+        Ok(Self {
             uid: Uid::from_raw(user.uid),
-            gid: *groups.first()?,
+            gid: *groups.first().ok_or(Errno::INVAL)?,
             groups,
             umask: Mode::from_bits_retain(umask.bits().into()),
             capabilities,
@@ -154,7 +155,7 @@ mod tests {
     use crate::wire::Capabilities;
     use alloc::string::String;
 
-    fn privileges(uid: u32, gids: &[u32]) -> Option<Privileges> {
+    fn privileges(uid: u32, gids: &[u32]) -> Result<Privileges, Errno> {
         let groups = gids.iter().map(|&gid| Group { gid, name: String::new() }).collect();
         let user = User { uid, name: String::new(), groups };
         let none = CapabilitySets::new(Capabilities::default()).unwrap();
@@ -175,10 +176,10 @@ mod tests {
 
     #[test]
     fn a_user_without_groups_or_with_an_id_that_means_unchanged_is_refused() {
-        assert!(privileges(0, &[0]).is_some());
-        assert!(privileges(1, &[]).is_none());
-        assert!(privileges(u32::MAX, &[0]).is_none());
-        assert!(privileges(1, &[0, u32::MAX]).is_none());
+        assert!(privileges(0, &[0]).is_ok());
+        assert!(privileges(1, &[]).is_err());
+        assert!(privileges(u32::MAX, &[0]).is_err());
+        assert!(privileges(1, &[0, u32::MAX]).is_err());
     }
 
     #[test]

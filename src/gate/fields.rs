@@ -3,8 +3,9 @@
 //! Each type here has one constructor, which refuses and never repairs. A value proves that it has the form its type
 //! describes and nothing else: not that the thing exists, and not that the policy allows it.
 
-use crate::wire::{self, Field, List, MAX_ARGS, MAX_ENV, Rule};
-use alloc::vec::Vec;
+use super::memory::{self, OutOfMemory};
+use crate::wire::{self, Field, MAX_ENV, Rule};
+use alloc::borrow::Cow;
 use core::fmt;
 
 /// Why a value is not valid in itself. `value` is the offending part, as the host sent it.
@@ -142,12 +143,12 @@ impl DataBlocks {
 }
 
 /// An argument vector: at least one, the first not empty, no NUL inside (C07, the pwnkit class).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Args<'a>(List<&'a str, MAX_ARGS>);
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Args<'a>(&'a [&'a str]);
 
 impl<'a> Args<'a> {
     /// These arguments.
-    pub fn parse(args: &List<&'a str, MAX_ARGS>) -> Result<Self, Invalid<'a>> {
+    pub fn parse(args: &'a [&'a str]) -> Result<Self, Invalid<'a>> {
         match args.first() {
             None => return invalid(Field::Command, Rule::NotEmpty, ""),
             Some(&"") => return invalid(Field::Command, Rule::CString, ""),
@@ -155,27 +156,32 @@ impl<'a> Args<'a> {
         }
         match args.iter().find(|arg| arg.contains('\0')) {
             Some(arg) => invalid(Field::Command, Rule::CString, arg),
-            None => Ok(Self(args.clone())),
+            None => Ok(Self(args)),
         }
     }
 
     /// In order.
-    pub fn as_slice(&self) -> &[&'a str] {
-        &self.0
+    pub fn as_slice(&self) -> &'a [&'a str] {
+        self.0
     }
 }
 
-/// An environment: `NAME=value` each, no name twice, no NUL inside, in the host's order (difference D7).
+/// An environment: at most [`MAX_ENV`] variables, `NAME=value` each, no name twice, no NUL inside, in the host's order
+/// (difference D7).
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Env<'a>(List<&'a str, MAX_ENV>);
+pub struct Env<'a>(Cow<'a, [&'a str]>);
 
 impl<'a> Env<'a> {
     /// These variables.
-    pub fn parse(env: &List<&'a str, MAX_ENV>) -> Result<Self, Invalid<'a>> {
-        let mut names: Vec<&str> = Vec::with_capacity(env.len());
-        for variable in env.iter() {
+    pub fn parse(env: &'a [&'a str]) -> Result<Self, Invalid<'a>> {
+        let mut names = heapless::Vec::<&str, MAX_ENV>::new();
+        for variable in env {
             match variable.split_once('=') {
-                Some((name, _)) if !name.is_empty() && !variable.contains('\0') => names.push(name),
+                Some((name, _)) if !name.is_empty() && !variable.contains('\0') => {
+                    if names.push(name).is_err() {
+                        return invalid(Field::Environment, Rule::Range, "");
+                    }
+                }
                 _ => return invalid(Field::Environment, Rule::Variable, variable),
             }
         }
@@ -183,7 +189,7 @@ impl<'a> Env<'a> {
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => invalid(Field::Environment, Rule::UniqueNames, pair[0]),
-            None => Ok(Self(env.clone())),
+            None => Ok(Self(Cow::Borrowed(env))),
         }
     }
 
@@ -193,10 +199,11 @@ impl<'a> Env<'a> {
     }
 
     /// Only the variables that `keep` names, in the host's order.
-    pub(super) fn retain(self, keep: impl Fn(&str) -> bool) -> Self {
-        let kept = self.0.into_vec().into_iter().filter(|variable| keep(variable)).collect();
-        // Fewer than before, so within the limit.
-        Self(List::from_vec(kept).unwrap_or_default())
+    pub(super) fn retain(&mut self, keep: impl Fn(&str) -> bool) -> Result<(), OutOfMemory> {
+        let mut kept = memory::room(self.0.len())?;
+        kept.extend(self.0.iter().copied().filter(|variable| keep(variable)));
+        self.0 = Cow::Owned(kept);
+        Ok(())
     }
 }
 

@@ -3,11 +3,12 @@
 
 use super::action::StartProcess;
 use super::fields::{CAPABILITY_NAMES, ContainerId, Signal};
+use crate::accounts::MAX_GROUPS;
 use crate::policy::{Arena, Fault, Reason, Value};
 use crate::wire::Process;
 use alloc::string::String;
-use alloc::vec::Vec;
 use core::fmt::Write;
+use heapless::Vec;
 
 /// Where layers are mounted, as a pattern that policies match mount points against.
 pub(super) const MOUNT_PATH_REGEX: &str = "/run/mounts/scsi/m[0-9]+";
@@ -20,12 +21,15 @@ pub(super) fn rootfs(container: &ContainerId) -> heapless::String<96> {
     path
 }
 
+/// Most fields of an input.
+const FIELDS: usize = 16;
+
 /// The fields that creating a container and starting a further process in it have in common.
 fn process<'k>(
     input: &mut Arena<'_>,
     container: &ContainerId,
     start: &StartProcess<'_>,
-) -> Result<Vec<(&'k str, Value)>, Fault> {
+) -> Result<Vec<(&'k str, Value), FIELDS>, Fault> {
     let id_name = |input: &mut Arena<'_>, id: u32, name: &str| {
         let mut digits = heapless::String::<10>::new();
         // A u32 has at most ten digits.
@@ -39,9 +43,9 @@ fn process<'k>(
     let env = input.strings(start.env.as_slice().iter().copied())?;
     let working_dir = input.string(start.working_dir.as_str())?;
     let user = id_name(input, start.user.uid, &start.user.name)?;
-    let mut groups = Vec::new();
+    let mut groups = Vec::<Value, MAX_GROUPS>::new();
     for group in &start.user.groups {
-        groups.push(id_name(input, group.gid, &group.name)?);
+        groups.push(id_name(input, group.gid, &group.name)?).map_err(|_| Fault::Arena)?;
     }
     let groups = input.array(&groups)?;
     let mut umask = heapless::String::<8>::new();
@@ -50,7 +54,7 @@ fn process<'k>(
     let sets = start.capabilities.get();
     let mut names = |set: u64| {
         let held = CAPABILITY_NAMES.iter().enumerate().filter(|(bit, _)| set >> bit & 1 == 1);
-        let held: Vec<&str> = held.map(|(_, &name)| name).collect();
+        let held: Vec<&str, { CAPABILITY_NAMES.len() }> = held.map(|(_, &name)| name).collect();
         input.strings(held.into_iter())
     };
     let capabilities = [
@@ -61,7 +65,7 @@ fn process<'k>(
         ("permitted", names(sets.permitted)?),
     ];
     let capabilities = input.object(&capabilities)?;
-    Ok(alloc::vec![
+    Ok(Vec::from_iter([
         ("containerID", container),
         ("argList", args),
         ("envList", env),
@@ -71,7 +75,7 @@ fn process<'k>(
         ("umask", umask),
         ("capabilities", capabilities),
         ("noNewPrivileges", Value::Bool(start.no_new_privileges)),
-    ])
+    ]))
 }
 
 pub(super) fn create_container(
@@ -84,8 +88,9 @@ pub(super) fn create_container(
     let mut sandbox = heapless::String::<96>::new();
     let _ = write!(sandbox, "/run/gcs/c/{}/", container.as_str());
     let mut under = |name: &str| {
-        let mut path = String::from(sandbox.as_str());
-        path.push_str(name);
+        let mut path = sandbox.clone();
+        // 76 bytes and at most 13 fit.
+        let _ = path.push_str(name);
         input.string(&path)
     };
     let sandbox_dir = under("sandboxMounts")?;

@@ -17,6 +17,7 @@
 pub mod action;
 pub mod fields;
 mod input;
+pub mod memory;
 mod objects;
 #[cfg(test)]
 mod tests;
@@ -24,8 +25,8 @@ mod tests;
 use crate::point::Point;
 use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Value};
 use crate::wire::{
-    Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, Phase, Process, ProcessProperties,
-    Properties, Reason, Refusal, Reply, Request, Step,
+    Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, MAX_LAYERS, Phase, Process,
+    ProcessProperties, Properties, Reason, Refusal, Reply, Request, Step,
 };
 use action::{
     ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, Permit, ProcessId,
@@ -106,6 +107,8 @@ pub struct Gate {
     host_data: [u8; 32],
     /// The attestation report whose HOST_DATA that is.
     report: Box<[u8]>,
+    /// The guest's own copy of the policy.
+    image: Option<&'static [u8]>,
     engine: Option<Engine<'static>>,
     arena: Box<[u8]>,
     objects: Objects,
@@ -118,6 +121,7 @@ impl Gate {
             phase: Phase::AwaitPolicy,
             host_data,
             report: report.into(),
+            image: None,
             engine: None,
             arena: alloc::vec![0; ARENA].into_boxed_slice(),
             objects: Objects::default(),
@@ -192,13 +196,17 @@ impl Gate {
         if Sha256::digest(image)[..] != self.host_data {
             return refuse(Culprit::Host, Reason::NotHostData);
         }
-        let mut own = Vec::new();
-        if own.try_reserve_exact(image.len()).is_err() {
-            return refuse(Culprit::Guest, Reason::Failed { step: Step::Memory, errno: 0 });
-        }
-        own.extend_from_slice(image);
-        // A policy is in force until power-off.
-        match Engine::new(Vec::leak(own)) {
+        let image = match self.image {
+            // A host may send again what is no valid policy. It is the same bytes, since it has the same hash.
+            Some(own) => own,
+            None => {
+                let mut own = memory::room(image.len())?;
+                own.extend_from_slice(image);
+                // A policy is in force until power-off.
+                *self.image.insert(Vec::leak(own))
+            }
+        };
+        match Engine::new(image) {
             Ok(engine) => self.engine = Some(engine),
             Err(_) => return refuse(Culprit::Policy, Reason::PolicyInvalid),
         }
@@ -265,7 +273,7 @@ impl Gate {
         layers: &[&str],
     ) -> Result<(), Refusal> {
         let container = ContainerId::parse(container)?;
-        let mut slots = Vec::with_capacity(layers.len());
+        let mut slots = memory::room(layers.len())?;
         for &layer in layers {
             let serial = Serial::parse(layer)?;
             let Some(device) = self.objects.device(&serial) else { return unknown(Field::Layers) };
@@ -291,15 +299,17 @@ impl Gate {
         }
         let decision = self.decide(Point::MountOverlay, &no_value, |input| {
             let id = input.string(container.as_str())?;
-            let mut paths = Vec::with_capacity(slots.len());
+            let mut paths = heapless::Vec::<Value, MAX_LAYERS>::new();
             for slot in &slots {
-                paths.push(input.string(&slot.path())?);
+                paths.push(input.string(&slot.path())?).map_err(|_| Fault::Arena)?;
             }
             let paths = input.array(&paths)?;
             let target = input.string(&input::rootfs(&container))?;
             input.object(&[("containerID", id), ("layerPaths", paths), ("target", target)])
         })?;
-        let action = MountOverlay { container, layers: slots.clone() };
+        let mut layers = memory::room(slots.len())?;
+        layers.extend_from_slice(&slots);
+        let action = MountOverlay { container, layers };
         self.perform(decision.delta, || actor.mount_overlay(Permit::granted(action)))?;
         self.objects.overlays.push(Overlay { container, layers: slots, created: false, stdio: false });
         Ok(())
@@ -342,6 +352,7 @@ impl Gate {
             return in_use(Field::Container);
         }
         let mut start = self.start_process(actor, &container, process)?;
+        let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
         if !self.objects.can_burn() {
             return limit(Field::Container);
         }
@@ -352,7 +363,6 @@ impl Gate {
         let stdio = decision.allow_stdio == Some(true);
         narrow(Point::CreateContainer, &decision, stdio, &mut start)?;
         self.objects.burn(container);
-        let (id, args) = (start.process, own(start.args.as_slice()));
         let action = CreateContainer { container, init: start };
         self.perform(decision.delta, || actor.create_container(Permit::granted(action)))?;
         if let Some(overlay) = self.objects.overlay(&container) {
@@ -374,6 +384,7 @@ impl Gate {
             return unknown(Field::Container);
         }
         let mut start = self.start_process(actor, &container, process)?;
+        let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
         let decision =
             self.decide(Point::ExecInContainer, &|reason| input::value(reason, process), |input| {
                 input::exec_in_container(input, &container, &start)
@@ -381,7 +392,6 @@ impl Gate {
         // As in the reference, what was decided on standard streams for the container holds for all its processes.
         let stdio = self.objects.overlay(&container).is_some_and(|overlay| overlay.stdio);
         narrow(Point::ExecInContainer, &decision, stdio, &mut start)?;
-        let (id, args) = (start.process, own(start.args.as_slice()));
         let action = ExecInContainer { container, process: start };
         self.perform(decision.delta, || actor.exec_in_container(Permit::granted(action)))?;
         self.objects.processes.push(objects::Process { id, container, init: false, args, exited: None });
@@ -402,7 +412,7 @@ impl Gate {
         if process.exited.is_some() {
             return unknown(Field::Process);
         }
-        let (id, init, args) = (process.id, process.init, process.args.clone());
+        let (id, init, args) = (process.id, process.init, memory::texts(&process.args)?);
         let decision = self.decide(Point::SignalContainerProcess, &no_value, |input| {
             input::signal_container_process(input, &container, signal, init, &args)
         })?;
@@ -451,7 +461,7 @@ impl Gate {
         &mut self,
         actor: &impl Actor,
         container: &ContainerId,
-        process: &Process<'r>,
+        process: &'r Process<'_>,
     ) -> Result<StartProcess<'r>, Refusal> {
         let args = Args::parse(&process.args)?;
         let env = Env::parse(&process.env)?;
@@ -543,7 +553,7 @@ fn narrow(
         refuse(Culprit::Policy, Reason::Denied { point, how: Denied::No, failed, value: Excerpt::default() })
     };
     if let Some(kept) = &decision.env {
-        start.env = start.env.clone().retain(|variable| kept.iter().any(|keep| keep == variable));
+        start.env.retain(|variable| kept.iter().any(|keep| keep == variable))?;
         if start.env.as_slice().len() != kept.len() {
             return deny(policy::Reason::InvalidEnvironment);
         }
@@ -572,10 +582,6 @@ fn narrow(
 fn named(names: &[String], asked: u64) -> u64 {
     let named = |bit: &usize| names.iter().any(|name| name == CAPABILITY_NAMES[*bit]);
     (0..CAPABILITY_NAMES.len()).filter(named).fold(0, |set, bit| set | 1 << bit) & asked
-}
-
-fn own(args: &[&str]) -> Vec<String> {
-    args.iter().map(|&arg| arg.into()).collect()
 }
 
 fn listed<T, const N: usize>(elements: impl Iterator<Item = T>) -> Result<List<T, N>, Refusal> {

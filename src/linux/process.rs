@@ -90,11 +90,12 @@ pub struct Strings {
 }
 
 impl Strings {
-    /// These strings, or `None` if one has a NUL inside.
-    pub fn new(strings: &[&str]) -> Option<Self> {
-        let strings: Vec<CString> = strings.iter().map(|&s| CString::new(s).ok()).collect::<Option<_>>()?;
-        let pointers = strings.iter().map(|s| s.as_ptr().cast()).chain([core::ptr::null()]).collect();
-        Some(Self { pointers, strings })
+    /// These strings. `NOMEM` if there is no memory for their addresses.
+    pub fn new(strings: Vec<CString>) -> Result<Self, Errno> {
+        let mut pointers: Vec<*const u8> = Vec::new();
+        pointers.try_reserve_exact(strings.len() + 1).map_err(|_| Errno::NOMEM)?;
+        pointers.extend(strings.iter().map(|s| s.as_ptr().cast::<u8>()).chain([core::ptr::null()]));
+        Ok(Self { pointers, strings })
     }
 
     /// How many.

@@ -412,21 +412,20 @@ impl State {
 
 /// Whether two operations are for the same entry of the same map. Members of sets never conflict.
 fn same_entry(view: &View<'_>, a: &Operation, b: &Operation) -> bool {
-    let key = |operation: &Operation| -> Option<Vec<u8>> {
-        let view = View { arena: &operation.entry.bytes, ..*view };
-        match operation.entry.key.in_arena() {
-            Value::String(text) if operation.keyed => Some(view.bytes(text).to_vec()),
-            _ => None,
+    let (in_a, in_b) = (View { arena: &a.entry.bytes, ..*view }, View { arena: &b.entry.bytes, ..*view });
+    match (a.entry.key.in_arena(), b.entry.key.in_arena()) {
+        (Value::String(key), Value::String(other)) if a.keyed && b.keyed => {
+            a.name == b.name && in_a.bytes(key) == in_b.bytes(other)
         }
-    };
-    a.name == b.name && key(a).is_some_and(|a| key(b).is_some_and(|b| a == b))
+        _ => false,
+    }
 }
 
 fn boxed(text: &str) -> Result<Box<str>, StateError> {
     let mut bytes = Vec::new();
     bytes.try_reserve_exact(text.len()).map_err(|_| StateError::Memory)?;
     bytes.extend_from_slice(text.as_bytes());
-    // The bytes of a `str` are UTF-8.
+    // The bytes of a `str` are UTF-8. Nothing is moved: there is no room left over.
     alloc::string::String::from_utf8(bytes).map(Into::into).map_err(|_| StateError::Malformed)
 }
 
@@ -435,7 +434,11 @@ fn pack(view: &View<'_>, key: Value, value: Value) -> Result<Stored, StateError>
     let mut bytes = Vec::new();
     let key = pack_value(view, key, &mut bytes, 0)?;
     let value = pack_value(view, value, &mut bytes, 0)?;
-    Ok(Stored { bytes: bytes.into_boxed_slice(), key, value })
+    // Cutting off the room left over could fail; a copy of the right size can be refused.
+    let mut exact = Vec::new();
+    exact.try_reserve_exact(bytes.len()).map_err(|_| StateError::Memory)?;
+    exact.extend_from_slice(&bytes);
+    Ok(Stored { bytes: exact.into_boxed_slice(), key, value })
 }
 
 // The recursion is bounded by MAX_DEPTH, its work by MAX_ENTRY_BYTES.

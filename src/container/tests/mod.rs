@@ -9,7 +9,7 @@ mod view;
 use super::*;
 use crate::gate::action::Group;
 use crate::gate::fields::{Args, CapabilitySets, Env, Umask, WorkingDir};
-use crate::wire::{Capabilities, List, Stdio};
+use crate::wire::{Capabilities, Stdio};
 use rustix::event::epoll::{self, EventData};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{WaitOptions, wait as wait_any};
@@ -87,8 +87,8 @@ impl<'a> Spec<'a> {
     fn process(&self, number: u32) -> StartProcess<'a> {
         StartProcess {
             process: ProcessId(number),
-            args: Args::parse(&List::from_vec(self.args.to_vec()).unwrap()).unwrap(),
-            env: Env::parse(&List::from_vec(self.env.to_vec()).unwrap()).unwrap(),
+            args: Args::parse(self.args).unwrap(),
+            env: Env::parse(self.env).unwrap(),
             working_dir: WorkingDir::parse(self.dir).unwrap(),
             user: User {
                 uid: self.uid,

@@ -10,7 +10,7 @@ mod rehearse;
 
 use anyhow::{Context, Result, bail, ensure};
 use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, UserSpec, WorkingDir};
-use parma_guest::wire::{Capabilities, List};
+use parma_guest::wire::{Capabilities, List, MAX_ARGS, MAX_ENV};
 use parma_layer::oci::Image;
 use serde_json::{Value, json};
 
@@ -282,7 +282,7 @@ fn hex(bytes: &[u8]) -> String {
 /// A command that the guest can execute.
 fn command(args: Vec<String>) -> Result<Vec<String>> {
     ensure!(!args.is_empty(), "there is no command: the image has none, so give one after `--`");
-    let borrowed = List::from_vec(args.iter().map(String::as_str).collect());
+    let borrowed = List::<_, MAX_ARGS>::from_vec(args.iter().map(String::as_str).collect());
     let borrowed = borrowed.with_context(|| format!("the command has {} arguments: too many", args.len()))?;
     if Args::parse(&borrowed).is_err() {
         bail!("the command {args:?} begins with an empty argument or has a NUL byte in one");
@@ -303,7 +303,7 @@ fn environment(image: &[String], added: &[String]) -> Result<Vec<String>> {
     if !env.iter().any(|variable| name(variable) == "PATH") {
         env.insert(0, DEFAULT_PATH.into());
     }
-    let borrowed = List::from_vec(env.iter().map(String::as_str).collect());
+    let borrowed = List::<_, MAX_ENV>::from_vec(env.iter().map(String::as_str).collect());
     let borrowed = borrowed.with_context(|| format!("{} variables are too many", env.len()))?;
     if let Err(invalid) = Env::parse(&borrowed) {
         bail!(
