@@ -209,3 +209,23 @@ fn lint_fails_only_where_it_is_told_to() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("give the Rego"), "{}", stderr(&output));
 }
+
+#[test]
+fn a_decision_is_explained_and_a_bad_request_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (source, request) = (dir.path().join("p.rego"), dir.path().join("request.json"));
+    fs::write(&source, POLICY).unwrap();
+    fs::write(&request, r#"{"point":"get_properties","input":{}}"#).unwrap();
+    let output = run(&["policy", "explain", path(&source), path(&request)]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("get_properties: allowed\n"), "{}", stdout(&output));
+    fs::write(&request, r#"{"rule":"data.policy.dump_stacks","input":{}}"#).unwrap();
+    let output = run(&["policy", "explain", path(&source), path(&request), "--json"]);
+    let answer: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(answer["allowed"], false);
+    assert!(answer["fault"].as_str().unwrap().contains("does not define"), "{answer}");
+    fs::write(&request, "nonsense").unwrap();
+    let output = run(&["policy", "explain", path(&source), path(&request)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("request.json"), "{}", stderr(&output));
+}

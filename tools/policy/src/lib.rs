@@ -4,12 +4,14 @@
 //! * [`compile`] makes bytecode of a policy, the [`FRAMEWORK`] and further modules; its hash is what
 //!   HOST_DATA has to be.
 //! * [`replay`] and [`Session`] evaluate any compiled rule and remember metadata, as a guest does.
-//! * [`check`](mod@check) reports on a policy in figures, [`lint`](mod@lint) on what makes it weak.
+//! * [`check`](mod@check) reports on a policy in figures, [`lint`](mod@lint) on what makes it weak,
+//!   [`explain`](mod@explain) on why it allows or denies a request.
 //! * [`disassemble`] shows what is in an image.
 
 pub mod check;
 mod compile;
 mod disasm;
+pub mod explain;
 pub mod generate;
 pub mod lint;
 mod replay;

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::requests::{container, policy};
+use common::requests::{
+    container, create_container, exec_in_container, hash, id, mount_device, policy, signal,
+};
+use parma_policy::explain::{Explanation, explain};
 use parma_policy::lint::Finding;
 use parma_policy::{Inputs, check, lint};
 use serde_json::{Value, json};
@@ -167,4 +170,104 @@ fn check_says_the_same_of_the_source_and_of_the_image() {
     let mut damaged = compiled.image;
     damaged.push(0);
     assert!(check::check_image(&damaged, &[]).is_err());
+}
+
+fn explained(policy: &Inputs, point: &str, input: &Value) -> Explanation {
+    explain(policy, &json!({"point": point, "input": input}).to_string()).unwrap()
+}
+
+/// The fields that an entry refuses.
+fn refused(explanation: &Explanation, entry: usize) -> Vec<&'static str> {
+    explanation.candidates[entry].failed.iter().map(|failure| failure.field).collect()
+}
+
+#[test]
+fn explain_says_which_entry_refuses_which_field_what_was_asked_and_what_is_allowed() {
+    let mut other = container();
+    other["name"] = json!("other");
+    other["command"] = json!(["/bin/other"]);
+    let policy = inputs(&[container(), other], &json!({}));
+    let id = id('1');
+    let honest = create_container(&id);
+    let answer = explained(&policy, "create_container", &honest);
+    assert!(answer.allowed, "{answer}");
+    assert_eq!((refused(&answer, 0), refused(&answer, 1)), (vec![], vec!["command"]));
+    for (field, value, check) in [
+        ("argList", json!(["/bin/evil"]), "command"),
+        ("workingDir", json!("/evil"), "working_dir"),
+        ("user", json!({"id": "0", "name": "root"}), "user"),
+        ("umask", json!("0000"), "umask"),
+        ("envList", json!(["PATH=/bin", "EVIL=1"]), "env_rules"),
+        ("envList", json!([]), "env_rules"),
+        ("noNewPrivileges", json!(false), "no_new_privileges"),
+        ("privileged", json!(true), "allow_elevated"),
+        ("seccompProfileSHA256", json!("evil"), "seccomp_profile_sha256"),
+        (
+            "mounts",
+            json!([{"type": "bind", "source": "/evil", "destination": "/e", "options": []}]),
+            "mounts",
+        ),
+    ] {
+        let mut request = honest.clone();
+        request[field] = value.clone();
+        let answer = explained(&policy, "create_container", &request);
+        assert!(!answer.allowed && !answer.reasons.is_empty(), "{field}: {answer}");
+        assert_eq!(answer.candidates[0].entry, "containers[0] \"serve\"");
+        assert_eq!(refused(&answer, 0), [check], "{answer}");
+        let failure = &answer.candidates[0].failed[0];
+        assert!(!failure.allowed.is_null(), "{answer}");
+        if check == "env_rules" {
+            let told = failure.asked.to_string();
+            assert!(told.contains("EVIL=1") != told.contains("PATH=/bin"), "{told}");
+        }
+    }
+    let mut request = honest;
+    request["capabilities"]["effective"] = json!(["CAP_SYS_ADMIN"]);
+    let answer = explained(&policy, "create_container", &request);
+    assert_eq!(refused(&answer, 0), ["capabilities"], "{answer}");
+    assert_eq!(answer.candidates[0].failed[0].allowed, container()["capabilities"]);
+}
+
+#[test]
+fn explain_knows_processes_signals_and_layers() {
+    let policy = inputs(&[container()], &json!({}));
+    let id = id('1');
+    let mut exec = exec_in_container(&id);
+    let answer = explained(&policy, "exec_in_container", &exec);
+    assert!(answer.allowed, "{answer}");
+    exec["argList"] = json!(["/bin/sh"]);
+    let answer = explained(&policy, "exec_in_container", &exec);
+    assert_eq!(refused(&answer, 0), ["command"], "{answer}");
+    assert_eq!(answer.candidates[0].failed[0].allowed, json!([["/bin/check"]]));
+    let answer = explained(&policy, "signal_container_process", &signal(&id, 1));
+    assert_eq!(refused(&answer, 0), ["signals"], "{answer}");
+    let answer = explained(&policy, "mount_device", &mount_device(0, &hash(9)));
+    assert_eq!(answer.reasons, ["invalid device hash"]);
+    assert!(answer.notes.iter().any(|note| note.contains(&hash(1))), "{answer}");
+}
+
+#[test]
+fn explain_judges_by_the_metadata_that_is_given() {
+    let policy = inputs(&[container()], &json!({}));
+    let request =
+        json!({"rule": "data.policy.create_container", "input": create_container(&id('1')), "metadata": {}});
+    let answer = explain(&policy, &request.to_string()).unwrap();
+    assert!(!answer.allowed && answer.candidates.is_empty(), "{answer}");
+    assert!(answer.reasons.contains(&"container has no overlay".to_string()), "{answer}");
+}
+
+#[test]
+fn explain_refuses_what_is_no_request_and_names_what_is_missing() {
+    let policy = inputs(&[container()], &json!({}));
+    for (request, said) in [
+        (json!({"input": {}}), "either"),
+        (json!({"point": "nonsense", "input": {}}), "nonsense"),
+        (json!({"point": "mount_device", "input": []}), "object"),
+        (json!({"point": "mount_device", "input": {}, "more": 1}), "a request is"),
+    ] {
+        let error = explain(&policy, &request.to_string()).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    let answer = explained(&policy, "create_container", &json!({"containerID": id('1')}));
+    assert!(!answer.allowed && answer.notes.iter().any(|note| note.contains("no argList")), "{answer}");
 }

@@ -8,7 +8,7 @@ use parma::output::{self, hex};
 use parma::workload::{Policy, Workload};
 use parma_layer::oci::Reference;
 use parma_policy::generate::{GenerateOptions, signal};
-use parma_policy::{Inputs, check, lint};
+use parma_policy::{Inputs, check, explain, lint};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,7 @@ pub enum Command {
     Compile(Compile),
     Check(Check),
     Lint(Lint),
+    Explain(Explain),
     Replay(Replay),
     Disasm(Disasm),
 }
@@ -152,6 +153,29 @@ pub struct Lint {
     json: bool,
 }
 
+/// Say why a policy allows or denies a request, field by field, for the policy's owner
+#[derive(Args)]
+#[command(
+    after_help = "REQUEST.json has {\"point\":\"create_container\",\"input\":{…}}, or \"rule\":\"data.policy.create_container\" in place of
+the point, and may have \"metadata\":{…}, what the guest remembers, as `parma policy replay` prints it.
+
+Example:
+  parma policy explain p.rego request.json
+What it prints is content of the policy: a guest never tells the host any of it.
+Exits with 0 whether the request is allowed or denied."
+)]
+pub struct Explain {
+    /// The policy, in Rego
+    policy: PathBuf,
+    #[command(flatten)]
+    inputs: Modules,
+    /// The request
+    request: PathBuf,
+    /// Print a JSON object: point, allowed, fault, reasons, candidates, notes
+    #[arg(long)]
+    json: bool,
+}
+
 /// Evaluate a trace of requests as a guest would; prints an answer for each
 #[derive(Args)]
 #[command(
@@ -238,6 +262,17 @@ pub fn main(command: Command) -> Result<ExitCode> {
             }
             if deny && !findings.is_empty() {
                 return Ok(ExitCode::FAILURE);
+            }
+        }
+        Command::Explain(Explain { policy, inputs, request, json }) => {
+            let text = String::from_utf8(read(&request)?)
+                .with_context(|| format!("{} is not JSON", request.display()))?;
+            let explanation = explain::explain(&inputs.of_source(&policy)?, &text)
+                .with_context(|| format!("cannot explain {}", request.display()))?;
+            if json {
+                print(&format!("{}\n", serde_json::to_string(&explanation)?))?;
+            } else {
+                print(&parma_vmm::escape(explanation.to_string().as_bytes()))?;
             }
         }
         Command::Replay(Replay { policy, inputs, trace }) => {
