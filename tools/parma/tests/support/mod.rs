@@ -177,16 +177,7 @@ impl Workload {
 
     /// A further process of the container.
     pub fn process_with<'a>(&'a self, args: &'a [String], stdio: Stdio) -> Process<'a> {
-        Process {
-            args: list(args.iter().map(String::as_str)),
-            env: list(self.container.env.iter().map(String::as_str)),
-            working_dir: &self.container.working_dir,
-            user: &self.container.user,
-            umask: self.container.umask,
-            capabilities: self.container.capabilities(),
-            no_new_privileges: self.container.no_new_privileges,
-            stdio,
-        }
+        parma::pod::process(&self.container, args, stdio).unwrap()
     }
 }
 
