@@ -216,7 +216,9 @@ pub fn explain(inputs: &Inputs, text: &str) -> Result<Explanation> {
         match checks.evaluate("data.parma_explain.answers", Some(&asked)) {
             Evaluation::Value(answers) => {
                 candidates.extend(
-                    items(&answers).iter().map(|answer| candidate(answer, list, &known, &request.input)),
+                    items(&answers)
+                        .iter()
+                        .map(|answer| candidate(answer, point, list, &known, &request.input)),
                 );
             }
             other => notes.push(format!("entries cannot be compared: {other:?}")),
@@ -274,7 +276,13 @@ fn assumed(
     Some(fresh)
 }
 
-fn candidate(answer: &Json, list: &[(&'static str, &str)], known: &Json, input: &Json) -> Candidate {
+fn candidate(
+    answer: &Json,
+    point: Point,
+    list: &[(&'static str, &str)],
+    known: &Json,
+    input: &Json,
+) -> Candidate {
     let entry = &answer["entry"];
     let number = items(&known["completed"]).iter().position(|known| known == entry);
     let entry_name = match number {
@@ -285,7 +293,7 @@ fn candidate(answer: &Json, list: &[(&'static str, &str)], known: &Json, input: 
     let failed = list.iter().filter(|(check, _)| !passed.iter().any(|name| name == check));
     let failed = failed.map(|&(field, of)| {
         let (asked, allowed) = match field {
-            "command" if input.get("isInitProcess").is_none() && input.get("mounts").is_none() => {
+            "command" if point == Point::ExecInContainer => {
                 let commands = items(&entry["exec_processes"]).iter().map(|process| process["command"].clone());
                 (input[of].clone(), commands.collect())
             }

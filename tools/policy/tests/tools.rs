@@ -270,4 +270,6 @@ fn explain_refuses_what_is_no_request_and_names_what_is_missing() {
     }
     let answer = explained(&policy, "create_container", &json!({"containerID": id('1')}));
     assert!(!answer.allowed && answer.notes.iter().any(|note| note.contains("no argList")), "{answer}");
+    // What is missing does not make it a request of another kind.
+    assert_eq!(answer.candidates[0].failed[0].allowed, container()["command"], "{answer}");
 }
