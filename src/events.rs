@@ -204,7 +204,11 @@ impl Events {
             Some(Progress::Asks(Attach { process, stream }, socket)) => {
                 let process = ProcessId(process);
                 let containers = &mut self.monitor.guest.containers;
-                let allowed = containers.attachable(process, stream).map_err(Reason::from);
+                let allowed = match self.monitor.gate.phase() {
+                    Phase::Running => containers.attachable(process, stream).map_err(Reason::from),
+                    Phase::Poisoned => Err(Reason::Poisoned),
+                    phase => Err(Reason::WrongPhase { phase }),
+                };
                 let attach = allowed.is_ok();
                 // The answer comes before the first byte of the stream. A connection that fails on the way to its
                 // stream is closed; the stream stays as it was, to be attached by another.
@@ -234,18 +238,22 @@ impl Events {
         }
     }
 
-    /// Passes on the exits that the containers saw themselves.
+    /// Passes on the exits that a shutdown waited for itself. The gate has forgotten these processes by now; the host,
+    /// which was told their numbers, has not.
     fn tell_exits(&mut self) {
         for (process, status) in self.monitor.guest.containers.take_exits() {
-            self.exited(process, status);
+            self.tell(process, status);
         }
     }
 
     fn exited(&mut self, process: ProcessId, status: ExitStatus) {
-        if self.monitor.gate.process_exited(process, status)
-            && let Some(control) = &mut self.control
-            && control.exited(process.get(), status).is_err()
-        {
+        if self.monitor.gate.process_exited(process, status) {
+            self.tell(process, status);
+        }
+    }
+
+    fn tell(&mut self, process: ProcessId, status: ExitStatus) {
+        if self.control.as_mut().is_some_and(|control| control.exited(process.get(), status).is_err()) {
             self.control = None;
         }
         self.rearm();

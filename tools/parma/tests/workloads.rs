@@ -87,3 +87,15 @@ fn a_shell_script_writes_reads_and_pipes_in_its_own_root() {
         "nothing of the guest's processes: {output}"
     );
 }
+
+#[test]
+fn a_container_that_is_shut_down_tells_how_its_processes_ended() {
+    let Some(stage) = stage() else { return };
+    let workload = stage.workload("busybox", &["sleep", "600"], GenerateOptions::default());
+    let guest = stage.start(&workload);
+    let container = id('1');
+    let process = guest.run(&workload, &container, OUTPUT);
+    guest.done(Request::ShutdownContainer { container: &container });
+    assert_eq!(guest.wait(process), ExitStatus::Signal(9));
+    guest.done(Request::UnmountOverlay { container: &container });
+}
