@@ -54,7 +54,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
     for (what, words) in CHECKS.into_iter().chain(GUEST_TESTS) {
         run(what, &mut cargo(words))?;
     }
-    let mut tests = cargo("test --workspace --locked");
+    let mut tests = cargo("test --workspace --locked --no-fail-fast");
     if arguments.quick {
         run("tests without VMs", &mut tests)?;
     } else {

@@ -74,7 +74,7 @@ print('everything')
 fn a_shell_script_writes_reads_and_pipes_in_its_own_root() {
     let Some(stage) = stage() else { return };
     let script = "cd /tmp && seq 1 1000 >a && sort -rn a | head -1 && ln -s a b && cat b | wc -l && rm a b && ls | wc -l \
-                  && hostname | wc -c && cat /proc/1/comm && ls /proc | grep -c '^[0-9]'";
+                  && hostname | wc -c && cat /proc/1/comm && set -- /proc/[0-9]* && echo $#";
     let workload = stage.workload("busybox", &["sh", "-c", script], GenerateOptions::default());
     let guest = stage.start(&workload);
     let process = guest.run(&workload, &id('1'), Stdio { stdin: false, ..OUTPUT });
@@ -83,7 +83,7 @@ fn a_shell_script_writes_reads_and_pipes_in_its_own_root() {
     let lines: Vec<&str> = output.lines().map(str::trim).collect();
     assert_eq!(
         lines[..6],
-        ["1000", "1000", "0", "13", "sh", "3"],
+        ["1000", "1000", "0", "13", "sh", "1"],
         "nothing of the guest's processes: {output}"
     );
 }
