@@ -6,27 +6,34 @@
 //! * [`Image`] is a measured image on disk, its bytes checked against its manifest.
 //! * [`Machine`] is one running virtual machine with its vsock device and, in emulation, its PSP. Dropping it, or the
 //!   death of this process, ends all of it.
+//! * [`Disk`] is a block device of it, there from the start or plugged in later; [`ScriptedDisk`] is one that a test drives.
 //! * [`Session`] is the control connection: typed requests and replies, exits of processes, standard streams.
 //! * [`Connection`] is the same connection below the types, for tests that play a hostile host.
 
 mod accel;
 mod connection;
+mod disk;
 mod image;
 mod machine;
+mod nbd;
 mod process;
 mod qemu;
+mod qmp;
 mod refusal;
 mod runtime;
+pub mod scripted;
 mod session;
 mod text;
 mod vsock;
 
 pub use accel::Accel;
 pub use connection::Connection;
+pub use disk::{Disk, HOT_PORTS, MAX_DISKS, Source};
 pub use image::Image;
-pub use machine::{Config, Disk, Exit, Machine};
+pub use machine::{Attached, Config, Exit, Machine};
 pub use refusal::Refused;
 pub use runtime::cache_dir;
+pub use scripted::ScriptedDisk;
 pub use session::{Outcome, ProcessState, Properties, Reply, Session};
 pub use text::escape;
 pub use vsock::Connector;

@@ -2,20 +2,21 @@
 
 use crate::accel::Accel;
 use crate::connection::Connection;
+use crate::disk::{self, Disk, HOT_PORTS, MAX_DISKS, Place};
 use crate::image::Image;
 use crate::process::{Process, tail};
 use crate::qemu;
+use crate::qmp::Monitor;
 use crate::runtime::Runtime;
 use crate::session::Session;
 use crate::vsock::{Connector, Vsock};
-use anyhow::{Context as _, Result, anyhow, bail};
-use parma_guest::gate::fields::Serial;
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::wire::{CONTROL_PORT, FromGuest, PROTOCOL, Phase};
 use parma_psp::{Chain, HostData, Psp};
-use qapi::qmp::Event;
+use qapi::qmp::{Event, block_resize, device_del};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,10 @@ use std::time::{Duration, Instant};
 
 /// How long QEMU may take to start executing.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long QEMU may take for an answer.
+const QMP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the guest may take to let go of a disk; five seconds of it are its kernel's patience.
+const UNPLUG_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long the guest may take to boot. Emulated on a busy machine it needs many seconds.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
 /// How often a booting guest is looked at. (Its first report is an event; that it listens, a moment later, is none.)
@@ -34,7 +39,7 @@ const BOOT_POLL: Duration = Duration::from_millis(5);
 const MAX_CONSOLE: u64 = 16 << 20;
 
 /// What to launch.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// Kernel, initrd and command line.
     pub image: Image,
@@ -71,26 +76,6 @@ impl Config {
     }
 }
 
-/// A block device. It is opened when the machine is launched; later changes of the file's content are visible to the
-/// guest, unless the guest has the blocks in its own cache.
-#[derive(Clone, Debug)]
-pub struct Disk {
-    /// The file.
-    pub path: PathBuf,
-    /// How the guest finds it.
-    pub serial: Serial,
-    /// Whether writes are refused.
-    pub read_only: bool,
-}
-
-impl Disk {
-    /// A read-only disk.
-    #[must_use]
-    pub fn layer(path: &Path, serial: Serial) -> Self {
-        Self { path: path.to_owned(), serial, read_only: true }
-    }
-}
-
 /// How a machine ended.
 #[derive(Clone, Debug)]
 pub struct Exit {
@@ -108,15 +93,33 @@ impl Exit {
     }
 }
 
+/// A disk that was plugged in.
+#[derive(Debug)]
+#[must_use = "without it the disk cannot be taken off"]
+pub struct Attached {
+    port: usize,
+}
+
+/// What QEMU calls it.
+struct Plugged {
+    id: String,
+    node: String,
+    fdset: Option<i64>,
+}
+
 /// A running machine. Dropping it kills it and removes all it has made; so does the death of this process.
 pub struct Machine {
     // The order of the fields is the order of their end: QEMU, console, vsock device, PSP, directory.
     qemu: Process,
-    qmp: qapi::Qmp<qapi::Stream<BufReader<UnixStream>, UnixStream>>,
+    qmp: Monitor,
     console: Console,
     vsock: Vsock,
     psp: Arc<Psp>,
     accel: Accel,
+    /// What is plugged into each port.
+    hot: [Option<Plugged>; HOT_PORTS],
+    /// Disks that were plugged in so far.
+    plugged: usize,
     _runtime: Runtime,
 }
 
@@ -143,10 +146,20 @@ impl Machine {
         command.arg("-chardev").arg(format!("socket,id=console,fd={}", console_fd.as_raw_fd()));
         command.args(["-serial", "chardev:console"]);
         let mut inherit = vec![qmp_fd, console_fd];
+        let count = config.disks.len();
+        ensure!(count <= MAX_DISKS, "{count} disks, more than {MAX_DISKS}: use an image with fewer layers");
+        command.args(disk::ports(count));
         for (index, disk) in config.disks.iter().enumerate() {
-            let (arguments, fd) = qemu::disk(index, disk)?;
-            command.args(arguments);
-            inherit.push(fd);
+            let mut set = 0;
+            if let Some(fd) = disk.open()? {
+                // The set's number only has to be unique; the descriptor's is.
+                set = fd.as_raw_fd();
+                command.arg("-add-fd").arg(format!("fd={set},set={set}"));
+                inherit.push(fd);
+            }
+            let (id, node) = (format!("disk{index}"), format!("node{index}"));
+            command.arg("-blockdev").arg(disk.node(&node, set.into())?.to_string());
+            command.arg("-device").arg(disk.device(&id, &node, &Place::cold(index)).to_string());
         }
         let vsock = Vsock::start(&runtime, psp.clone())?;
         command.args(vsock.arguments());
@@ -154,17 +167,17 @@ impl Machine {
 
         let console = Console::start(console, &runtime.file("console"))?;
         let mut process = Process::spawn("QEMU", command, inherit, &runtime.file("qemu.log"), qemu::REMEDY)?;
-        qmp.set_read_timeout(Some(START_TIMEOUT)).context("a socket's timeout")?;
-        let mut qmp = qapi::Qmp::new(qapi::Stream::new(BufReader::new(qmp.try_clone()?), qmp));
+        let mut qmp = Monitor::new(qmp)?;
         // An end instead of a greeting: QEMU refused its arguments, and said why.
-        if qmp.inner_mut().fill_buf().map_or(true, <[u8]>::is_empty) {
+        if !qmp.speaks(START_TIMEOUT)? {
             return Err(match process.wait(START_TIMEOUT)? {
                 Some(status) => process.ended(status),
                 None => anyhow!("QEMU does not answer\n{}", process.tail()),
             });
         }
-        qmp.handshake().map_err(|error| anyhow!("QEMU's monitor: {error}\n{}", process.tail()))?;
-        Ok(Self { qemu: process, qmp, console, vsock, psp, accel, _runtime: runtime })
+        qmp.handshake().with_context(|| process.tail())?;
+        let hot = [const { None }; HOT_PORTS];
+        Ok(Self { qemu: process, qmp, console, vsock, psp, accel, hot, plugged: 0, _runtime: runtime })
     }
 
     /// What executes the guest.
@@ -234,12 +247,10 @@ impl Machine {
         let Some(status) = self.qemu.wait(timeout)? else { return Ok(None) };
         self.console.finish();
         let mut reason = None;
-        let mut line = String::new();
-        while self.qmp.inner_mut().read_line(&mut line).is_ok_and(|read| read > 0) {
-            if let Ok(Event::SHUTDOWN { data, .. }) = serde_json::from_str(&line) {
+        while let Ok(Some(event)) = self.qmp.event(QMP_TIMEOUT) {
+            if let Event::SHUTDOWN { data, .. } = event {
                 reason = Some(serde_json::to_value(data.reason)?.as_str().unwrap_or_default().to_owned());
             }
-            line.clear();
         }
         Ok(Some(Exit { status, reason }))
     }
@@ -249,7 +260,72 @@ impl Machine {
     /// # Errors
     /// QEMU refuses it, or is gone.
     pub fn qmp<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok> {
-        self.qmp.execute(command).map_err(|error| anyhow!("QEMU's monitor: {error}"))
+        self.qmp.execute(command)
+    }
+
+    /// Plugs a disk in, into a machine that runs. The guest learns of it by itself, some time later; a request that names
+    /// its serial waits for that.
+    ///
+    /// # Errors
+    /// No port is free, the disk cannot be opened, or QEMU refuses it.
+    pub fn attach(&mut self, disk: &Disk) -> Result<Attached> {
+        let free = self.hot.iter().position(Option::is_none);
+        let port = free.with_context(|| {
+            format!("all {HOT_PORTS} ports have their disks: take one off, or give this one to the machine's start")
+        })?;
+        let number = self.plugged;
+        self.plugged += 1;
+        let (id, node) = (format!("hot-disk{number}"), format!("hot-node{number}"));
+        let fdset = disk.open()?.map(|fd| self.qmp.add_fd(&fd)).transpose()?;
+        let arguments = disk.node(&node, fdset.unwrap_or_default())?;
+        let device = disk.device(&id, &node, &Place::hot(port));
+        let attached = self
+            .qmp
+            .blockdev_add(arguments)
+            .and_then(|()| self.qmp.device_add(device).inspect_err(|_| drop(self.qmp.blockdev_del(&node))));
+        if let Err(error) = attached {
+            if let Some(fdset) = fdset {
+                self.qmp.remove_fd(fdset)?;
+            }
+            return Err(error.context(format!("cannot plug in the disk {}", disk.serial.as_str())));
+        }
+        self.hot[port] = Some(Plugged { id, node, fdset });
+        Ok(Attached { port })
+    }
+
+    /// Takes a disk off: asks the guest to let go of it and waits until it has, which takes its kernel five seconds (the
+    /// time that PCI Express gives an operator to change their mind). Whoever still uses it gets I/O errors.
+    ///
+    /// # Errors
+    /// The guest does not let go of it, or is gone.
+    pub fn detach(&mut self, attached: Attached) -> Result<()> {
+        let Some(Plugged { id, node, fdset }) = self.hot.get_mut(attached.port).and_then(Option::take) else {
+            bail!("the disk is not plugged in");
+        };
+        self.qmp.execute(&device_del { id: id.clone() })?;
+        let deadline = Instant::now() + UNPLUG_TIMEOUT;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = self.qmp.event(left).with_context(|| format!("waiting for {id} to be let go of"))?;
+            match event {
+                Some(Event::DEVICE_DELETED { data, .. }) if data.device.as_ref() == Some(&id) => break,
+                Some(_) => {}
+                None => bail!("QEMU ended while {id} was to be let go of"),
+            }
+        }
+        self.qmp.blockdev_del(&node)?;
+        fdset.map_or(Ok(()), |fdset| self.qmp.remove_fd(fdset))
+    }
+
+    /// Makes the file of a writable disk longer or shorter and tells the guest, for tests that play a hostile host. `index`
+    /// is the disk's place in [`Config::disks`].
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn resize(&mut self, index: usize, bytes: u64) -> Result<()> {
+        let size = i64::try_from(bytes).context("a size")?;
+        self.qmp.execute(&block_resize { device: None, node_name: Some(format!("node{index}")), size })?;
+        Ok(())
     }
 
     /// Everything the guest has written to its console so far, as it is: escape it before showing it.

@@ -1,0 +1,229 @@
+//! Block devices: what is behind them, and where they are in the machine.
+//!
+//! Disks that are there from the start sit on the root bus, eight functions in a slot, and when that is full, behind PCI
+//! Express root ports. Disks that come later each get a root port of their own, out of [`HOT_PORTS`].
+//!
+//! Files are handed over as open descriptors, so that what was checked is what is used.
+
+use crate::scripted::ScriptedDisk;
+use anyhow::{Context as _, Result, ensure};
+use parma_guest::gate::fields::Serial;
+use rustix::fs::OFlags;
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// Disks that can be plugged in at the same time, in a machine that runs.
+pub const HOT_PORTS: usize = 8;
+/// Functions of a slot of a PCI bus.
+const FUNCTIONS: usize = 8;
+/// Slots 2 to 25 of the root bus are for disks.
+const DIRECT: usize = 24 * FUNCTIONS;
+/// In slots 26 to 29: root ports with a slot of disks behind each.
+const PORT_SLOT: usize = 26;
+const PORTS: usize = 4 * FUNCTIONS;
+/// The slot of the root ports for disks that come later.
+const HOT_SLOT: usize = 30;
+/// Most disks of a machine that starts.
+pub const MAX_DISKS: usize = DIRECT + PORTS * FUNCTIONS;
+
+/// What is behind a disk.
+#[derive(Clone)]
+pub enum Source {
+    /// A file. It is opened when the disk is attached; later changes of its content are visible to the guest, unless
+    /// the guest has the blocks in its own cache.
+    File(PathBuf),
+    /// A test.
+    Scripted(ScriptedDisk),
+}
+
+/// A block device.
+#[derive(Clone)]
+pub struct Disk {
+    /// What is behind it.
+    pub source: Source,
+    /// How the guest finds it.
+    pub serial: Serial,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+impl Disk {
+    /// A read-only disk of this file.
+    #[must_use]
+    pub fn layer(path: &Path, serial: Serial) -> Self {
+        Self { source: Source::File(path.to_owned()), serial, read_only: true }
+    }
+
+    /// A writable disk of this file.
+    #[must_use]
+    pub fn scratch(path: &Path, serial: Serial) -> Self {
+        Self { source: Source::File(path.to_owned()), serial, read_only: false }
+    }
+
+    /// A writable disk that does what a test says.
+    #[must_use]
+    pub fn scripted(disk: &ScriptedDisk, serial: Serial) -> Self {
+        Self { source: Source::Scripted(disk.clone()), serial, read_only: false }
+    }
+
+    /// Opens what is behind it. `None`: QEMU connects to it by itself.
+    ///
+    /// # Errors
+    /// The file is a symbolic link, not a regular file, of odd length, or cannot be opened.
+    pub fn open(&self) -> Result<Option<OwnedFd>> {
+        match &self.source {
+            Source::File(path) => {
+                let file = open(path, self.read_only)
+                    .with_context(|| format!("cannot attach {}", path.display()))?;
+                Ok(Some(file.into()))
+            }
+            Source::Scripted(_) => Ok(None),
+        }
+    }
+
+    /// QEMU's block node of this name, where `fdset` holds what [`Self::open`] gave.
+    ///
+    /// # Errors
+    /// A path is not UTF-8.
+    pub fn node(&self, name: &str, fdset: i64) -> Result<Value> {
+        Ok(match &self.source {
+            Source::File(_) => json!({
+                "driver": "file", "node-name": name, "filename": format!("/dev/fdset/{fdset}"),
+                "read-only": self.read_only, "auto-read-only": false, "locking": "off", "discard": "unmap",
+                "cache": {"direct": false, "no-flush": false},
+            }),
+            Source::Scripted(disk) => {
+                let path = disk.socket().to_str().context("a temporary directory that is not UTF-8")?;
+                json!({
+                    "driver": "nbd", "node-name": name, "server": {"type": "unix", "path": path},
+                    "read-only": self.read_only, "discard": "unmap",
+                })
+            }
+        })
+    }
+
+    /// QEMU's device for that node. Errors are the guest's to see; by itself QEMU would stop a machine whose disk is full.
+    pub fn device(&self, id: &str, node: &str, place: &Place) -> Value {
+        json!({
+            "driver": "virtio-blk-pci", "id": id, "drive": node, "serial": self.serial.as_str(),
+            "bus": place.bus, "addr": place.address, "multifunction": true, "disable-legacy": "on",
+            "num-queues": 1, "rerror": "report", "werror": "report", "romfile": "",
+        })
+    }
+}
+
+/// Where a device is in the machine.
+pub struct Place {
+    bus: String,
+    address: String,
+}
+
+impl Place {
+    /// Of a disk with this number that is there from the start.
+    pub fn cold(index: usize) -> Self {
+        let (bus, slot, function) = match index.checked_sub(DIRECT) {
+            None => ("pcie.0".to_owned(), 2 + index / FUNCTIONS, index % FUNCTIONS),
+            Some(behind) => (format!("disks{}", behind / FUNCTIONS), 0, behind % FUNCTIONS),
+        };
+        Self { bus, address: format!("{slot:x}.{function}") }
+    }
+
+    /// Of the disk that is plugged into this port.
+    pub fn hot(port: usize) -> Self {
+        Self { bus: format!("hot{port}"), address: "0.0".to_owned() }
+    }
+}
+
+/// QEMU's arguments for the root ports that so many disks need, and for those of disks that come later.
+pub fn ports(disks: usize) -> Vec<OsString> {
+    let needed = disks.saturating_sub(DIRECT).div_ceil(FUNCTIONS);
+    let cold = (0..needed).map(|index| (format!("disks{index}"), PORT_SLOT + index / FUNCTIONS, index));
+    let hot = (0..HOT_PORTS).map(|index| (format!("hot{index}"), HOT_SLOT, PORTS + index));
+    let port = |(id, slot, chassis): (String, usize, usize)| {
+        // A disk needs no I/O ports, and 2 MiB of addresses are more than its registers.
+        let port = json!({
+            "driver": "pcie-root-port", "id": id, "bus": "pcie.0", "addr": format!("{slot:x}.{}", chassis % FUNCTIONS),
+            "multifunction": true, "chassis": chassis, "slot": chassis, "io-reserve": 0, "mem-reserve": 2 << 20,
+            "pref64-reserve": 2 << 20,
+        });
+        ["-device".into(), OsString::from(port.to_string())]
+    };
+    cold.chain(hot).flat_map(port).collect()
+}
+
+/// SECURITY (T07): a layer's path may lie where something else can put a link to a file of the host; what is opened is
+/// the file itself, read-only unless it is a scratch disk, and only if it is one.
+fn open(path: &Path, read_only: bool) -> Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::options()
+        .read(true)
+        .write(!read_only)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
+        .context("it must be a file that this user may open, and no symbolic link")?;
+    let meta = file.metadata()?;
+    ensure!(meta.is_file(), "not a regular file");
+    ensure!(
+        meta.len() > 0 && meta.len() % 512 == 0,
+        "its {} bytes are no whole number of sectors",
+        meta.len()
+    );
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::fs;
+
+    fn attach(path: &Path) -> Result<Option<OwnedFd>> {
+        Disk::layer(path, Serial::parse("layer0").unwrap()).open()
+    }
+
+    #[test]
+    fn t07_a_symbolic_link_is_not_attached() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("layer.img"), dir.path().join("link.img"));
+        fs::write(&file, [0; 4096]).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        attach(&file).unwrap();
+        let error = format!("{:#}", attach(&link).unwrap_err());
+        assert!(error.contains("link.img") && error.contains("symbolic link"), "{error}");
+    }
+
+    #[test]
+    fn t07_only_regular_files_of_whole_sectors_are_attached() {
+        let dir = tempfile::tempdir().unwrap();
+        for size in [0, 511, 4097] {
+            let file = dir.path().join(size.to_string());
+            fs::write(&file, vec![0; size]).unwrap();
+            assert!(attach(&file).is_err(), "{size} bytes");
+        }
+        for other in [Path::new("/dev/zero"), dir.path()] {
+            assert!(attach(other).is_err(), "{}", other.display());
+        }
+    }
+
+    #[test]
+    fn every_disk_has_a_place_of_its_own_behind_a_port_that_is_there() {
+        let mut places = BTreeSet::new();
+        let ports: Vec<_> = ports(MAX_DISKS).iter().map(|port| port.to_str().unwrap().to_owned()).collect();
+        let all = (0..MAX_DISKS).map(Place::cold).chain((0..HOT_PORTS).map(Place::hot));
+        for Place { bus, address } in all {
+            assert!(bus == "pcie.0" || ports.iter().any(|port| port.contains(&format!("\"id\":\"{bus}\""))));
+            assert!(places.insert((bus, address)));
+        }
+        for port in ports.iter().filter(|port| port.starts_with('{')) {
+            let port: Value = serde_json::from_str(port).unwrap();
+            assert!(
+                places.insert(("pcie.0".to_owned(), port["addr"].as_str().unwrap().to_owned())),
+                "{port}"
+            );
+        }
+    }
+}
