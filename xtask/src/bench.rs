@@ -3,7 +3,7 @@
 //! Times are wall-clock of this machine, whole samples in the file, medians on the screen. The boot is compared with the
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
-use crate::{cache, cpio, fixtures, image, setup};
+use crate::{cache, cpio, firmware, fixtures, image, setup};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
 use parma_guest::wire::Request;
@@ -44,6 +44,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
     let stage = Stage::prepare(&image)?;
     let scratch = tempfile::tempdir()?;
     let empty = Image { initrd: empty_initrd(scratch.path())?, ..image.clone() };
+    let empty = firmware::with_rom_of_its_own(empty, scratch.path())?;
 
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for turn in 0..arguments.boots {

@@ -58,7 +58,7 @@ pub fn main(_: Arguments) -> Result<()> {
     heading("The measured image");
     print!("{}", components(&built.manifest())?);
     let image = Image::open(&built.dir)?;
-    say("MEASUREMENT", &hex(&image.measurement.0));
+    say("MEASUREMENT", &hex(&image.measurement(1)?.0));
     note("The PSP of this run is emulated: see \"What is proved where\" in the README.");
 
     heading("The container image, its layers and its policy");

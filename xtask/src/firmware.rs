@@ -4,6 +4,7 @@ use crate::cache;
 use crate::process::{self, Step};
 use anyhow::{Context, Result, bail, ensure};
 use parma_firmware::rom::{DIGEST_SIZE, ROM_BASE, ROM_SIZE, SLOT_OFFSET};
+use parma_vmm::Image;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::process::Command;
@@ -38,6 +39,15 @@ pub fn patch(mut rom: Vec<u8>, kernel: &[u8], initrd: &[u8], command_line: &[u8]
         slot.copy_from_slice(&Sha256::digest(content));
     }
     Ok(rom)
+}
+
+/// An image whose kernel, initrd or command line is another than the one its ROM was made for, with a new ROM in `dir`.
+pub fn with_rom_of_its_own(image: Image, dir: &Path) -> Result<Image> {
+    let (kernel, initrd) = (cache::read(&image.kernel)?, cache::read(&image.initrd)?);
+    let rom = patch(cache::read(&image.rom)?, &kernel, &initrd, &cache::read(&image.command_line)?)?;
+    let path = dir.join("rom");
+    cache::write(&path, &rom)?;
+    Ok(Image { rom: path, ..image })
 }
 
 /// Puts every loaded segment of an ELF file where its physical address says.

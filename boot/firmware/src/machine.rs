@@ -1,5 +1,6 @@
 //! Ports, machine-specific registers, and the two ways out.
 
+use crate::memory::copy_ascending;
 use core::arch::asm;
 use core::ptr::{read_volatile, with_exposed_provenance_mut, write_volatile};
 use parma_firmware::fw_cfg::{DESCRIPTOR_SIZE, DONE, Transfer, descriptor};
@@ -64,10 +65,7 @@ fn copy_in_status() -> [u8; 4] {
 
 fn copy_in(to: &mut [u8]) {
     // SAFETY: as above; at most `MAX_TRANSFER` bytes, which lie in the window. No reference to shared memory is made.
-    unsafe {
-        asm!("rep movsb", inout("rcx") to.len() => _, inout("rdi") to.as_mut_ptr() => _, inout("rsi") DATA => _,
-            options(nostack, preserves_flags));
-    }
+    unsafe { copy_ascending(to.as_mut_ptr(), with_exposed_provenance_mut::<u8>(DATA), to.len()) };
 }
 
 /// Says why, and ends the machine. The reason is the firmware's own text: no byte of the host.

@@ -50,12 +50,13 @@ protected:
     # Without paging every access of an SNP guest is private; all of this memory was validated at launch.
     movl $0xffff0000, %esi
     movl $0x10000, %edi
-    movl $image_size, %ecx
-    rep movsb
+    movl $image_size_long, %ecx
+    rep movsl
     movl $0x80000, %ecx
     subl %edi, %ecx
+    shrl $2, %ecx
     xorl %eax, %eax
-    rep stosb
+    rep stosl
 
     # An SNP guest has a CPUID page that the PSP filled. EBP becomes the upper half of the C-bit, or 0 without SNP.
     xorl %ebp, %ebp

@@ -53,7 +53,7 @@ impl Pod {
     pub fn boot(config: &Config, observer: Observer) -> Result<Self> {
         let mut machine = Machine::launch(config)?;
         let session = machine.session()?;
-        let measurement = config.image.measurement.0;
+        let measurement = config.image.measurement(config.vcpus)?.0;
         Ok(Self { guest: Arc::new(Guest { session, observer }), machine, measurement })
     }
 

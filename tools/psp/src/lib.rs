@@ -19,7 +19,6 @@ use anyhow::{Context as _, Result, ensure};
 use p384::ecdsa::signature::{Signer as _, Verifier as _};
 use p384::ecdsa::{Signature, SigningKey, VerifyingKey};
 use p384::elliptic_curve::Generate;
-use sha2::{Digest as _, Sha384};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
@@ -42,23 +41,9 @@ pub type Report = [u8; REPORT_LENGTH];
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostData(pub [u8; 32]);
 
-/// What was launched.
+/// What was launched: the launch digest of SNP hardware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Measurement(pub [u8; 48]);
-
-impl Measurement {
-    /// SHA-384 over the SHA-256 digests of kernel, initrd and command line, in this order.
-    ///
-    /// This stands in for the launch digest of real hardware, which covers a firmware that holds the same digests.
-    #[must_use]
-    pub fn of_components(kernel: [u8; 32], initrd: [u8; 32], command_line: [u8; 32]) -> Self {
-        let mut hash = Sha384::new();
-        for digest in [kernel, initrd, command_line] {
-            hash.update(digest);
-        }
-        Self(hash.finalize().into())
-    }
-}
 
 /// One emulated secure processor that has launched one guest.
 pub struct Psp {

@@ -41,7 +41,7 @@ const MAX_CONSOLE: u64 = 16 << 20;
 /// What to launch.
 #[derive(Clone)]
 pub struct Config {
-    /// Kernel, initrd and command line.
+    /// What boots.
     pub image: Image,
     /// What the PSP vouches for: SHA-256 of the compiled policy that the guest shall accept.
     pub host_data: [u8; 32],
@@ -53,8 +53,6 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// What executes the guest; `None`: whatever works best, see [`Accel::choose`].
     pub accel: Option<Accel>,
-    /// Instead of the image's own command line: for tests that play a hostile host.
-    pub command_line: Option<String>,
     /// Further arguments of QEMU: for tests that play a hostile host.
     pub extra_args: Vec<OsString>,
 }
@@ -70,7 +68,6 @@ impl Config {
             vcpus: 1,
             disks: Vec::new(),
             accel: None,
-            command_line: None,
             extra_args: Vec::new(),
         }
     }
@@ -131,16 +128,14 @@ impl Machine {
     pub fn launch(config: &Config) -> Result<Self> {
         let accel = config.accel.map_or_else(|| Accel::choose(&config.image), Ok)?;
         let runtime = Runtime::new()?;
-        let psp = Arc::new(Psp::new(HostData(config.host_data), config.image.measurement)?);
+        let psp = Arc::new(Psp::new(HostData(config.host_data), config.image.measurement(config.vcpus)?)?);
 
         let (qmp, qmp_fd) = UnixStream::pair().context("socketpair")?;
         let (console, console_fd) = UnixStream::pair().context("socketpair")?;
         let (qmp_fd, console_fd) = (OwnedFd::from(qmp_fd), OwnedFd::from(console_fd));
-        let command_line = config.command_line.as_ref().unwrap_or(&config.image.command_line);
         let mut command = Command::new(qemu::PROGRAM);
         command.args(qemu::base(accel, config.memory_mib, config.vcpus));
-        command.arg("-kernel").arg(&config.image.kernel).arg("-initrd").arg(&config.image.initrd);
-        command.arg("-append").arg(command_line);
+        command.args(qemu::boot(&config.image)?);
         command.arg("-chardev").arg(format!("socket,id=qmp,fd={}", qmp_fd.as_raw_fd()));
         command.args(["-mon", "chardev=qmp,mode=control"]);
         command.arg("-chardev").arg(format!("socket,id=console,fd={}", console_fd.as_raw_fd()));

@@ -4,6 +4,7 @@
 //! ends the process). Disks are in [`crate::disk`].
 
 use crate::accel::Accel;
+use crate::image::Image;
 use anyhow::{Context as _, Result};
 use std::ffi::OsString;
 use std::path::Path;
@@ -43,6 +44,20 @@ pub fn base(accel: Accel, memory_mib: u32, vcpus: u32) -> Vec<OsString> {
     ]
     .map(OsString::from)
     .into()
+}
+
+/// What boots: the ROM, and the files that it verifies. QEMU's `-kernel` would rewrite the kernel's header.
+///
+/// # Errors
+/// A path is not UTF-8.
+pub fn boot(image: &Image) -> Result<Vec<OsString>> {
+    let files = [("kernel", &image.kernel), ("initrd", &image.initrd), ("cmdline", &image.command_line)];
+    let mut arguments = vec!["-bios".into(), image.rom.clone().into_os_string()];
+    for (name, path) in files {
+        arguments.push("-fw_cfg".into());
+        arguments.push(file_option(&format!("name=opt/parma/{name},file="), path)?);
+    }
+    Ok(arguments)
 }
 
 /// An option of QEMU that ends in a path. In such options a comma is written twice.

@@ -73,10 +73,12 @@ fn what_qemu_refuses_is_part_of_the_error() {
 #[test]
 fn a_guest_that_ends_while_booting_is_reported_with_its_console() {
     let Some(mut config) = config() else { return };
-    config.command_line = Some("console=ttyS0 panic=-1 rdinit=/nothing".into());
+    let dir = tempfile::tempdir().unwrap();
+    config.image.command_line = dir.path().join("cmdline");
+    std::fs::write(&config.image.command_line, "console=ttyS0 panic=-1 rdinit=/nothing").unwrap();
     let mut machine = Machine::launch(&config).unwrap();
     let error = format!("{:#}", machine.session().err().unwrap());
-    assert!(error.contains("Kernel panic"), "{error}");
+    assert!(error.contains("the command line's digest is not the ROM's"), "{error}");
 }
 
 /// Not a test of its own: the process that [`nothing_outlives_a_killed_parent`] kills.
