@@ -10,8 +10,8 @@ use alloc::vec::Vec;
 use core::cmp::Ordering;
 
 use super::format::{
-    Const, FORMAT_VERSION, FunctionRecord, HEADER_SIZE, Image, ImageError, Kind, MAGIC, MAX_IMAGE, Part,
-    Section,
+    Class, Const, FORMAT_VERSION, FunctionRecord, HEADER_SIZE, Image, ImageError, Kind, MAGIC, MAX_IMAGE,
+    Pattern, Section, Step,
 };
 use super::instruction::{Instruction, Reg};
 
@@ -23,7 +23,7 @@ pub struct FunctionId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DfaId(pub u32);
 
-/// A pattern that was added. The number is what `MatchAt` takes from a register.
+/// A pattern that was added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PatternId(pub u32);
 
@@ -162,7 +162,9 @@ pub struct Builder {
     ints: Table<i64>,
     nodes: Table<(Kind, Vec<Const>)>,
     dfas: Table<Vec<u8>>,
-    patterns: Table<Vec<u32>>,
+    programs: Table<Vec<u8>>,
+    patterns: Table<u32>,
+    named: BTreeMap<(Class, String), Option<PatternId>>,
     functions: Vec<Function>,
 }
 
@@ -256,9 +258,30 @@ impl Builder {
         DfaId(self.dfas.number(bytes))
     }
 
-    /// A pattern of parts. The number of a [`Part::Literal`] is the index of a [`string`](Self::string).
-    pub fn pattern(&mut self, parts: &[Part]) -> PatternId {
-        PatternId(self.patterns.number(parts.iter().map(|part| part.bits()).collect()))
+    /// A program of these steps. The number is what [`Pattern::Program`] takes.
+    pub fn program(&mut self, steps: &[Step]) -> u32 {
+        let (mut holes, mut slots) = (0, 0);
+        for step in steps {
+            match step {
+                Step::Hole { hole, .. } => holes = holes.max(hole.saturating_add(1)),
+                Step::Save { slot, .. } => slots = slots.max((slot | 1).saturating_add(1)),
+                _ => {}
+            }
+        }
+        let mut program = alloc::vec![holes, slots, 0, 0, 0, 0, 0, 0];
+        steps.iter().for_each(|step| program.extend_from_slice(&step.to_bytes()));
+        self.programs.number(program)
+    }
+
+    /// A pattern. The number of a [`Pattern::Literal`] is the index of a [`string`](Self::string).
+    pub fn pattern(&mut self, pattern: Pattern) -> PatternId {
+        PatternId(self.patterns.number(pattern.bits()))
+    }
+
+    /// Makes a pattern known by its text; `None` for a text that is no regular expression. A text that has a pattern
+    /// of the class already keeps it.
+    pub fn named(&mut self, class: Class, text: &str, pattern: Option<PatternId>) {
+        self.named.entry((class, text.to_string())).or_insert(pattern);
     }
 
     /// Adds a function.
@@ -341,7 +364,9 @@ impl Builder {
     pub fn finish(mut self) -> Result<Vec<u8>, BuildError> {
         let source_names = self.names(self.sources.keys().cloned().collect());
         let entry_names = self.names(self.entries.keys().cloned().collect());
-        let order = self.order(source_names.iter().chain(&entry_names).copied());
+        let pattern_names = self.names(self.named.keys().map(|(_, text)| text.clone()).collect());
+        let names = source_names.iter().chain(&entry_names).chain(&pattern_names);
+        let order = self.order(names.copied());
 
         let mut sections: [Vec<u8>; Section::COUNT] = Default::default();
         let mut put = |section: Section, bytes: &[u8]| sections[section as usize].extend_from_slice(bytes);
@@ -377,18 +402,24 @@ impl Builder {
             put(Section::DfaBytes, dfa);
         }
         let mut end = 0;
-        for pattern in &self.patterns.values {
-            end += pattern.len() as u32;
-            put(Section::PatternEnds, &end.to_le_bytes());
-            for &part in pattern {
-                let part = match Part::from_bits(part) {
-                    Part::Literal(string) => {
-                        Part::Literal(order.of(Const::new(Kind::String, string)).index())
-                    }
-                    other => other,
-                };
-                put(Section::PatternParts, &part.bits().to_le_bytes());
-            }
+        for program in &self.programs.values {
+            end += (program.len() / Step::SIZE) as u32;
+            put(Section::ProgramEnds, &end.to_le_bytes());
+            put(Section::Programs, program);
+        }
+        for &pattern in &self.patterns.values {
+            let pattern = match Pattern::from_bits(pattern) {
+                Pattern::Literal(string) => {
+                    Pattern::Literal(order.of(Const::new(Kind::String, string)).index())
+                }
+                other => other,
+            };
+            put(Section::Patterns, &pattern.bits().to_le_bytes());
+        }
+        // In the order of classes and texts, which is that of the strings' final numbers.
+        for (((class, _), pattern), name) in self.named.iter().zip(&pattern_names) {
+            put(Section::Named, &order.of(*name).index().to_le_bytes());
+            put(Section::Named, &class.bits(pattern.map(|pattern| pattern.0)).to_le_bytes());
         }
         let mut end = 0;
         for function in &self.functions {
@@ -441,8 +472,8 @@ impl Builder {
     fn order(&self, names: impl Iterator<Item = Const>) -> Order {
         let mut used = BTreeSet::new();
         names.for_each(|name| self.mark(name, &mut used));
-        for part in self.patterns.values.iter().flatten() {
-            if let Part::Literal(string) = Part::from_bits(*part) {
+        for pattern in &self.patterns.values {
+            if let Pattern::Literal(string) = Pattern::from_bits(*pattern) {
                 self.mark(Const::new(Kind::String, string), &mut used);
             }
         }

@@ -31,7 +31,7 @@
 /// The first bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PARMAPOL";
 /// The version of this format. Any change of meaning is a new one.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// The largest image, in bytes.
 pub const MAX_IMAGE: usize = 1 << 20;
 /// Levels of nesting in a constant, and in any value.
@@ -46,8 +46,12 @@ pub const MAX_STACK: usize = 4096;
 pub const MAX_FRAMES: usize = 64;
 /// Bodies that may be open at once, over all active functions.
 pub const MAX_CONTROLS: usize = 512;
-/// Parts of one pattern.
-pub const MAX_PATTERN_PARTS: usize = 16;
+/// Run-time strings in one pattern.
+pub const MAX_HOLES: usize = 8;
+/// Groups of one pattern, itself included.
+pub const MAX_GROUPS: usize = 32;
+/// Steps of one program of a pattern.
+pub const MAX_PROGRAM: usize = 1 << 14;
 /// The size of the header in bytes.
 pub const HEADER_SIZE: usize = 16 + 4 * Section::COUNT;
 
@@ -78,10 +82,14 @@ pub enum Section {
     /// of four. Each matches a whole string: it is anchored at the start, and what counts is
     /// whether it is in a match state after the last byte.
     DfaBytes,
-    /// End of each pattern in [`Section::PatternParts`], u32.
-    PatternEnds,
-    /// [`Part`]s of patterns, u32 each.
-    PatternParts,
+    /// End of each program in [`Section::Programs`], u32, in units of 8 bytes.
+    ProgramEnds,
+    /// [`Program`]s: 8 bytes, namely `holes`, `slots` and six zeros, then [`Step`]s of 8 bytes each.
+    Programs,
+    /// [`Pattern`]s, u32 each.
+    Patterns,
+    /// Patterns by their text: a string, and [`Class`] and pattern, u32 each; see [`Image::pattern_named`].
+    Named,
     /// [`FunctionRecord`]s, 20 bytes each.
     Functions,
     /// Instructions, by functions in their order.
@@ -92,7 +100,7 @@ pub enum Section {
 
 impl Section {
     /// The number of sections.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 16;
 }
 
 /// The kinds of values, in OPA's order. Numbers are integers.
@@ -170,18 +178,18 @@ impl Const {
     }
 }
 
-/// A part of a pattern. A pattern matches a string that is, whole, its parts one after another.
+/// What a string is matched against, from its first byte to its last.
 ///
 /// As a word: the variant in the top two bits, its operand in the others (of a `Member` the DFA in the upper 14,
 /// the pattern in the lower 16).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum Pattern {
     /// A string that this DFA accepts.
     Dfa(u32),
     /// This string, by its number. Cheaper than a DFA.
     Literal(u32),
-    /// The run-time string with this number among the arguments of the match.
-    Arg(u32),
+    /// A string that this program matches: a pattern with holes, or one whose groups are asked for.
+    Program(u32),
     /// A string that this one of a DFA's patterns accepts. Many patterns in one DFA are smaller than many DFAs.
     Member {
         /// The DFA, below 2^14.
@@ -191,20 +199,20 @@ pub enum Part {
     },
 }
 
-impl Part {
+impl Pattern {
     const OPERAND_BITS: u32 = 30;
     const MEMBER_BITS: u32 = 16;
 
     /// Reads one word.
-    pub fn from_bits(bits: u32) -> Part {
-        let operand = bits & ((1 << Part::OPERAND_BITS) - 1);
-        match bits >> Part::OPERAND_BITS {
-            0 => Part::Dfa(operand),
-            1 => Part::Literal(operand),
-            2 => Part::Arg(operand),
+    pub fn from_bits(bits: u32) -> Pattern {
+        let operand = bits & ((1 << Pattern::OPERAND_BITS) - 1);
+        match bits >> Pattern::OPERAND_BITS {
+            0 => Pattern::Dfa(operand),
+            1 => Pattern::Literal(operand),
+            2 => Pattern::Program(operand),
             _ => {
-                let pattern = operand & ((1 << Part::MEMBER_BITS) - 1);
-                Part::Member { dfa: operand >> Part::MEMBER_BITS, pattern }
+                let pattern = operand & ((1 << Pattern::MEMBER_BITS) - 1);
+                Pattern::Member { dfa: operand >> Pattern::MEMBER_BITS, pattern }
             }
         }
     }
@@ -212,12 +220,168 @@ impl Part {
     /// The word.
     pub fn bits(self) -> u32 {
         let (variant, operand) = match self {
-            Part::Dfa(index) => (0, index),
-            Part::Literal(index) => (1, index),
-            Part::Arg(index) => (2, index),
-            Part::Member { dfa, pattern } => (3, dfa << Part::MEMBER_BITS | pattern),
+            Pattern::Dfa(index) => (0, index),
+            Pattern::Literal(index) => (1, index),
+            Pattern::Program(index) => (2, index),
+            Pattern::Member { dfa, pattern } => (3, dfa << Pattern::MEMBER_BITS | pattern),
         };
-        variant << Part::OPERAND_BITS | operand & ((1 << Part::OPERAND_BITS) - 1)
+        variant << Pattern::OPERAND_BITS | operand & ((1 << Pattern::OPERAND_BITS) - 1)
+    }
+}
+
+/// How a pattern that is known by its text is used. One text may be several patterns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Class {
+    /// All of a string has to match.
+    Whole = 0,
+    /// Some part of a string has to match.
+    Part = 1,
+    /// Matches are looked for, with their groups.
+    Find = 2,
+    /// As `Whole`, with holes: in the text, hole *n* is the character [`Class::HOLE`] + *n*.
+    WholeHoles = 3,
+    /// As `Part`, with holes.
+    PartHoles = 4,
+}
+
+impl Class {
+    /// What stands for the first hole in a text. It is of a private use area and of no meaning elsewhere.
+    pub const HOLE: char = '\u{f0000}';
+    const SHIFT: u32 = 29;
+    const NONE: u32 = (1 << Self::SHIFT) - 1;
+
+    /// The class with this number.
+    pub fn from_number(number: u32) -> Option<Class> {
+        const ALL: [Class; 5] = [Class::Whole, Class::Part, Class::Find, Class::WholeHoles, Class::PartHoles];
+        ALL.get(number as usize).copied()
+    }
+
+    /// The class of the same use with holes, if there is one.
+    pub fn with_holes(self) -> Option<Class> {
+        match self {
+            Class::Whole => Some(Class::WholeHoles),
+            Class::Part => Some(Class::PartHoles),
+            _ => None,
+        }
+    }
+
+    /// The word that a name has for this class and pattern.
+    pub fn bits(self, pattern: Option<u32>) -> u32 {
+        (self as u32) << Self::SHIFT | pattern.unwrap_or(Self::NONE) & Self::NONE
+    }
+}
+
+/// What matches where an automaton cannot tell: a non-deterministic one, which tries one way after another.
+#[derive(Clone, Copy, Debug)]
+pub struct Program<'p> {
+    /// The number of run-time strings that it takes; at most [`MAX_HOLES`].
+    pub holes: u8,
+    /// The number of positions that it notes, two for each group.
+    pub slots: u8,
+    /// [`Step`]s, as [`Step::from_bytes`] reads them.
+    pub steps: &'p [[u8; Step::SIZE]],
+}
+
+/// A step of a program. Programs run from step 0; of two ways that both match, the first counts.
+///
+/// 8 bytes: variant, three operands of a byte (of a split its second step in 24 bits), the next step in 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Reads a byte from `low` to `high`.
+    Range {
+        /// The least byte.
+        low: u8,
+        /// The greatest byte.
+        high: u8,
+        /// Where to go on.
+        next: u32,
+    },
+    /// Goes on at `first`; if that does not match, at `second`.
+    Split {
+        /// The preferred way.
+        first: u32,
+        /// The other one, below 2^24.
+        second: u32,
+    },
+    /// Notes the position: of group n, the start is slot 2n and the end is slot 2n + 1.
+    Save {
+        /// The slot.
+        slot: u8,
+        /// Where to go on.
+        next: u32,
+    },
+    /// Goes on if the position is of this kind.
+    Assert {
+        /// The kind.
+        look: Look,
+        /// Where to go on.
+        next: u32,
+    },
+    /// Reads what the run-time string with this number stands for.
+    Hole {
+        /// Its number, below [`MAX_HOLES`].
+        hole: u8,
+        /// Where to go on.
+        next: u32,
+    },
+    /// Has matched.
+    Match,
+}
+
+/// A kind of position in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Look {
+    /// At the start.
+    Start = 0,
+    /// At the end.
+    End = 1,
+    /// At the start or after a line feed.
+    LineStart = 2,
+    /// At the end or before a line feed.
+    LineEnd = 3,
+    /// Between `[0-9A-Za-z_]` and something else.
+    Boundary = 4,
+    /// Anywhere else.
+    NoBoundary = 5,
+}
+
+impl Step {
+    /// Bytes of one step.
+    pub const SIZE: usize = 8;
+
+    /// Reads a step; `None` if it is none, or not in its one encoding.
+    pub fn from_bytes(&[variant, a, b, c, d, e, f, g]: &[u8; Self::SIZE]) -> Option<Step> {
+        const LOOKS: [Look; 6] =
+            [Look::Start, Look::End, Look::LineStart, Look::LineEnd, Look::Boundary, Look::NoBoundary];
+        let next = u32::from_le_bytes([d, e, f, g]);
+        Some(match (variant, b, c) {
+            (0, _, 0) if a <= b => Step::Range { low: a, high: b, next },
+            (1, _, _) => Step::Split { first: next, second: u32::from_le_bytes([a, b, c, 0]) },
+            (2, 0, 0) => Step::Save { slot: a, next },
+            (3, 0, 0) => Step::Assert { look: *LOOKS.get(usize::from(a))?, next },
+            (4, 0, 0) if usize::from(a) < MAX_HOLES => Step::Hole { hole: a, next },
+            (5, 0, 0) if a == 0 && next == 0 => Step::Match,
+            _ => return None,
+        })
+    }
+
+    /// The step's bytes.
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let ([variant, a, b, c], next) = match self {
+            Step::Range { low, high, next } => ([0, low, high, 0], next),
+            Step::Split { first, second } => {
+                let [a, b, c, _] = second.to_le_bytes();
+                ([1, a, b, c], first)
+            }
+            Step::Save { slot, next } => ([2, slot, 0, 0], next),
+            Step::Assert { look, next } => ([3, look as u8, 0, 0], next),
+            Step::Hole { hole, next } => ([4, hole, 0, 0], next),
+            Step::Match => ([5, 0, 0, 0], 0),
+        };
+        let [d, e, f, g] = next.to_le_bytes();
+        [variant, a, b, c, d, e, f, g]
     }
 }
 
@@ -298,7 +462,8 @@ pub enum ImageError {
     Constant,
     /// A DFA that `regex-automata` refuses, or with bytes after it.
     Dfa,
-    /// A pattern refers to nothing, or its arguments are not 0, 1, 2… in some order.
+    /// A step of a program means nothing or leads out of it; a pattern or its name refers to nothing; names are not
+    /// strictly ascending.
     Pattern,
     /// A function's record contradicts its code or exceeds a limit.
     Function {
@@ -347,8 +512,6 @@ pub enum CodeRule {
     Yield,
     /// `Done` for a body that is not there, or beyond a comprehension.
     Done,
-    /// A builtin that this version reserves.
-    Builtin,
 }
 
 /// The sections of an image, found but not verified.
@@ -357,6 +520,16 @@ pub struct Image<'p> {
     /// The compiler's version, as it counts itself.
     pub compiler: u32,
     sections: [&'p [u8]; Section::COUNT],
+}
+
+/// How many of `count` numbers, from 0 on, are before the first for which `before` does not hold.
+fn partition(count: usize, before: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        (low, high) = if before(middle) { (middle + 1, high) } else { (low, middle) };
+    }
+    low
 }
 
 #[inline]
@@ -455,11 +628,48 @@ impl<'p> Image<'p> {
         self.section(Section::DfaBytes).get(self.range(Section::DfaEnds, index)?)
     }
 
-    /// A pattern's parts.
-    pub fn pattern(&self, index: u32) -> Option<impl Iterator<Item = Part> + Clone + use<'p>> {
-        let range = self.range(Section::PatternEnds, index)?;
-        let bytes = self.section(Section::PatternParts).get(range.start * 4..range.end * 4)?;
-        Some(bytes.as_chunks().0.iter().map(|&word| Part::from_bits(u32::from_le_bytes(word))))
+    /// A pattern.
+    #[inline]
+    pub fn pattern(&self, index: u32) -> Option<Pattern> {
+        self.word(Section::Patterns, index as usize).map(Pattern::from_bits)
+    }
+
+    /// A program.
+    #[inline]
+    pub fn program(&self, index: u32) -> Option<Program<'p>> {
+        let bytes: &'p [[u8; Step::SIZE]] = self.section(Section::Programs).as_chunks().0;
+        let (&[holes, slots, zeros @ ..], steps) =
+            bytes.get(self.range(Section::ProgramEnds, index)?)?.split_first()?;
+        (zeros == [0; Step::SIZE - 2]).then_some(Program { holes, slots, steps })
+    }
+
+    /// The name with this number: its text, a string's number, its class, and its pattern: `None` for a text
+    /// that is no regular expression.
+    pub fn name(&self, index: usize) -> Option<(u32, Class, Option<u32>)> {
+        let bits = self.word(Section::Named, index * 2 + 1)?;
+        let number = bits & Class::NONE;
+        let pattern = (number != Class::NONE).then_some(number);
+        Some((self.word(Section::Named, index * 2)?, Class::from_number(bits >> Class::SHIFT)?, pattern))
+    }
+
+    /// Where the names of a class are.
+    pub fn names_of(&self, class: Class) -> core::ops::Range<usize> {
+        let first = |class: u32| {
+            partition(self.words(Section::Named) / 2, |index| {
+                self.word(Section::Named, index * 2 + 1).is_some_and(|bits| bits >> Class::SHIFT < class)
+            })
+        };
+        first(class as u32)..first(class as u32 + 1)
+    }
+
+    /// The pattern of this class with this text. `None`: the image knows none. `Some(None)`: it is no
+    /// regular expression.
+    pub fn pattern_named(&self, class: Class, text: &[u8]) -> Option<Option<u32>> {
+        let names = self.names_of(class);
+        let string = |index: usize| self.string(self.name(names.start + index)?.0);
+        let found = partition(names.len(), |index| string(index).is_some_and(|string| string < text));
+        let (name, _, pattern) = self.name(names.start + found).filter(|_| found < names.len())?;
+        (self.string(name)? == text).then_some(pattern)
     }
 
     /// Number of functions.

@@ -31,7 +31,7 @@
 
 use alloc::vec::Vec;
 
-use super::format::Const;
+use super::format::{Const, MAX_HOLES};
 
 /// A register of the current function, `0..MAX_REGISTERS`.
 pub type Reg = u8;
@@ -169,12 +169,16 @@ pub enum Instruction<'a> {
     Call { dst: Target, function: u32, args: Args<'a> },
     /// `dst` := the result of a builtin. Fails if that is undefined (wrong types, bad values).
     Builtin { dst: Target, builtin: Builtin, args: Args<'a> },
-    /// `dst` := whether the whole string `text` matches pattern number `pattern`, whose run-time
-    /// parts are the strings `args`. Fails if any of them is no string.
-    Match { dst: Target, text: Reg, pattern: u32, args: Args<'a> },
-    /// The same with the pattern's number in a register. Fails if `pattern` is no number; a number
-    /// that names no pattern, or one with another number of run-time parts, is a fault.
-    MatchAt { dst: Target, text: Reg, pattern: Reg, args: Args<'a> },
+    /// `dst` := whether the string `text` matches pattern number `pattern`. Fails if it is no string.
+    Match { dst: Target, text: Reg, pattern: u32 },
+    /// `dst` := whether the string `text` matches the pattern with the text `pattern`, `part`: a part of it does.
+    /// Fails if one of them is no string, or if the pattern is known to be no regular expression. One
+    /// that the image does not know by its name is a fault, unless it is a name with holes with the
+    /// run-time strings `holes` in their place.
+    MatchBy { dst: Target, text: Reg, pattern: Reg, part: bool, holes: Args<'a> },
+    /// `dst` := the first `limit` matches of the pattern with the text `pattern` in `text`, each an
+    /// array of the strings of its groups. Fails and faults as `MatchBy`, and fails if `limit` is no number.
+    Submatches { dst: Reg, text: Reg, pattern: Reg, limit: Reg },
     /// `dst` := the numbers, ascending, of the patterns of DFA number `dfa` that match the whole
     /// string `text`. Fails if `text` is no string.
     MatchAll { dst: Reg, text: Reg, dfa: u32 },
@@ -227,10 +231,11 @@ mod opcode {
     pub const CALL: u8 = 0x0b;
     pub const BUILTIN: u8 = 0x0c;
     pub const MATCH: u8 = 0x0d;
-    pub const MATCH_AT: u8 = 0x0e;
+    pub const MATCH_BY: u8 = 0x0e;
     pub const MATCH_ALL: u8 = 0x0f;
     pub const COMPARE: u8 = 0x10;
     pub const COMPARE_CONST: u8 = 0x18;
+    pub const SUBMATCHES: u8 = 0x1e;
     pub const BLOCK: u8 = 0x20;
     pub const SOME: u8 = 0x21;
     pub const NOT: u8 = 0x22;
@@ -336,12 +341,21 @@ impl<'a> Instruction<'a> {
                 I::Builtin { dst: target(a), builtin: Builtin::from_number(b)?, args: reader.args(c)? }
             }
             opcode::MATCH => {
-                I::Match { dst: target(a), text: b, pattern: reader.operand()?, args: reader.args(c)? }
+                unused(&[c])?;
+                I::Match { dst: target(a), text: b, pattern: reader.operand()? }
             }
-            opcode::MATCH_AT => {
-                let [pattern, count, x, y] = reader.word()?;
-                unused(&[c, x, y])?;
-                I::MatchAt { dst: target(a), text: b, pattern, args: reader.args(count)? }
+            opcode::MATCH_BY => {
+                let [pattern, part, count, x] = reader.word()?;
+                unused(&[c, x, part & !1])?;
+                if usize::from(count) > MAX_HOLES {
+                    return None;
+                }
+                I::MatchBy { dst: target(a), text: b, pattern, part: part == 1, holes: reader.args(count)? }
+            }
+            opcode::SUBMATCHES => {
+                let [limit, x, y, z] = reader.word()?;
+                unused(&[x, y, z])?;
+                I::Submatches { dst: a, text: b, pattern: c, limit }
             }
             opcode::MATCH_ALL => {
                 unused(&[c])?;
@@ -438,9 +452,12 @@ impl<'a> Instruction<'a> {
             I::Compare { dst, left, right, .. } => ([Some(left), Some(right), None], &[], [dst, None]),
             I::CompareConst { dst, left, .. } => ([Some(left), None, None], &[], [dst, None]),
             I::Call { dst, args, .. } | I::Builtin { dst, args, .. } => ([None; 3], args.0, [dst, None]),
-            I::Match { dst, text, args, .. } => ([Some(text), None, None], args.0, [dst, None]),
-            I::MatchAt { dst, text, pattern, args } => {
-                ([Some(text), Some(pattern), None], args.0, [dst, None])
+            I::Match { dst, text, .. } => ([Some(text), None, None], &[], [dst, None]),
+            I::MatchBy { dst, text, pattern, holes, .. } => {
+                ([Some(text), Some(pattern), None], holes.0, [dst, None])
+            }
+            I::Submatches { dst, text, pattern, limit } => {
+                ([Some(text), Some(pattern), Some(limit)], &[], [Some(dst), None])
             }
             I::MatchAll { dst, text, .. } => ([Some(text), None, None], &[], [Some(dst), None]),
             I::Scan { source, key, value, .. } | I::Every { source, key, value, .. } => {
@@ -498,11 +515,16 @@ impl<'a> Instruction<'a> {
             I::Builtin { dst, builtin, args } => {
                 ([opcode::BUILTIN, reg(dst), builtin as u8, count(args)], None, args.0)
             }
-            I::Match { dst, text, pattern, args } => {
-                ([opcode::MATCH, reg(dst), text, count(args)], Some(pattern.to_le_bytes()), args.0)
+            I::Match { dst, text, pattern } => {
+                ([opcode::MATCH, reg(dst), text, 0], Some(pattern.to_le_bytes()), &[])
             }
-            I::MatchAt { dst, text, pattern, args } => {
-                ([opcode::MATCH_AT, reg(dst), text, 0], Some([pattern, count(args), 0, 0]), args.0)
+            I::MatchBy { dst, text, pattern, part, holes } => (
+                [opcode::MATCH_BY, reg(dst), text, 0],
+                Some([pattern, u8::from(part), count(holes), 0]),
+                holes.0,
+            ),
+            I::Submatches { dst, text, pattern, limit } => {
+                ([opcode::SUBMATCHES, dst, text, pattern], Some([limit, 0, 0, 0]), &[])
             }
             I::MatchAll { dst, text, dfa } => {
                 ([opcode::MATCH_ALL, dst, text, 0], Some(dfa.to_le_bytes()), &[])
@@ -595,7 +617,6 @@ builtins! {
     ObjectGet = 23, "object.get", 3, "`object.get(o, key or path of keys, default)`.";
     ObjectKeys = 24, "object.keys", 1, "The set of an object's keys.";
     ObjectUnion = 25, "object.union", 2, "The first object overlaid by the second, recursively.";
-    RegexFindAllSubmatch = 26, "regex.find_all_string_submatch_n", 3, "Reserved: refused by the verifier of this version.";
     Replace = 27, "replace", 3, "`replace(text, old, new)`, all occurrences.";
     SemverCompare = 28, "semver.compare", 2, "-1, 0 or 1 by Semantic Versioning 2.0.0.";
     SemverIsValid = 29, "semver.is_valid", 1, "Whether the value is a valid semantic version.";

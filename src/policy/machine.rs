@@ -15,11 +15,11 @@
 use alloc::vec::Vec;
 
 use super::builtins;
-use super::format::{FunctionRecord, Image, ImageError, Section};
+use super::format::{Class, FunctionRecord, Image, ImageError, Pattern, Section};
 use super::instruction::{Args, Collection, Instruction, Reg, Relation, Target};
-use super::pattern;
+use super::pattern::{self, Holes};
 use super::state::State;
-use super::value::{Arena, CELL, Fault, Fuel, Value, View};
+use super::value::{Arena, CELL, Fault, Fuel, Text, Value, View};
 use super::verify::{Dfa, verify_with};
 
 /// What runs an image: its automata and stacks.
@@ -417,17 +417,30 @@ impl<'p> Machine<'p> {
                 let value = builtins::call(context, builtin, values)?;
                 self.deliver_some(dst, value, next)
             }
-            I::Match { dst, text, pattern, args } => {
-                let value = self.matches(context, self.get(text), i64::from(pattern), args)?;
+            I::Match { dst, text, pattern } => {
+                let value = self.matches(context, self.get(text), pattern, Args(&[]))?;
                 self.deliver_some(dst, value, next)
             }
-            I::MatchAt { dst, text, pattern, args } => match self.get(pattern) {
-                Value::Int(pattern) => {
-                    let value = self.matches(context, self.get(text), pattern, args)?;
-                    self.deliver_some(dst, value, next)
+            I::MatchBy { dst, text, pattern, part, holes } => {
+                let class = if part { Class::Part } else { Class::Whole };
+                match self.named(context, class, self.get(pattern), holes)? {
+                    Some(pattern) => {
+                        let value = self.matches(context, self.get(text), pattern, holes)?;
+                        self.deliver_some(dst, value, next)
+                    }
+                    None => Flow::Fail,
                 }
-                _ => Flow::Fail,
-            },
+            }
+            I::Submatches { dst, text, pattern, limit } => {
+                let (text, limit) = (self.get(text), self.get(limit));
+                match (self.named(context, Class::Find, self.get(pattern), Args(&[]))?, text, limit) {
+                    (Some(pattern), Value::String(text), Value::Int(limit)) => {
+                        let value = submatches(context, pattern, text, limit)?;
+                        self.deliver(Some(dst), value, next)
+                    }
+                    _ => Flow::Fail,
+                }
+            }
             I::MatchAll { dst, text, dfa } => {
                 let Value::String(text) = self.get(text) else { return Ok(Flow::Fail) };
                 let dfa = self.dfas.get(dfa as usize).ok_or(Fault::Abort)?;
@@ -525,27 +538,98 @@ impl<'p> Machine<'p> {
         Ok(Flow::Go(next))
     }
 
-    /// Whether a text matches a pattern; `None` where something is no string.
+    /// The pattern of a class with this text, or with this text once its holes are filled; `None` if the text
+    /// is no string, or no regular expression.
+    fn named(
+        &self,
+        context: &mut Context<'_, '_>,
+        class: Class,
+        text: Value,
+        holes: Args<'_>,
+    ) -> Result<Option<u32>, Fault> {
+        let Value::String(text) = text else { return Ok(None) };
+        let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
+        let text = view.bytes(text);
+        context.fuel.bytes(text.len())?;
+        if let Some(pattern) = context.image.pattern_named(class, text) {
+            return Ok(pattern);
+        }
+        let found = match class.with_holes().filter(|_| !holes.0.is_empty()) {
+            Some(class) => {
+                let holes = self.holes(&view, holes);
+                pattern::filled(context.image, class, text, &holes, context.fuel)?
+            }
+            None => None,
+        };
+        // One that was not foreseen: to call it undefined could turn a `not` around it into an allowance.
+        found.map(Some).ok_or(Fault::Pattern)
+    }
+
+    /// The strings for holes.
+    fn holes<'a>(&self, view: &View<'a>, registers: Args<'_>) -> Holes<'a> {
+        let mut holes = Holes::default();
+        for (hole, &register) in holes.iter_mut().zip(registers.0) {
+            if let Value::String(text) = self.get(register) {
+                *hole = Some(view.bytes(text));
+            }
+        }
+        holes
+    }
+
+    /// Whether a text matches a pattern; `None` if it is no string.
     fn matches(
         &self,
         context: &mut Context<'_, '_>,
         text: Value,
-        pattern: i64,
-        args: Args<'_>,
+        pattern: u32,
+        holes: Args<'_>,
     ) -> Result<Option<Value>, Fault> {
         let Value::String(text) = text else { return Ok(None) };
-        let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
-        let mut literals: [&[u8]; super::format::MAX_PATTERN_PARTS] = Default::default();
-        for (literal, &arg) in literals.iter_mut().zip(args.0) {
-            let Value::String(arg) = self.get(arg) else { return Ok(None) };
-            *literal = view.bytes(arg);
-        }
-        let literals = literals.get(..args.0.len()).ok_or(Fault::Pattern)?;
-        let pattern = u32::try_from(pattern).map_err(|_| Fault::Pattern)?;
+        let (arena, memory) = context.arena.split();
+        let view = View { image: context.image, state: context.state, arena };
+        let (text, holes) = (view.bytes(text), self.holes(&view, holes));
         let matches =
-            pattern::matches(context.image, &self.dfas, pattern, view.bytes(text), literals, context.fuel)?;
+            pattern::matches(context.image, &self.dfas, pattern, text, &holes, memory, context.fuel)?;
         Ok(Some(Value::Bool(matches)))
     }
+}
+
+/// The first `limit` matches of a program in a text, as Go finds them: from left to right, none inside of
+/// another, no empty one right after another. A negative limit is none.
+fn submatches(context: &mut Context<'_, '_>, pattern: u32, text: Text, limit: i64) -> Result<Value, Fault> {
+    let image = context.image;
+    let program = match image.pattern(pattern) {
+        Some(Pattern::Program(program)) => image.program(program).ok_or(Fault::Pattern)?,
+        _ => return Err(Fault::Pattern),
+    };
+    let groups = usize::from(program.slots) / 2;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let (mut found, mut count) = (Cells::default(), 0);
+    let (mut from, mut last_end) = (0, usize::MAX);
+    while count < limit && from <= text.len() {
+        let (arena, memory) = context.arena.split();
+        let view = View { image, state: context.state, arena };
+        let bytes = view.bytes(text);
+        let holes = Holes::default();
+        let matched = pattern::Search::new(program, bytes, &holes, memory, context.fuel)?.find(from)?;
+        let Some(places) = matched else { break };
+        let (start, end) = places[0].unwrap_or_default();
+        // An empty match moves on by a character.
+        let width = pattern::width(bytes.get(from..).unwrap_or_default());
+        from = if end > from { end } else { from + width };
+        if end > start || start != last_end {
+            let at = context.arena.reserve(groups)?;
+            for (group, place) in places.iter().take(groups).enumerate() {
+                let (start, end) = place.unwrap_or_default();
+                context.arena.set_cell(at + group * CELL, Value::String(text.part(start, end - start)));
+            }
+            let groups = Value::Array(context.arena.list(at, groups));
+            found.push(context, groups)?;
+            count += 1;
+        }
+        last_end = end;
+    }
+    Ok(found.finish(context.arena, Collection::Array))
 }
 
 fn vec_of<T>(count: usize) -> Result<Vec<T>, ImageError> {
@@ -581,7 +665,7 @@ impl<'a> Context<'a, '_> {
     }
 
     /// Appends a string's bytes to the arena.
-    pub fn append(&mut self, text: super::value::Text) -> Result<(), Fault> {
+    pub fn append(&mut self, text: Text) -> Result<(), Fault> {
         self.fuel.bytes(text.len())?;
         match Value::String(text).arena_start() {
             Some(at) => self.arena.append_within(at, text.len()),

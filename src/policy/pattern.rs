@@ -1,42 +1,24 @@
-//! Matching: whole strings only (difference D2), in time linear in the text for each part and start.
+//! Matching: of automata that the compiler made, and of programs where those cannot tell.
+//!
+//! An automaton reads each byte once. A program ([`Program`]) tries one way after another and never
+//! the same step at the same position twice, so it takes at most as many steps as it is long for each position.
 
 use regex_automata::Anchored;
 use regex_automata::dfa::Automaton;
 use regex_automata::util::primitives::StateID;
 use regex_automata::util::start;
 
-use super::format::{Image, Part};
+use super::format::{Class, Image, Look, MAX_GROUPS, MAX_HOLES, Pattern, Program, Step};
 use super::value::{Fault, Fuel};
-use super::verify::{Dfa, pattern_arity};
+use super::verify::Dfa;
 
-/// The longest text that a pattern with run-time parts is matched against, in bytes.
-pub const MAX_TEXT: usize = 4096;
-
-/// Positions in a text, its end included.
-#[derive(Clone, Copy)]
-struct Positions([u64; MAX_TEXT / 64 + 1]);
-
-impl Positions {
-    const NONE: Positions = Positions([0; MAX_TEXT / 64 + 1]);
-
-    fn insert(&mut self, position: usize) {
-        if let Some(word) = self.0.get_mut(position / 64) {
-            *word |= 1 << (position % 64);
-        }
-    }
-
-    fn has(&self, position: usize) -> bool {
-        self.0.get(position / 64).is_some_and(|word| word >> (position % 64) & 1 == 1)
-    }
-}
-
-fn start(dfa: &Dfa<'_>) -> Result<StateID, Fault> {
-    dfa.start_state(&start::Config::new().anchored(Anchored::Yes)).map_err(|_| Fault::Pattern)
-}
+/// Run-time strings for holes; `None` is something else than a string.
+pub(super) type Holes<'a> = [Option<&'a [u8]>; MAX_HOLES];
 
 /// The state after the whole text; `None` where no continuation can match.
 pub(super) fn run(dfa: &Dfa<'_>, text: &[u8]) -> Result<Option<StateID>, Fault> {
-    let mut state = start(dfa)?;
+    let start = dfa.start_state(&start::Config::new().anchored(Anchored::Yes));
+    let mut state = start.map_err(|_| Fault::Pattern)?;
     for &byte in text {
         state = dfa.next_state(state, byte);
         if dfa.is_special_state(state) {
@@ -62,94 +44,279 @@ pub(super) fn matched(dfa: &Dfa<'_>, state: StateID, index: usize) -> i64 {
     i64::from(dfa.match_pattern(state, index).as_u32())
 }
 
-/// Whether a part's DFA accepts in this state after the end of input.
-fn accepts(dfa: &Dfa<'_>, state: StateID, part: Part) -> bool {
-    match part {
-        Part::Member { pattern, .. } => {
-            (0..match_count(dfa, state)).any(|index| matched(dfa, state, index) == i64::from(pattern))
-        }
-        _ => dfa.is_match_state(state),
-    }
-}
-
-/// The string that a part stands for.
-fn literal<'a>(image: &Image<'a>, part: Part, args: &[&'a [u8]]) -> Result<&'a [u8], Fault> {
-    let literal = match part {
-        Part::Literal(string) => image.string(string),
-        Part::Arg(number) => args.get(number as usize).copied(),
-        Part::Dfa(_) | Part::Member { .. } => None,
-    };
-    literal.ok_or(Fault::Pattern)
-}
-
-/// Whether `text`, whole, is the pattern's parts one after another.
+/// Whether `text` matches. `memory` is free for the time.
 pub(super) fn matches(
     image: &Image<'_>,
     dfas: &[Dfa<'_>],
     pattern: u32,
     text: &[u8],
-    args: &[&[u8]],
+    holes: &Holes<'_>,
+    memory: &mut [u8],
     fuel: &mut Fuel,
 ) -> Result<bool, Fault> {
-    let mut parts = image.pattern(pattern).ok_or(Fault::Pattern)?;
-    if pattern_arity(image, pattern) != Some(args.len()) {
-        return Err(Fault::Pattern);
-    }
-    let dfa = |number: u32| dfas.get(number as usize).ok_or(Fault::Pattern);
-    // Most patterns have one part.
-    if let (Some(part), None) = (parts.clone().next(), parts.clone().nth(1)) {
-        match part {
-            Part::Dfa(number) | Part::Member { dfa: number, .. } => {
-                fuel.take(text.len())?;
-                let dfa = dfa(number)?;
-                return Ok(run(dfa, text)?.is_some_and(|state| accepts(dfa, state, part)));
-            }
-            Part::Literal(_) | Part::Arg(_) => {
-                fuel.bytes(text.len())?;
-                return Ok(text == literal(image, part, args)?);
-            }
+    let state = |dfa: u32, fuel: &mut Fuel| {
+        fuel.take(text.len())?;
+        let dfa = dfas.get(dfa as usize).ok_or(Fault::Pattern)?;
+        Ok((dfa, run(dfa, text)?))
+    };
+    match image.pattern(pattern).ok_or(Fault::Pattern)? {
+        Pattern::Dfa(dfa) => {
+            let (dfa, state) = state(dfa, fuel)?;
+            Ok(state.is_some_and(|state| dfa.is_match_state(state)))
+        }
+        Pattern::Member { dfa, pattern } => {
+            let (dfa, state) = state(dfa, fuel)?;
+            let Some(state) = state else { return Ok(false) };
+            Ok((0..match_count(dfa, state)).any(|index| matched(dfa, state, index) == i64::from(pattern)))
+        }
+        Pattern::Literal(string) => {
+            fuel.bytes(text.len())?;
+            Ok(Some(text) == image.string(string))
+        }
+        Pattern::Program(program) => {
+            let program = image.program(program).ok_or(Fault::Pattern)?;
+            Search::new(program, text, holes, memory, fuel)?.at(0)
         }
     }
-    if text.len() > MAX_TEXT {
-        return Err(Fault::Pattern);
-    }
-    // Where the parts so far can end.
-    let mut ends = Positions::NONE;
-    ends.insert(0);
-    parts.try_for_each(|part| {
-        let mut next = Positions::NONE;
-        for from in (0..=text.len()).filter(|&from| ends.has(from)) {
-            let rest = text.get(from..).unwrap_or_default();
-            match part {
-                Part::Literal(_) | Part::Arg(_) => {
-                    let literal = literal(image, part, args)?;
-                    fuel.bytes(literal.len() + text.len())?;
-                    if rest.starts_with(literal) {
-                        next.insert(from + literal.len());
-                    }
-                }
-                Part::Dfa(number) | Part::Member { dfa: number, .. } => {
-                    let dfa = dfa(number)?;
-                    fuel.take(rest.len() + 1)?;
-                    let mut state = start(dfa)?;
-                    for (read, byte) in rest.iter().map(Some).chain([None]).enumerate() {
-                        if accepts(dfa, dfa.next_eoi_state(state), part) {
-                            next.insert(from + read);
-                        }
-                        let Some(&byte) = byte else { break };
-                        state = dfa.next_state(state, byte);
-                        if dfa.is_quit_state(state) {
-                            return Err(Fault::Pattern);
-                        }
-                        if dfa.is_dead_state(state) {
-                            break;
-                        }
-                    }
-                }
+}
+
+/// The pattern of this class whose text, with the strings for its holes put in, is `text`.
+pub(super) fn filled(
+    image: &Image<'_>,
+    class: Class,
+    text: &[u8],
+    holes: &Holes<'_>,
+    fuel: &mut Fuel,
+) -> Result<Option<u32>, Fault> {
+    for index in image.names_of(class) {
+        fuel.take(1)?;
+        fuel.bytes(text.len())?;
+        let Some((name, _, Some(pattern))) = image.name(index) else { continue };
+        if image.string(name).is_some_and(|name| fits(name, text, holes)) {
+            // What is put in is text. It can be read as nothing else if it has no character that means
+            // something in a pattern; but for the dot, which is heeded.
+            let means = |byte: &u8| br"\+*?()|[]{}^$".contains(byte);
+            if holes.iter().flatten().any(|hole| hole.iter().any(means)) {
+                return Err(Fault::Pattern);
             }
+            return Ok(Some(pattern));
         }
-        ends = next;
+    }
+    Ok(None)
+}
+
+/// Whether a name with the strings for its holes put in is `text`.
+fn fits(name: &[u8], mut text: &[u8], holes: &Holes<'_>) -> bool {
+    let mut buffer = [0; 4];
+    let marker = Class::HOLE.encode_utf8(&mut buffer).as_bytes();
+    let Some((&last, marker)) = marker.split_last() else { return false };
+    let mut name = name;
+    while let Some((&byte, rest)) = name.split_first() {
+        let hole = name.strip_prefix(marker).and_then(|rest| rest.split_first());
+        let number = hole.map_or(MAX_HOLES, |(&byte, _)| usize::from(byte.wrapping_sub(last)));
+        let piece = match (holes.get(number), hole) {
+            (Some(hole), Some((_, rest))) => {
+                name = rest;
+                *hole
+            }
+            _ => {
+                name = rest;
+                Some(core::slice::from_ref(&byte))
+            }
+        };
+        match piece.and_then(|piece| text.strip_prefix(piece)) {
+            Some(rest) => text = rest,
+            None => return false,
+        }
+    }
+    text.is_empty()
+}
+
+/// Where each group of a match starts and ends; `None` for one that has no part in it.
+pub(super) type Groups = [Option<(usize, usize)>; MAX_GROUPS];
+
+/// The number of bytes of the first character.
+pub(super) fn width(text: &[u8]) -> usize {
+    match text.first() {
+        Some(0xc0..0xe0) => 2,
+        Some(0xe0..0xf0) => 3,
+        Some(0xf0..) => 4,
+        _ => 1,
+    }
+}
+
+/// Runs of a program over one text.
+pub(super) struct Search<'a> {
+    program: Program<'a>,
+    text: &'a [u8],
+    holes: &'a Holes<'a>,
+    fuel: &'a mut Fuel,
+    /// A bit for each step and position: it was tried.
+    tried: &'a mut [[u8; 4]],
+    /// The positions noted.
+    slots: &'a mut [[u8; 4]],
+    /// What is left to do: pairs of a step (or a slot, with [`UNDO`]) and a position.
+    todo: &'a mut [[u8; 4]],
+    left: usize,
+}
+
+/// Marks a slot that has its old position back, now that a way has failed.
+const UNDO: u32 = 1 << 31;
+/// A slot that holds no position.
+const NOWHERE: u32 = u32::MAX;
+
+impl<'a> Search<'a> {
+    pub fn new(
+        program: Program<'a>,
+        text: &'a [u8],
+        holes: &'a Holes<'a>,
+        memory: &'a mut [u8],
+        fuel: &'a mut Fuel,
+    ) -> Result<Search<'a>, Fault> {
+        let bits = program.steps.len().checked_mul(text.len() + 1).ok_or(Fault::Arena)?;
+        let words = memory.as_chunks_mut().0;
+        let (tried, words) = words.split_at_mut_checked(bits.div_ceil(32)).ok_or(Fault::Arena)?;
+        let slots = usize::from(program.slots);
+        let (slots, todo) = words.split_at_mut_checked(slots).ok_or(Fault::Arena)?;
+        let mut search = Search { program, text, holes, fuel, tried, slots, todo, left: 0 };
+        search.forget()?;
+        Ok(search)
+    }
+
+    /// Forgets what was tried.
+    fn forget(&mut self) -> Result<(), Fault> {
+        self.fuel.bytes(self.tried.len() * 4)?;
+        self.tried.fill([0; 4]);
         Ok(())
-    })?;
-    Ok(ends.has(text.len()))
+    }
+
+    /// The first match that starts at `from` or later, where a character does: where each of its groups starts
+    /// and ends.
+    pub fn find(&mut self, from: usize) -> Result<Option<Groups>, Fault> {
+        self.forget()?;
+        for start in from..=self.text.len() {
+            let inside = self.text.get(start).is_some_and(|byte| byte & 0xc0 == 0x80);
+            // What failed before fails again: what was tried stays known.
+            if !inside && self.at(start)? {
+                let slot = |slot: usize| match u32::from_le_bytes(*self.slots.get(slot)?) {
+                    NOWHERE => None,
+                    position => Some(position as usize),
+                };
+                let group = |group: usize| {
+                    let place = slot(group * 2).zip(slot(group * 2 + 1));
+                    place.filter(|&(start, end)| start <= end && end <= self.text.len())
+                };
+                return Ok(Some(core::array::from_fn(group)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether it matches from `start` on.
+    pub fn at(&mut self, start: usize) -> Result<bool, Fault> {
+        self.slots.fill(NOWHERE.to_le_bytes());
+        self.left = 0;
+        self.push(0, start as u32)?;
+        while let Some((step, position)) = self.pop() {
+            if step & UNDO == 0 {
+                if self.way(step, position as usize)? {
+                    return Ok(true);
+                }
+            } else if let Some(slot) = self.slots.get_mut((step & !UNDO) as usize) {
+                *slot = position.to_le_bytes();
+            }
+        }
+        Ok(false)
+    }
+
+    fn push(&mut self, step: u32, position: u32) -> Result<(), Fault> {
+        let pair = self.todo.get_mut(self.left..self.left + 2).ok_or(Fault::Arena)?;
+        pair.copy_from_slice(&[step.to_le_bytes(), position.to_le_bytes()]);
+        self.left += 2;
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<(u32, u32)> {
+        self.left = self.left.checked_sub(2)?;
+        let pair = self.todo.get(self.left..)?;
+        Some((u32::from_le_bytes(*pair.first()?), u32::from_le_bytes(*pair.get(1)?)))
+    }
+
+    /// Follows one way to its end.
+    fn way(&mut self, mut step: u32, mut position: usize) -> Result<bool, Fault> {
+        loop {
+            self.fuel.take(1)?;
+            let bit = step as usize * (self.text.len() + 1) + position;
+            let word = self.tried.get_mut(bit / 32).ok_or(Fault::Pattern)?;
+            let (known, mask) = (u32::from_le_bytes(*word), 1 << (bit % 32));
+            if known & mask != 0 {
+                return Ok(false);
+            }
+            *word = (known | mask).to_le_bytes();
+            let bytes = self.program.steps.get(step as usize).ok_or(Fault::Pattern)?;
+            step = match Step::from_bytes(bytes).ok_or(Fault::Pattern)? {
+                Step::Match => return Ok(true),
+                Step::Range { low, high, next } => match self.text.get(position) {
+                    Some(byte) if (low..=high).contains(byte) => {
+                        position += 1;
+                        next
+                    }
+                    _ => return Ok(false),
+                },
+                Step::Split { first, second } => {
+                    self.push(second, position as u32)?;
+                    first
+                }
+                Step::Save { slot, next } => {
+                    if let Some(noted) = self.slots.get_mut(usize::from(slot)) {
+                        let old = u32::from_le_bytes(*noted);
+                        *noted = (position as u32).to_le_bytes();
+                        self.push(u32::from(slot) | UNDO, old)?;
+                    }
+                    next
+                }
+                Step::Assert { look, next } if looks(look, self.text, position) => next,
+                Step::Assert { .. } => return Ok(false),
+                Step::Hole { hole, next } => {
+                    let hole = self.holes.get(usize::from(hole)).copied().flatten().ok_or(Fault::Pattern)?;
+                    self.fuel.take(hole.len())?;
+                    match after(hole, self.text, position) {
+                        Some(end) => {
+                            position = end;
+                            next
+                        }
+                        None => return Ok(false),
+                    }
+                }
+            };
+        }
+    }
+}
+
+/// Where what a hole stands for ends. A dot in it stands for any character but a line feed.
+fn after(hole: &[u8], text: &[u8], mut position: usize) -> Option<usize> {
+    for &wanted in hole {
+        let &byte = text.get(position)?;
+        position += match wanted {
+            b'.' if byte != b'\n' => width(text.get(position..)?),
+            _ if wanted == byte && wanted != b'.' => 1,
+            _ => return None,
+        };
+    }
+    (position <= text.len()).then_some(position)
+}
+
+fn looks(look: Look, text: &[u8], position: usize) -> bool {
+    let before = position.checked_sub(1).and_then(|before| text.get(before));
+    let next = text.get(position);
+    let word = |byte: Option<&u8>| byte.is_some_and(|&byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let feed = |byte: Option<&u8>| byte.is_none_or(|&byte| byte == b'\n');
+    match look {
+        Look::Start => before.is_none(),
+        Look::End => next.is_none(),
+        Look::LineStart => feed(before),
+        Look::LineEnd => feed(next),
+        Look::Boundary => word(before) != word(next),
+        Look::NoBoundary => word(before) == word(next),
+    }
 }

@@ -339,10 +339,10 @@ fn patterns_match_whole_strings_only() {
     let matches = |pattern: &str, text: &str| {
         eval(|b, f| {
             let dfa = b.dfa(dfa(pattern));
-            let pattern = b.pattern(&[Part::Dfa(dfa.0)]);
+            let pattern = b.pattern(Pattern::Dfa(dfa.0));
             let text = b.string(text);
             f.emit(I::Const { dst: 0, value: text });
-            f.emit(I::Match { dst: Some(1), text: 0, pattern: pattern.0, args: Args(&[]) });
+            f.emit(I::Match { dst: Some(1), text: 0, pattern: pattern.0 });
             f.emit(I::ReturnLast { value: 1 });
         })
         .unwrap()
@@ -359,27 +359,109 @@ fn patterns_match_whole_strings_only() {
     assert_eq!(matches("(?i)(FABRIC)_.+=.+", "fabric_x=1"), "true");
 }
 
+/// The steps of a sequence of literal text, with holes in it.
+fn steps(parts: &[Result<&str, u8>]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for part in parts {
+        let bytes = part.map_or(&[][..], str::as_bytes);
+        for &byte in bytes {
+            let next = steps.len() as u32 + 1;
+            steps.push(Step::Range { low: byte, high: byte, next });
+        }
+        if let Err(hole) = *part {
+            let next = steps.len() as u32 + 1;
+            steps.push(Step::Hole { hole, next });
+        }
+    }
+    let next = steps.len() as u32 + 1;
+    steps.extend([Step::Assert { look: Look::End, next }, Step::Match]);
+    steps
+}
+
+/// Whether `text` matches by a pattern's text, which is that of the policy with `id` put into it.
+fn matches_filled(pattern: &str, id: &str, text: &str) -> Result<String, Fault> {
+    eval(|b, f| {
+        let program = b.program(&steps(&[Ok("/run/"), Err(0), Ok("/m")]));
+        let template = b.pattern(Pattern::Program(program));
+        b.named(Class::WholeHoles, &alloc::format!("/run/{}/m", Class::HOLE), Some(template));
+        b.named(Class::Whole, "(", None);
+        for (register, value) in [pattern, id, text].into_iter().enumerate() {
+            let value = b.string(value);
+            f.emit(I::Const { dst: register as u8, value });
+        }
+        f.emit(I::MatchBy { dst: Some(3), text: 2, pattern: 0, part: false, holes: Args(&[1]) });
+        f.emit(I::ReturnLast { value: 3 });
+    })
+}
+
 #[test]
-fn run_time_parts_of_a_pattern_are_literal() {
-    let matches = |id: &str, text: &str| {
-        eval(|b, f| {
-            let (before, after) = (b.dfa(dfa("/run(/x)?/")), b.dfa(dfa("/mounts/m[0-9]+")));
-            let pattern = b.pattern(&[Part::Dfa(before.0), Part::Arg(0), Part::Dfa(after.0)]);
-            let (id, text, number) = (b.string(id), b.string(text), b.int(i64::from(pattern.0)));
-            f.emit(I::Const { dst: 0, value: id });
-            f.emit(I::Const { dst: 1, value: text });
-            f.emit(I::Const { dst: 2, value: number });
-            f.emit(I::MatchAt { dst: Some(3), text: 1, pattern: 2, args: Args(&[0]) });
-            f.emit(I::ReturnLast { value: 3 });
-        })
-        .unwrap()
-    };
-    assert_eq!(matches("a.c", "/run/a.c/mounts/m1"), "true");
-    assert_eq!(matches("a.c", "/run/x/a.c/mounts/m12"), "true");
-    assert_eq!(matches("a.c", "/run/abc/mounts/m1"), "false");
-    assert_eq!(matches("a.c", "/run/a.c/mounts/m"), "false");
-    assert_eq!(matches("a.c", "/run/a.c/mounts/m1/"), "false");
-    assert_eq!(matches("", "/run//mounts/m1"), "true");
+fn what_is_put_into_a_pattern_is_text() {
+    assert_eq!(matches_filled("/run/ab/m", "ab", "/run/ab/m").unwrap(), "true");
+    assert_eq!(matches_filled("/run/ab/m", "ab", "/run/ac/m").unwrap(), "false");
+    assert_eq!(matches_filled("/run/ab/m", "ab", "/run/ab/m/").unwrap(), "false");
+    assert_eq!(matches_filled("/run//m", "", "/run//m").unwrap(), "true");
+    // A dot means what it means in a pattern.
+    assert_eq!(matches_filled("/run/a.c/m", "a.c", "/run/abc/m").unwrap(), "true");
+    assert_eq!(matches_filled("/run/a.c/m", "a.c", "/run/aéc/m").unwrap(), "true");
+    assert_eq!(matches_filled("/run/a.c/m", "a.c", "/run/a\nc/m").unwrap(), "false");
+    assert_eq!(matches_filled("/run/a.c/m", "a.c", "/run/ac/m").unwrap(), "false");
+    assert_eq!(matches_filled("(", "", "(").unwrap(), "undefined");
+}
+
+#[test]
+fn a_pattern_that_nothing_foresaw_is_a_fault() {
+    // SECURITY: to call it no match would turn a `not` around it into an allowance.
+    assert_eq!(matches_filled("/run/ab/m", "xy", "/run/ab/m"), Err(Fault::Pattern));
+    assert_eq!(matches_filled(".*", "", "/run/ab/m"), Err(Fault::Pattern));
+    // What is put in would be read as a pattern.
+    assert_eq!(matches_filled("/run/.*/m", ".*", "/run/ab/m"), Err(Fault::Pattern));
+    assert_eq!(matches_filled("/run/a|b/m", "a|b", "/run/a|b/m"), Err(Fault::Pattern));
+}
+
+/// All matches of `(a|ab)(c|bcd)?` in a text.
+fn found(text: &str, limit: i64) -> String {
+    let range = |byte: u8, next| Step::Range { low: byte, high: byte, next };
+    let program = [
+        Step::Save { slot: 0, next: 1 },
+        Step::Save { slot: 2, next: 2 },
+        Step::Split { first: 3, second: 4 },
+        range(b'a', 6),
+        range(b'a', 5),
+        range(b'b', 6),
+        Step::Save { slot: 3, next: 7 },
+        Step::Split { first: 8, second: 14 },
+        Step::Save { slot: 4, next: 9 },
+        Step::Split { first: 10, second: 11 },
+        range(b'c', 13),
+        range(b'b', 12),
+        range(b'd', 13),
+        Step::Save { slot: 5, next: 14 },
+        Step::Save { slot: 1, next: 15 },
+        Step::Match,
+    ];
+    eval(|b, f| {
+        let program = b.program(&program);
+        let pattern = b.pattern(Pattern::Program(program));
+        b.named(Class::Find, "p", Some(pattern));
+        let (text, name, limit) = (b.string(text), b.string("p"), b.int(limit));
+        f.emit(I::Const { dst: 0, value: text });
+        f.emit(I::Const { dst: 1, value: name });
+        f.emit(I::Const { dst: 2, value: limit });
+        f.emit(I::Submatches { dst: 3, text: 0, pattern: 1, limit: 2 });
+        f.emit(I::ReturnLast { value: 3 });
+    })
+    .unwrap()
+}
+
+#[test]
+fn matches_are_found_from_the_left_with_their_groups() {
+    assert_eq!(found("xac", -1), r#"[["ac","a","c"]]"#);
+    // Of two ways that match, the first one counts; a group that has no part in it is empty.
+    assert_eq!(found("abc", -1), r#"[["a","a",""]]"#);
+    assert_eq!(found("abd.a", -1), r#"[["abd","a","bd"],["a","a",""]]"#);
+    assert_eq!(found("aaa", 2), r#"[["a","a",""],["a","a",""]]"#);
+    assert_eq!(found("aaa", 0), "[]");
+    assert_eq!(found("xyz", -1), "[]");
 }
 
 #[test]
@@ -395,41 +477,28 @@ fn a_dfa_of_many_patterns_tells_which_match() {
 }
 
 #[test]
-fn a_pattern_can_be_one_of_many_in_a_dfa_and_have_literal_parts() {
+fn a_pattern_can_be_one_of_many_in_a_dfa_or_a_string() {
     let matches = |number: usize, text: &str| {
         eval(|b, f| {
             let dfa = b.dfa(dfa_many(&["A=.*", "[AB]=1"])).0;
             let [unused, literal, text] = ["-unused-", "B=1", text].map(|text| b.string(text));
             let _ = unused;
             let patterns = [
-                b.pattern(&[Part::Member { dfa, pattern: 0 }]),
-                b.pattern(&[Part::Member { dfa, pattern: 1 }]),
-                b.pattern(&[Part::Literal(literal.index())]),
-                b.pattern(&[Part::Literal(literal.index()), Part::Member { dfa, pattern: 1 }]),
+                b.pattern(Pattern::Member { dfa, pattern: 0 }),
+                b.pattern(Pattern::Member { dfa, pattern: 1 }),
+                b.pattern(Pattern::Literal(literal.index())),
             ];
             f.emit(I::Const { dst: 0, value: text });
-            f.emit(I::Match { dst: Some(1), text: 0, pattern: patterns[number].0, args: Args(&[]) });
+            f.emit(I::Match { dst: Some(1), text: 0, pattern: patterns[number].0 });
             f.emit(I::ReturnLast { value: 1 });
         })
         .unwrap()
     };
-    let which = |text: &str| [0, 1, 2, 3].map(|number| matches(number, text) == "true");
-    assert_eq!(which("A=1"), [true, true, false, false]);
-    assert_eq!(which("A=2"), [true, false, false, false]);
-    assert_eq!(which("B=1"), [false, true, true, false]);
-    assert_eq!(which("B=1A=1"), [false, false, false, true]);
-    assert_eq!(which("B=1A=2"), [false; 4]);
-}
-
-#[test]
-fn a_pattern_number_that_names_nothing_is_a_fault() {
-    let result = eval(|b, f| {
-        let (number, text) = (b.int(9), b.string(""));
-        f.emit(I::Const { dst: 0, value: number });
-        f.emit(I::Const { dst: 1, value: text });
-        f.emit(I::MatchAt { dst: None, text: 1, pattern: 0, args: Args(&[]) });
-    });
-    assert_eq!(result, Err(Fault::Pattern));
+    let which = |text: &str| [0, 1, 2].map(|number| matches(number, text) == "true");
+    assert_eq!(which("A=1"), [true, true, false]);
+    assert_eq!(which("A=2"), [true, false, false]);
+    assert_eq!(which("B=1"), [false, true, true]);
+    assert_eq!(which("B=1A=1"), [false; 3]);
 }
 
 #[test]
@@ -820,7 +889,7 @@ mod refused {
         assert_eq!(rule(constant), CodeRule::Constant);
         let pattern = |_: &mut Builder, f: &mut FunctionBuilder| {
             f.emit(I::State { dst: 0 });
-            f.emit(I::Match { dst: None, text: 0, pattern: 0, args: Args(&[]) });
+            f.emit(I::Match { dst: None, text: 0, pattern: 0 });
         };
         assert_eq!(rule(pattern), CodeRule::Pattern);
         let arity = |_: &mut Builder, f: &mut FunctionBuilder| {
@@ -875,7 +944,7 @@ mod refused {
         other[0] ^= 1;
         assert_eq!(error(&other), Some(ImageError::Magic));
         let mut other = image.clone();
-        other[8] = 2;
+        other[8] ^= 1;
         assert_eq!(error(&other), Some(ImageError::Version));
     }
 }
@@ -891,13 +960,22 @@ fn everything() -> Vec<u8> {
     let nested = b.object(alloc::vec![(name, numbers), (comma, empty)]).unwrap();
     let nested = b.set(alloc::vec![nested, numbers, text, zero]);
     let (word, number) = (b.dfa(dfa("[a-z]=")), b.dfa(dfa("[0-9]+")));
-    let pattern = b.pattern(&[Part::Dfa(word.0), Part::Dfa(number.0)]);
-    b.pattern(&[Part::Dfa(number.0)]);
-    let template = b.pattern(&[Part::Arg(0), Part::Dfa(number.0)]);
+    let assignment = b.dfa(dfa("[a-z]=[0-9]+"));
+    let pattern = b.pattern(Pattern::Dfa(assignment.0));
+    b.pattern(Pattern::Dfa(number.0));
+    let program = b.program(&steps(&[Err(0), Err(1), Ok("=1")]));
+    let template = b.pattern(Pattern::Program(program));
+    b.named(Class::WholeHoles, &alloc::format!("{}", Class::HOLE), Some(template));
+    b.named(Class::Whole, "x=1,y=2", None);
+    b.named(Class::Part, ",", Some(pattern));
+    let find = [Step::Save { slot: 0, next: 1 }, Step::Save { slot: 1, next: 2 }, Step::Match];
+    let find = b.program(&find);
+    let find = b.pattern(Pattern::Program(find));
+    b.named(Class::Find, ",", Some(find));
     let mut f = FunctionBuilder::new("helper", 2);
     f.emit(I::Builtin { dst: Some(2), builtin: Builtin::Split, args: Args(&[0, 1]) });
     let every = f.open(I::Every { source: 2, key: Some(3), value: Some(4), body: 0 });
-    f.emit(I::Match { dst: None, text: 4, pattern: pattern.0, args: Args(&[]) });
+    f.emit(I::Match { dst: None, text: 4, pattern: pattern.0 });
     f.close(every);
     f.emit(I::Return { value: 2 });
     let helper = b.function(f);
@@ -915,16 +993,22 @@ fn everything() -> Vec<u8> {
     let scan = f.open(I::Scan { source: 0, key: Some(4), value: Some(5), body: 0 });
     let some = f.open(I::Some { body: 0 });
     let block = f.open(I::Block { body: 0 });
-    f.emit(I::MatchAt { dst: Some(6), text: 5, pattern: 4, args: Args(&[]) });
+    f.emit(I::MatchBy { dst: Some(6), text: 5, pattern: 4, part: true, holes: Args(&[]) });
     f.emit(I::Done { depth: 1 });
     f.close(block);
-    f.emit(I::Match { dst: Some(6), text: 5, pattern: template.0, args: Args(&[5]) });
+    f.emit(I::Match { dst: Some(6), text: 5, pattern: pattern.0 });
     f.close(some);
     let not = f.open(I::Not { body: 0 });
     f.emit(I::CompareConst { relation: Relation::Greater, dst: None, left: 4, right: zero });
     f.emit(I::Builtin { dst: None, builtin: Builtin::Member, args: Args(&[5, 1]) });
     f.close(not);
     f.emit(I::MatchAll { dst: 7, text: 5, dfa: word.0 });
+    let unused = f.open(I::Block { body: 0 });
+    f.emit(I::Const { dst: 9, value: comma });
+    f.emit(I::Const { dst: 10, value: zero });
+    f.emit(I::Submatches { dst: 11, text: 5, pattern: 9, limit: 10 });
+    f.emit(I::MatchBy { dst: None, text: 5, pattern: 5, part: false, holes: Args(&[5, 9]) });
+    f.close(unused);
     f.emit(I::Set { dst: 8, items: Args(&[5, 6, 7, 4, 5]) });
     f.emit(I::YieldPair { key: 5, value: 8 });
     f.close(scan);
@@ -947,7 +1031,7 @@ fn a_program_of_everything_runs() {
         concat!(
             r#"{true:[["x=1","y=2"],{0,"x=1,y=2",[5,-1,3],{",":[],"name":[5,-1,3]}},"#,
             r#"{"operatingsystem":{"ostype":"linux"}},"#,
-            r#"{"x=1":{true,0,"x=1",[]},"y=2":{false,1,"y=2",[]}}],"#,
+            r#"{"x=1":{true,0,"x=1",[]},"y=2":{true,1,"y=2",[]}}],"#,
             r#"["x=1","y=2"]:{0,"x=1,y=2",[5,-1,3],{",":[],"name":[5,-1,3]}}}"#
         )
     );
@@ -1050,5 +1134,5 @@ fn instructions_encode_to_what_they_decode_from() {
         assert_eq!(encoded, rest[..rest.len() - after.len()]);
         (rest, count) = (after, count + 1);
     }
-    assert_eq!((rest.len(), count), (0, 30));
+    assert_eq!((rest.len(), count), (0, 35));
 }

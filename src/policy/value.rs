@@ -405,6 +405,12 @@ impl<'m> Arena<'m> {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.memory[..self.top]
     }
+
+    /// What is in use, and the rest, which is free until the next allocation.
+    pub(super) fn split(&mut self) -> (&[u8], &mut [u8]) {
+        let (used, free) = self.memory.split_at_mut(self.top);
+        (used, free)
+    }
 }
 
 /// Work that a caller of a comparison allows, in steps.

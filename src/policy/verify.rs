@@ -13,10 +13,10 @@ use regex_automata::dfa::{Automaton, sparse};
 use regex_automata::util::start;
 
 use super::format::{
-    CodeRule, Const, FunctionRecord, Image, ImageError, Kind, MAX_CONTROLS, MAX_DEPTH, MAX_FRAMES,
-    MAX_NESTING, MAX_PATTERN_PARTS, MAX_REGISTERS, MAX_STACK, Part, Section,
+    Class, CodeRule, Const, FunctionRecord, Image, ImageError, Kind, MAX_CONTROLS, MAX_DEPTH, MAX_FRAMES,
+    MAX_GROUPS, MAX_NESTING, MAX_PROGRAM, MAX_REGISTERS, MAX_STACK, Pattern, Section, Step,
 };
-use super::instruction::{Args, Builtin, Collection, Instruction, Owner, Reg};
+use super::instruction::{Args, Collection, Instruction, Owner, Reg};
 use super::state::State;
 use super::value::{Fuel, View};
 
@@ -41,7 +41,9 @@ pub(super) fn verify_with<'p>(
     ints(image)?;
     constants(image)?;
     dfas(image, dfa)?;
+    programs(image)?;
     patterns(image)?;
+    named(image)?;
     functions(image)?;
     names(image)
 }
@@ -214,38 +216,80 @@ fn dfas<'p>(
     Ok(())
 }
 
-fn patterns(image: &Image<'_>) -> Result<(), ImageError> {
-    ends(image, Section::PatternEnds, image.words(Section::PatternParts))?;
-    for index in 0..image.words(Section::PatternEnds) as u32 {
-        let parts = image.pattern(index).ok_or(ImageError::Pattern)?;
-        if parts.clone().count() > MAX_PATTERN_PARTS {
-            return Err(ImageError::Pattern);
-        }
-        // Which arguments are used: all from 0 on, without a gap.
-        let mut used = 0u32;
-        for part in parts {
-            match part {
-                Part::Dfa(dfa) | Part::Member { dfa, .. }
-                    if (dfa as usize) < image.words(Section::DfaEnds) => {}
-                Part::Literal(string) if (string as usize) < image.words(Section::StringEnds) => {}
-                Part::Arg(arg) if (arg as usize) < MAX_PATTERN_PARTS => used |= 1 << arg,
-                _ => return Err(ImageError::Pattern),
+fn programs(image: &Image<'_>) -> Result<(), ImageError> {
+    let refuse = Err(ImageError::Pattern);
+    if !image.section(Section::Programs).len().is_multiple_of(Step::SIZE) {
+        return refuse;
+    }
+    ends(image, Section::ProgramEnds, image.section(Section::Programs).len() / Step::SIZE)?;
+    for index in 0..image.words(Section::ProgramEnds) as u32 {
+        let Some(program) = image.program(index) else { return refuse };
+        let inside = |step: u32| (step as usize) < program.steps.len();
+        let (mut slots, mut holes) = (0, 0);
+        for step in program.steps {
+            let valid = match Step::from_bytes(step) {
+                None => false,
+                Some(Step::Match) => true,
+                Some(Step::Range { next, .. } | Step::Assert { next, .. }) => inside(next),
+                Some(Step::Split { first, second }) => inside(first) && inside(second),
+                Some(Step::Save { slot, next }) => {
+                    // Slots come in pairs.
+                    slots = slots.max((slot | 1).saturating_add(1));
+                    usize::from(slot) < 2 * MAX_GROUPS && inside(next)
+                }
+                Some(Step::Hole { hole, next }) => {
+                    holes = holes.max(hole + 1);
+                    inside(next)
+                }
+            };
+            if !valid {
+                return refuse;
             }
         }
-        if used & used.wrapping_add(1) != 0 {
-            return Err(ImageError::Pattern);
+        let exact = (slots, holes) == (program.slots, program.holes);
+        if program.steps.is_empty() || program.steps.len() > MAX_PROGRAM || !exact {
+            return refuse;
         }
     }
     Ok(())
 }
 
-/// The number of run-time strings that a pattern takes.
-pub(super) fn pattern_arity(image: &Image<'_>, pattern: u32) -> Option<usize> {
-    let arg = |part| match part {
-        Part::Arg(arg) => arg as usize + 1,
-        _ => 0,
-    };
-    Some(image.pattern(pattern)?.map(arg).max().unwrap_or(0))
+fn patterns(image: &Image<'_>) -> Result<(), ImageError> {
+    let exist = (0..image.words(Section::Patterns) as u32).all(|index| match image.pattern(index) {
+        Some(Pattern::Dfa(dfa) | Pattern::Member { dfa, .. }) => {
+            (dfa as usize) < image.words(Section::DfaEnds)
+        }
+        Some(Pattern::Literal(string)) => (string as usize) < image.words(Section::StringEnds),
+        Some(Pattern::Program(program)) => (program as usize) < image.words(Section::ProgramEnds),
+        None => false,
+    });
+    if exist { Ok(()) } else { Err(ImageError::Pattern) }
+}
+
+fn named(image: &Image<'_>) -> Result<(), ImageError> {
+    let words = image.words(Section::Named);
+    let mut last = None;
+    for index in 0..words / 2 {
+        let Some((string, class, pattern)) = image.name(index) else { return Err(ImageError::Pattern) };
+        let program = match pattern.map(|pattern| image.pattern(pattern)) {
+            Some(None) => return Err(ImageError::Pattern),
+            Some(Some(Pattern::Program(program))) => image.program(program),
+            _ => None,
+        };
+        let fits = match (class, program) {
+            _ if pattern.is_none() => true,
+            (Class::Whole | Class::Part, program) => program.is_none_or(|program| program.holes == 0),
+            (Class::Find, Some(program)) => program.holes == 0 && program.slots > 0,
+            (Class::WholeHoles | Class::PartHoles, Some(program)) => program.holes > 0,
+            (_, None) => false,
+        };
+        let exists = (string as usize) < image.words(Section::StringEnds);
+        if !fits || !exists || last.is_some_and(|last| last >= (class, string)) {
+            return Err(ImageError::Pattern);
+        }
+        last = Some((class, string));
+    }
+    if words.is_multiple_of(2) { Ok(()) } else { Err(ImageError::Pattern) }
 }
 
 fn names(image: &Image<'_>) -> Result<(), ImageError> {
@@ -507,12 +551,11 @@ impl<'i, 'p> Function<'i, 'p> {
                 self.controls = self.controls.max(callee.controls.saturating_add(self.depth as u16));
                 self.args(args, usize::from(callee.arity))
             }
-            I::Builtin { builtin: Builtin::RegexFindAllSubmatch, .. } => Err(CodeRule::Builtin),
             I::Builtin { builtin, args, .. } => self.args(args, builtin.arity()),
-            I::Match { pattern, args, .. } => {
-                let arity = pattern_arity(self.image, pattern).ok_or(CodeRule::Pattern)?;
-                self.args(args, arity)
-            }
+            I::Match { pattern, .. } => match self.image.pattern(pattern) {
+                None | Some(Pattern::Program(_)) => Err(CodeRule::Pattern),
+                Some(_) => Ok(()),
+            },
             I::MatchAll { dfa, .. } if dfa as usize >= self.image.words(Section::DfaEnds) => {
                 Err(CodeRule::Pattern)
             }

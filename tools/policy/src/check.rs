@@ -105,7 +105,7 @@ pub fn check_image(bytes: &[u8], warnings: &[Warning]) -> Result<Report> {
             strings: image.words(Section::StringEnds),
             integers: image.section(Section::Ints).len() / size_of::<i64>(),
             composites: image.words(Section::Nodes),
-            patterns: image.words(Section::PatternEnds),
+            patterns: image.words(Section::Patterns),
             dfas: image.words(Section::DfaEnds),
             dfa_bytes: image.section(Section::DfaBytes).len(),
         },

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result, anyhow};
-use parma_guest::policy::format::{Const, Image, Kind, Part, Section};
+use parma_guest::policy::format::{Class, Const, Image, Kind, Pattern, Section};
 use parma_guest::policy::instruction::{Args, Instruction, Reg, Relation, Target};
 use parma_guest::policy::verify;
 
@@ -36,17 +36,23 @@ fn text(image: &Image<'_>) -> Option<String> {
     let sizes = [("strings", Section::StringBytes), ("automata", Section::DfaBytes), ("code", Section::Code)]
         .map(|(name, section)| format!("{name} {} B", image.section(section).len()));
     line(0, format!("{constants} composite constants, {dfas} automata; {}", sizes.join(", ")));
-    for number in 0..u32::try_from(image.words(Section::PatternEnds)).ok()? {
-        let parts: Vec<String> = image
-            .pattern(number)?
-            .map(|part| match part {
-                Part::Dfa(dfa) => format!("dfa {dfa} ({} B)", image.dfa(dfa).map_or(0, <[u8]>::len)),
-                Part::Arg(arg) => format!("argument {arg}"),
-                Part::Literal(text) => format!("{:?}", string(image, text).unwrap_or_default()),
-                Part::Member { dfa, pattern } => format!("pattern {pattern} of dfa {dfa}"),
-            })
-            .collect();
-        line(0, format!("pattern {number}: {}", parts.join(", ")));
+    for number in 0..u32::try_from(image.words(Section::Patterns)).ok()? {
+        let pattern = match image.pattern(number)? {
+            Pattern::Dfa(dfa) => format!("dfa {dfa} ({} B)", image.dfa(dfa)?.len()),
+            Pattern::Program(program) => {
+                format!("program {program} ({} steps)", image.program(program)?.steps.len())
+            }
+            Pattern::Literal(text) => format!("{:?}", string(image, text)?),
+            Pattern::Member { dfa, pattern } => format!("pattern {pattern} of dfa {dfa}"),
+        };
+        line(0, format!("pattern {number}: {pattern}"));
+    }
+    let mut name = 0;
+    while let Some((text, class, pattern)) = image.name(name) {
+        let text = string(image, text)?.replace(Class::HOLE, "{}");
+        let pattern = pattern.map_or("no regular expression".into(), |pattern| format!("pattern {pattern}"));
+        line(0, format!("{class:?} {text:?}: {pattern}"));
+        name += 1;
     }
     for (name, function) in image.entries() {
         line(0, format!("entry {} = f{function}", string(image, name)?));
@@ -173,11 +179,13 @@ fn instruction_text(image: &Image<'_>, instruction: &Instruction<'_>) -> String 
             format!("{}f{function}({})  # {name}", into(dst), list(args))
         }
         I::Builtin { dst, builtin, args } => format!("{}{}({})", into(dst), builtin.name(), list(args)),
-        I::Match { dst, text, pattern, args } => {
-            format!("{}match(r{text}, pattern {pattern}, [{}])", into(dst), list(args))
+        I::Match { dst, text, pattern } => format!("{}match(r{text}, pattern {pattern})", into(dst)),
+        I::MatchBy { dst, text, pattern, part, holes } => {
+            let span = if part { "part of " } else { "" };
+            format!("{}match_by({span}r{text}, text r{pattern}, [{}])", into(dst), list(holes))
         }
-        I::MatchAt { dst, text, pattern, args } => {
-            format!("{}match(r{text}, pattern r{pattern}, [{}])", into(dst), list(args))
+        I::Submatches { dst, text, pattern, limit } => {
+            format!("{}submatches(r{text}, text r{pattern}, r{limit})", to(dst))
         }
         I::MatchAll { dst, text, dfa } => format!("{}match_all(r{text}, dfa {dfa})", to(dst)),
         I::Block { .. } => "block".into(),

@@ -8,8 +8,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use parma_guest::policy::builder::{self, Builder, FunctionBuilder, Open};
-use parma_guest::policy::format::{Const, MAX_NESTING, MAX_REGISTERS, Part};
+use parma_guest::policy::builder::{self, Builder, FunctionBuilder, Open, PatternId};
+use parma_guest::policy::format::{Class, Const, MAX_NESTING, MAX_REGISTERS, Pattern};
 use parma_guest::policy::instruction::{self as code, Args, Builtin, Instruction, Reg, Relation};
 
 use super::automata::Automata;
@@ -32,7 +32,7 @@ pub(crate) struct Image<'a> {
     automata: &'a Automata,
     /// The shared automata that are in the image, by their number.
     shared_automata: BTreeMap<usize, builder::DfaId>,
-    languages: BTreeMap<Language, Option<u32>>,
+    languages: BTreeMap<Language, Option<PatternId>>,
     /// Functions that are called from more than one place: worth remembering.
     shared: HashSet<FunctionId>,
 }
@@ -159,13 +159,13 @@ impl<'a> Image<'a> {
     }
 
     /// The number of a pattern in the image; `None` if it is no regular expression.
-    fn pattern(&mut self, pos: Pos, language: &Language) -> Result<Option<u32>> {
+    fn pattern(&mut self, pos: Pos, language: &Language) -> Result<Option<PatternId>> {
         if let Some(&number) = self.languages.get(language) {
             return Ok(number);
         }
         if let Some((automaton, pattern)) = self.automata.place(language) {
             let dfa = self.shared_automaton(automaton).0;
-            let number = Some(self.builder.pattern(&[Part::Member { dfa, pattern }]).0);
+            let number = Some(self.builder.pattern(Pattern::Member { dfa, pattern }));
             self.languages.insert(language.clone(), number);
             return Ok(number);
         }
@@ -173,11 +173,11 @@ impl<'a> Image<'a> {
             // Comparing is cheaper than an automaton, and smaller.
             Ok(_) if language.span == Span::Whole && regex::is_literal(&language.text) => {
                 let string = self.builder.string(&language.text);
-                Some(self.builder.pattern(&[Part::Literal(string.index())]).0)
+                Some(self.builder.pattern(Pattern::Literal(string.index())))
             }
             Ok(bytes) => {
                 let dfa = self.builder.dfa(bytes);
-                Some(self.builder.pattern(&[Part::Dfa(dfa.0)]).0)
+                Some(self.builder.pattern(Pattern::Dfa(dfa.0)))
             }
             Err(regex::Refused::Invalid(_)) => None,
             Err(regex::Refused::Unsupported(why)) => {
@@ -1004,7 +1004,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 None => None,
             };
             match number {
-                Some(pattern) => self.code.emit(Instruction::Match { dst, text, pattern, args: Args(&[]) }),
+                Some(pattern) => self.code.emit(Instruction::Match { dst, text, pattern: pattern.0 }),
                 None => {
                     self.code.emit(Instruction::Fail);
                     if let Some(dst) = dst {
@@ -1014,70 +1014,26 @@ impl<'i, 'a> Emitter<'i, 'a> {
             }
             return Ok(());
         }
-        let image = &mut *self.image;
-        let Some(texts) = image.computed.of(pattern) else {
+        let Some(texts) = self.image.computed.of(pattern) else {
             return Err(Refusal::new(
                 pos,
                 "regular expression",
                 "the pattern is only known at run time; patterns are constants of the policy",
             ));
         };
-        let fixed = text.as_constant().cloned();
-        let mut table = BTreeMap::new();
-        for pattern in texts {
-            let language = Language { span, text: pattern.clone() };
-            let entry = match &fixed {
-                Some(Constant::Str(text)) => match regex::matches(&pattern, span, text) {
-                    Ok(matches) => Constant::Bool(matches),
-                    Err(regex::Refused::Invalid(_)) => Constant::Null,
-                    Err(regex::Refused::Unsupported(why)) => {
-                        return Err(Refusal::new(pos, "regular expression", format!("{pattern:?}: {why}")));
-                    }
-                },
-                _ => match image.pattern(pos, &language)? {
-                    Some(number) => Constant::Int(i64::from(number)),
-                    None => Constant::Null,
-                },
-            };
-            table.insert(Constant::Str(pattern), entry);
+        let class = match span {
+            Span::Whole => Class::Whole,
+            Span::Part => Class::Part,
+        };
+        for text in texts {
+            let language = Language { span, text };
+            let pattern = self.image.pattern(pos, &language)?;
+            self.image.builder.named(class, &language.text, pattern);
         }
-        let table = image.constant(&Constant::Object(table.into()));
-        let strings = (Constant::string(""), Constant::Array(Default::default()));
         let pattern = self.value(pattern)?;
-        let from = self.register(pos)?;
-        self.code.emit(Instruction::Const { dst: from, value: table });
-        // A string that is not in the table was not foreseen: to call it undefined could turn a
-        // `not` around it into an allowance.
-        let guard = self.open(Instruction::Block { body: 0 });
-        for (relation, constant) in [(Relation::GreaterOrEqual, &strings.0), (Relation::Less, &strings.1)] {
-            let right = self.image.constant(constant);
-            self.code.emit(Instruction::CompareConst { relation, dst: None, left: pattern, right });
-        }
-        let not = self.open(Instruction::Not { body: 0 });
-        let found = self.register(pos)?;
-        self.code.emit(Instruction::Get { dst: found, from, key: pattern });
-        self.close(not);
-        self.code.emit(Instruction::Abort);
-        self.close(guard);
-        let number = self.register(pos)?;
-        self.code.emit(Instruction::Get { dst: number, from, key: pattern });
-        // `null` stands for what is no regular expression.
-        let right = Const::NULL;
-        self.code.emit(Instruction::CompareConst {
-            relation: Relation::NotEqual,
-            dst: None,
-            left: number,
-            right,
-        });
-        if matches!(fixed, Some(Constant::Str(_))) {
-            match dst {
-                Some(dst) => self.code.emit(Instruction::Move { dst, src: number }),
-                None => self.code.emit(Instruction::Test { value: number }),
-            }
-            return Ok(());
-        }
         let text = self.value(text)?;
-        self.code.emit(Instruction::MatchAt { dst, text, pattern: number, args: Args(&[]) });
+        let part = span == Span::Part;
+        self.code.emit(Instruction::MatchBy { dst, text, pattern, part, holes: Args(&[]) });
         Ok(())
     }
 }

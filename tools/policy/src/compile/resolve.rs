@@ -790,9 +790,6 @@ impl<'a> Resolver<'a> {
                 format!("{dotted} is neither a function nor a supported builtin"),
             ));
         };
-        if builtin == Builtin::RegexFindAllSubmatch {
-            return Err(Refusal::new(pos, "call", format!("{dotted} is not supported")));
-        }
         arity(builtin.arity())?;
         Ok(self.folded(Node::new(pos, Expr::Builtin(builtin, arguments))))
     }
