@@ -13,6 +13,7 @@ pub mod seccomp;
 pub mod sev;
 pub mod signal;
 pub mod syscall;
+pub mod uevent;
 pub mod vsock;
 
 pub use rustix::io::Errno;

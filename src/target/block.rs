@@ -4,7 +4,7 @@
 //! device counts only where dm-verity checked it.
 
 use crate::gate::fields::Serial;
-use crate::linux::Errno;
+use crate::linux::{Errno, uevent};
 use core::ffi::CStr;
 use core::fmt::{self, Display};
 use core::mem::MaybeUninit;
@@ -48,8 +48,24 @@ fn number<T: FromStr>(text: &str) -> Result<T, Errno> {
     text.parse().map_err(|_| Errno::INVAL)
 }
 
-/// The one virtio-blk disk with this serial: `ENODEV` if there is none, `ENOTUNIQ` if there are several.
+/// Seconds that a disk which was plugged in may take to appear. While it waits the guest does nothing else, which costs
+/// availability alone.
+const ARRIVAL: i64 = 10;
+
+/// The one virtio-blk disk with this serial: `ENODEV` if none is there or comes in time, `ENOTUNIQ` if there are several.
 pub(super) fn find(serial: &Serial) -> Result<Disk, Errno> {
+    let arrivals = uevent::listener()?;
+    let until = uevent::deadline(ARRIVAL);
+    loop {
+        match look(serial) {
+            Err(Errno::NODEV) => uevent::wait(&arrivals, until).map_err(|_| Errno::NODEV)?,
+            found => return found,
+        }
+    }
+}
+
+/// The disk that has this serial now.
+fn look(serial: &Serial) -> Result<Disk, Errno> {
     let disks =
         openat(CWD, c"/sys/block", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut names = [MaybeUninit::uninit(); 2048];
@@ -117,6 +133,6 @@ mod tests {
     #[test]
     fn a_serial_that_no_device_has_finds_none() {
         let serial = Serial::parse("no-such-device").unwrap();
-        assert_eq!(find(&serial), Err(Errno::NODEV));
+        assert_eq!(look(&serial), Err(Errno::NODEV));
     }
 }

@@ -3,7 +3,7 @@
 //! Times are wall-clock of this machine, whole samples in the file, medians on the screen. The boot is compared with the
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
-use crate::{cache, cpio, firmware, fixtures, image, setup};
+use crate::{cache, cpio, firmware, fixtures, image, setup, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
 use parma_guest::wire::Request;
@@ -32,15 +32,36 @@ pub struct Arguments {
     /// Requests of each kind
     #[arg(long, default_value_t = 500)]
     requests: usize,
+    /// Rounds of each storage figure
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only the storage figures; target/bench.json stays as it is
+    #[arg(long)]
+    storage: bool,
+    /// Build this layer and print the memory it took: what the storage figures run
+    #[arg(long, hide = true)]
+    peak_of: Option<PathBuf>,
     /// Print the JSON instead of the table
     #[arg(long)]
     json: bool,
 }
 
 pub fn main(arguments: Arguments) -> Result<()> {
-    setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM])?;
+    if let Some(tar) = &arguments.peak_of {
+        return storage::build_and_print_peak(tar);
+    }
+    setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES])?;
     let built = image::build(true)?;
     let image = Image::open(&built.dir)?;
+    let disks = storage::figures(&image, arguments.rounds)?;
+    if arguments.storage {
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&disks)?);
+        } else {
+            storage::print(&disks);
+        }
+        return Ok(());
+    }
     let stage = Stage::prepare(&image)?;
     let scratch = tempfile::tempdir()?;
     let empty = Image { initrd: empty_initrd(scratch.path())?, ..image.clone() };
@@ -64,6 +85,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "request_decided_by_the_policy_us": samples(&decision),
         "init_resident_kib": resident,
         "policy_image_bytes": stage.policy.image.len(),
+        "storage": disks,
     });
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     let path = cache::root().join("target/bench.json");
@@ -83,6 +105,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         println!("request and refusal over vsock                {:>9.0} µs", median(&round_trip));
         println!("request decided by the policy                 {:>9.0} µs", median(&decision));
         println!("memory of the init with its policy            {resident:>9} KiB   goal 4096");
+        storage::print(&figures["storage"]);
         println!("written to {}", path.display());
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");
@@ -229,7 +252,8 @@ fn samples(values: &[f64]) -> serde_json::Value {
     json!({ "median": (median(values) * 10.0).round() / 10.0, "samples": rounded })
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle one.
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)

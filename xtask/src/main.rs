@@ -15,6 +15,7 @@ mod kernel;
 mod measure;
 mod process;
 mod setup;
+mod storage;
 mod tcb;
 mod test;
 

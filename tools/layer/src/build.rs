@@ -96,9 +96,7 @@ pub fn build(
     let verity = writer.finish()?;
     let mut bytes = verity.data_blocks * format::BLOCK as u64 + verity.tree_bytes;
     if options.vhd {
-        let footer = vhd_footer(bytes, &verity.root);
-        out.write_all(&footer).context("image file: cannot be written")?;
-        bytes += footer.len() as u64;
+        bytes += append_vhd_footer(out, bytes, &verity.root).context("image file: cannot be written")?;
     }
     out.flush().context("image file: cannot be written")?;
     Ok(Built { root_hash: verity.root, data_blocks: verity.data_blocks, bytes })
@@ -214,6 +212,16 @@ fn add<W: Write + Seek>(
         link: entry.link,
     };
     writer.create(name, file, tar)
+}
+
+/// Appends the footer that makes a fixed VHD of an image of `size` bytes; gives the footer's length.
+///
+/// # Errors
+/// A failed write.
+pub fn append_vhd_footer(out: &mut impl Write, size: u64, root: &Hash) -> io::Result<u64> {
+    let footer = vhd_footer(size, root);
+    out.write_all(&footer)?;
+    Ok(footer.len() as u64)
 }
 
 /// The footer of a fixed VHD whose content is `size` bytes (Virtual Hard Disk Image Format Specification 1.0).

@@ -21,7 +21,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Convert layers of images to disks that the guest can verify
+    /// Convert images to disks that the guest can verify
+    #[command(subcommand)]
+    Image(commands::image::Command),
+    /// Convert single layers of images to disks that the guest can verify
     #[command(subcommand)]
     Layer(commands::layer::Command),
     /// Write, compile and inspect policies
@@ -36,6 +39,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
+        Command::Image(command) => commands::image::main(command),
         Command::Layer(command) => commands::layer::main(command),
         Command::Policy(command) => commands::policy::main(command),
         Command::Run(arguments) => commands::run::main(arguments),

@@ -1,7 +1,7 @@
 //! Block devices: what is behind them, and where they are in the machine.
 //!
-//! Disks that are there from the start sit on the root bus, eight functions in a slot, and when that is full, behind PCI
-//! Express root ports. Disks that come later each get a root port of their own, out of [`HOT_PORTS`].
+//! Disks that are there from the start sit on the root bus, eight functions in a slot. Disks that come later each get a
+//! PCI Express root port of their own, out of [`HOT_PORTS`].
 //!
 //! Files are handed over as open descriptors, so that what was checked is what is used.
 
@@ -18,17 +18,18 @@ use std::path::{Path, PathBuf};
 
 /// Disks that can be plugged in at the same time, in a machine that runs.
 pub const HOT_PORTS: usize = 8;
+/// Most disks of a machine that starts with one processor. Each takes two of the processor's 200 interrupt vectors, and
+/// some are left for the other devices and for the disks that come later.
+pub const MAX_DISKS: usize = 80;
+/// Most disks of a machine that starts with more processors.
+pub const MAX_DISKS_SMP: usize = 120;
 /// Functions of a slot of a PCI bus.
 const FUNCTIONS: usize = 8;
-/// Slots 2 to 25 of the root bus are for disks.
-const DIRECT: usize = 24 * FUNCTIONS;
-/// In slots 26 to 29: root ports with a slot of disks behind each.
-const PORT_SLOT: usize = 26;
-const PORTS: usize = 4 * FUNCTIONS;
+/// The first slot of the root bus that is for disks.
+const DISK_SLOT: usize = 2;
 /// The slot of the root ports for disks that come later.
 const HOT_SLOT: usize = 30;
-/// Most disks of a machine that starts.
-pub const MAX_DISKS: usize = DIRECT + PORTS * FUNCTIONS;
+const _: () = assert!(MAX_DISKS_SMP <= (HOT_SLOT - DISK_SLOT) * FUNCTIONS && HOT_PORTS <= FUNCTIONS);
 
 /// What is behind a disk.
 #[derive(Clone)]
@@ -125,11 +126,8 @@ pub struct Place {
 impl Place {
     /// Of a disk with this number that is there from the start.
     pub fn cold(index: usize) -> Self {
-        let (bus, slot, function) = match index.checked_sub(DIRECT) {
-            None => ("pcie.0".to_owned(), 2 + index / FUNCTIONS, index % FUNCTIONS),
-            Some(behind) => (format!("disks{}", behind / FUNCTIONS), 0, behind % FUNCTIONS),
-        };
-        Self { bus, address: format!("{slot:x}.{function}") }
+        let address = format!("{:x}.{}", DISK_SLOT + index / FUNCTIONS, index % FUNCTIONS);
+        Self { bus: "pcie.0".to_owned(), address }
     }
 
     /// Of the disk that is plugged into this port.
@@ -138,21 +136,32 @@ impl Place {
     }
 }
 
-/// QEMU's arguments for the root ports that so many disks need, and for those of disks that come later.
-pub fn ports(disks: usize) -> Vec<OsString> {
-    let needed = disks.saturating_sub(DIRECT).div_ceil(FUNCTIONS);
-    let cold = (0..needed).map(|index| (format!("disks{index}"), PORT_SLOT + index / FUNCTIONS, index));
-    let hot = (0..HOT_PORTS).map(|index| (format!("hot{index}"), HOT_SLOT, PORTS + index));
-    let port = |(id, slot, chassis): (String, usize, usize)| {
+/// Checks that a machine with so many processors can start with so many disks.
+///
+/// # Errors
+/// It cannot.
+pub fn check_count(disks: usize, vcpus: u32) -> Result<()> {
+    let most = if vcpus == 1 { MAX_DISKS } else { MAX_DISKS_SMP };
+    let remedy = if vcpus == 1 { "give the guest two processors, or " } else { "" };
+    ensure!(
+        disks <= most,
+        "{disks} disks, and a guest of {vcpus} processors takes {most}: {remedy}use images with fewer layers"
+    );
+    Ok(())
+}
+
+/// QEMU's arguments for the ports of disks that come later.
+pub fn hot_ports() -> Vec<OsString> {
+    let port = |index: usize| {
         // A disk needs no I/O ports, and 2 MiB of addresses are more than its registers.
         let port = json!({
-            "driver": "pcie-root-port", "id": id, "bus": "pcie.0", "addr": format!("{slot:x}.{}", chassis % FUNCTIONS),
-            "multifunction": true, "chassis": chassis, "slot": chassis, "io-reserve": 0, "mem-reserve": 2 << 20,
+            "driver": "pcie-root-port", "id": format!("hot{index}"), "bus": "pcie.0", "addr": format!("{HOT_SLOT:x}.{index}"),
+            "multifunction": true, "chassis": index, "slot": index, "io-reserve": 0, "mem-reserve": 2 << 20,
             "pref64-reserve": 2 << 20,
         });
         ["-device".into(), OsString::from(port.to_string())]
     };
-    cold.chain(hot).flat_map(port).collect()
+    (0..HOT_PORTS).flat_map(port).collect()
 }
 
 /// SECURITY (T07): a layer's path may lie where something else can put a link to a file of the host; what is opened is
@@ -210,20 +219,17 @@ mod tests {
     }
 
     #[test]
-    fn every_disk_has_a_place_of_its_own_behind_a_port_that_is_there() {
-        let mut places = BTreeSet::new();
-        let ports: Vec<_> = ports(MAX_DISKS).iter().map(|port| port.to_str().unwrap().to_owned()).collect();
-        let all = (0..MAX_DISKS).map(Place::cold).chain((0..HOT_PORTS).map(Place::hot));
-        for Place { bus, address } in all {
-            assert!(bus == "pcie.0" || ports.iter().any(|port| port.contains(&format!("\"id\":\"{bus}\""))));
-            assert!(places.insert((bus, address)));
-        }
-        for port in ports.iter().filter(|port| port.starts_with('{')) {
-            let port: Value = serde_json::from_str(port).unwrap();
-            assert!(
-                places.insert(("pcie.0".to_owned(), port["addr"].as_str().unwrap().to_owned())),
-                "{port}"
-            );
-        }
+    fn every_disk_has_a_place_of_its_own() {
+        let all = (0..MAX_DISKS_SMP).map(Place::cold).chain((0..HOT_PORTS).map(Place::hot));
+        let places: BTreeSet<_> = all.map(|place| (place.bus, place.address)).collect();
+        assert_eq!(places.len(), MAX_DISKS_SMP + HOT_PORTS);
+    }
+
+    #[test]
+    fn too_many_disks_are_refused_with_the_remedy() {
+        check_count(MAX_DISKS, 1).unwrap();
+        check_count(MAX_DISKS_SMP, 2).unwrap();
+        assert!(check_count(MAX_DISKS + 1, 1).unwrap_err().to_string().contains("two processors"));
+        assert!(check_count(MAX_DISKS_SMP + 1, 2).unwrap_err().to_string().contains("fewer layers"));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::accel::Accel;
 use crate::connection::Connection;
-use crate::disk::{self, Disk, HOT_PORTS, MAX_DISKS, Place};
+use crate::disk::{self, Disk, HOT_PORTS, Place};
 use crate::image::Image;
 use crate::process::{Process, tail};
 use crate::qemu;
@@ -10,7 +10,7 @@ use crate::qmp::Monitor;
 use crate::runtime::Runtime;
 use crate::session::Session;
 use crate::vsock::{Connector, Vsock};
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail};
 use parma_guest::wire::{CONTROL_PORT, FromGuest, PROTOCOL, Phase};
 use parma_psp::{Chain, HostData, Psp};
 use qapi::qmp::{Event, block_resize, device_del};
@@ -141,9 +141,8 @@ impl Machine {
         command.arg("-chardev").arg(format!("socket,id=console,fd={}", console_fd.as_raw_fd()));
         command.args(["-serial", "chardev:console"]);
         let mut inherit = vec![qmp_fd, console_fd];
-        let count = config.disks.len();
-        ensure!(count <= MAX_DISKS, "{count} disks, more than {MAX_DISKS}: use an image with fewer layers");
-        command.args(disk::ports(count));
+        disk::check_count(config.disks.len(), config.vcpus)?;
+        command.args(disk::hot_ports());
         for (index, disk) in config.disks.iter().enumerate() {
             let mut set = 0;
             if let Some(fd) = disk.open()? {

@@ -13,6 +13,7 @@ use std::path::Path;
 pub const PROGRAM: &str = "qemu-system-x86_64";
 /// How to get it.
 pub const REMEDY: &str = "install it with `apt-get install qemu-system-x86`";
+
 /// The machine without its devices.
 pub fn base(accel: Accel, memory_mib: u32, vcpus: u32) -> Vec<OsString> {
     let (accel, cpu) = match accel {
@@ -35,6 +36,9 @@ pub fn base(accel: Accel, memory_mib: u32, vcpus: u32) -> Vec<OsString> {
         cpu,
         "-machine",
         machine,
+        // Hot-plug as PCI Express has it, since the guest has no ACPI.
+        "-global",
+        "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off",
         "-object",
         &memory,
         "-m",

@@ -38,14 +38,30 @@ pub struct Hash {
     input: Input,
 }
 
-/// What decides the root hash.
+/// What decides the root hash besides the tar.
+#[derive(Args)]
+pub struct Format {
+    /// Largest size of the filesystem, in bytes or with K, M, G or T; part of what decides the root hash
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value_t = DEFAULT_MAX_SIZE)]
+    max_size: u64,
+    /// Leave whiteouts (.wh.NAME) the plain files that they are in the tar; containers then see what the layer hides
+    #[arg(long)]
+    plain_whiteouts: bool,
+}
+
+impl Format {
+    /// As the builder takes it.
+    pub fn options(&self) -> Options {
+        Options { max_size: self.max_size, convert_whiteouts: !self.plain_whiteouts, ..Options::default() }
+    }
+}
+
 #[derive(Args)]
 struct Input {
     /// The layer: a tar, plain or packed with gzip or zstd
     layer: PathBuf,
-    /// Largest size of the filesystem, in bytes or with K, M, G or T; part of what decides the root hash
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value_t = DEFAULT_MAX_SIZE)]
-    max_size: u64,
+    #[command(flatten)]
+    format: Format,
     /// Print a JSON object: root_hash, data_blocks, bytes
     #[arg(long)]
     json: bool,
@@ -56,13 +72,12 @@ pub fn main(command: Command) -> Result<ExitCode> {
     let bar = spinner(false);
     let mut progress = |bytes| bar.set_message(HumanBytes(bytes).to_string());
     let (built, json) = match command {
-        Command::Build(Build { input: Input { layer, max_size, json }, output, vhd }) => {
-            let options = Options { max_size, vhd, ..Options::default() };
+        Command::Build(Build { input: Input { layer, format, json }, output, vhd }) => {
+            let options = Options { vhd, ..format.options() };
             (build_file(&layer, &output, &options, &mut progress)?, json)
         }
-        Command::Hash(Hash { input: Input { layer, max_size, json } }) => {
-            let options = Options { max_size, ..Options::default() };
-            (hash_file(&layer, &options, &mut progress)?, json)
+        Command::Hash(Hash { input: Input { layer, format, json } }) => {
+            (hash_file(&layer, &format.options(), &mut progress)?, json)
         }
     };
     bar.finish_and_clear();

@@ -1,5 +1,6 @@
 //! One file for each group of commands.
 
+pub mod image;
 pub mod layer;
 pub mod policy;
 pub mod remote;

@@ -12,6 +12,7 @@ use parma_layer::oci::{self, Reference};
 use parma_policy::generate::{Container, GenerateOptions};
 use parma_policy::{Compiled, Inputs, compile};
 use parma_vmm::{Config, Disk, Image, Machine, Outcome, Reply, Session};
+use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
@@ -75,14 +76,26 @@ impl Stage {
         options: GenerateOptions,
         edit: impl FnOnce(String) -> String,
     ) -> Workload {
-        let reference = format!("oci:{}:latest", self.fixtures.join(fixture).display());
+        self.workload_of(&self.fixtures.join(fixture), fixture, args, options, edit)
+    }
+
+    /// As [`Self::workload_with`], of the image `latest` of this layout. `name` begins its serials.
+    pub fn workload_of(
+        &self,
+        layout: &Path,
+        name: &str,
+        args: &[&str],
+        options: GenerateOptions,
+        edit: impl FnOnce(String) -> String,
+    ) -> Workload {
+        let reference = format!("oci:{}:latest", layout.display());
         let image = oci::Image::open(&Reference::parse(&reference).unwrap()).unwrap();
         let layers: Vec<Layer> = parma_layer::cache::convert(&image, &mut |_, _| {})
             .unwrap()
             .into_iter()
             .enumerate()
             .map(|(index, cached)| {
-                let path = self.scratch.path().join(format!("{fixture}-{index}.img"));
+                let path = self.scratch.path().join(format!("{name}-{index}.img"));
                 if !path.exists() {
                     fs::copy(&cached.path, &path).unwrap();
                 }
@@ -93,12 +106,52 @@ impl Stage {
         let options = GenerateOptions { args: Some(strings(args)), ..options };
         let container = Container::new(&image, &hashes, &options).unwrap();
         let policy = policy(&edit(container.policy()));
-        Workload { container, policy, layers, name: fixture.to_owned() }
+        Workload { container, policy, layers, name: name.to_owned() }
+    }
+
+    /// A layout with a fixture's image, to which this layer, a tar, is added on top and `config` done to its configuration.
+    pub fn layout(&self, fixture: &str, name: &str, tar: &[u8], config: impl FnOnce(&mut Value)) -> PathBuf {
+        let layout = self.scratch.path().join(name);
+        let blobs = layout.join("blobs/sha256");
+        fs::create_dir_all(&blobs).unwrap();
+        let source = self.fixtures.join(fixture);
+        for entry in fs::read_dir(source.join("blobs/sha256")).unwrap().map(Result::unwrap) {
+            fs::copy(entry.path(), blobs.join(entry.file_name())).unwrap();
+        }
+        fs::copy(source.join("oci-layout"), layout.join("oci-layout")).unwrap();
+        let read = |path: &Path| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+        let blob = |descriptor: &Value| {
+            blobs.join(descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap())
+        };
+        // Stores a blob, and makes a descriptor point to it.
+        let store = |descriptor: &mut Value, bytes: &[u8]| {
+            let digest = oci::Digest::of(bytes);
+            fs::write(blobs.join(digest.hex()), bytes).unwrap();
+            descriptor["digest"] = digest.to_string().into();
+            descriptor["size"] = bytes.len().into();
+        };
+        let mut index = read(&source.join("index.json"));
+        let mut manifest = read(&blob(&index["manifests"][0]));
+        let mut configuration = read(&blob(&manifest["config"]));
+        let mut layer = json!({"mediaType": "application/vnd.oci.image.layer.v1.tar"});
+        store(&mut layer, tar);
+        let diff_ids = configuration["rootfs"]["diff_ids"].as_array_mut().unwrap();
+        diff_ids.push(layer["digest"].clone());
+        manifest["layers"].as_array_mut().unwrap().push(layer);
+        config(&mut configuration);
+        store(&mut manifest["config"], configuration.to_string().as_bytes());
+        store(&mut index["manifests"][0], manifest.to_string().as_bytes());
+        fs::write(layout.join("index.json"), index.to_string()).unwrap();
+        layout
     }
 
     /// A machine with these disks and this HOST_DATA, before its policy is set.
     pub fn boot(&self, host_data: [u8; 32], disks: Vec<Disk>) -> Guest {
-        let mut machine = Machine::launch(&self.config(host_data, disks)).unwrap();
+        self.launch(&self.config(host_data, disks))
+    }
+
+    pub fn launch(&self, config: &Config) -> Guest {
+        let mut machine = Machine::launch(config).unwrap();
         let session = machine.session().unwrap();
         Guest { machine, session }
     }
@@ -299,6 +352,23 @@ pub fn read_until(stream: &mut UnixStream, text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&read).into_owned()
+}
+
+/// A tar for a layer: type, name, link target and content.
+pub fn tar(entries: &[(tar::EntryType, &str, &str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for &(kind, name, link, content) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(content.len() as u64);
+        if kind.is_symlink() || kind.is_hard_link() {
+            builder.append_link(&mut header, name, link).unwrap();
+        } else {
+            builder.append_data(&mut header, name, content).unwrap();
+        }
+    }
+    builder.into_inner().unwrap()
 }
 
 /// Further arguments of QEMU.

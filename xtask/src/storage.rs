@@ -1,0 +1,332 @@
+//! The storage figures of `cargo xtask bench`.
+//!
+//! Layers: `parma layer build` and `hash` beside `mkfs.ext4 -d` and `veritysetup format` on the same files, and beside
+//! SHA-256 alone, salted blocks of 4096 bytes on as many threads. Disks: the time from a disk's arrival to its mount, and
+//! reads of one file, past the page cache, in a container on dm-verity and by the same program on the same filesystems
+//! mounted without it, in the same kernel.
+
+use crate::bench::median;
+use crate::{cpio, firmware, fixtures};
+use anyhow::{Context, Result, ensure};
+use parma::pod::{Pod, new_container_id, unobserved};
+use parma::workload::Workload;
+use parma_guest::wire::{Stdio, Stream};
+use parma_layer::build::{Options, build_file, hash_file};
+use parma_layer::oci::{Image as Source, Reference};
+use parma_policy::generate::GenerateOptions;
+use parma_vmm::{Config, Disk, Image, Machine};
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use std::fs::{self, File};
+use std::hint::black_box;
+use std::io::{BufWriter, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes of the files of the layer that is built.
+const TREE: u64 = 512 << 20;
+/// Sizes of its files, in turn.
+const SIZES: [u64; 6] = [700, 4 << 10, 30 << 10, 200 << 10, 1 << 20, 12 << 20];
+/// Bytes of the layer whose building's memory is measured.
+const LARGE: u64 = 2 << 30;
+/// Most memory that this may take, in KiB: the goal.
+const MEMORY_GOAL: u64 = 64 << 10;
+/// How long a machine may take to end.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Reads its own interpreter past the page cache for some seconds, from front to back and here and there; prints bytes a
+/// second and reads a second.
+const READER: &str = "\
+import json, mmap, os, random, sys, time
+file = os.open(os.path.realpath(sys.executable), os.O_RDONLY | os.O_DIRECT)
+size = os.fstat(file).st_size & ~0xfffff
+large, small = mmap.mmap(-1, 1 << 20), mmap.mmap(-1, 4096)
+def rate(reads):
+    start, done = time.monotonic(), 0
+    while time.monotonic() - start < 4:
+        done += reads()
+    return done / (time.monotonic() - start)
+front = lambda: sum(os.preadv(file, [large], at) for at in range(0, size, 1 << 20))
+here = lambda: sum(os.preadv(file, [small], 4096 * random.randrange(size // 4096)) for _ in range(100)) / 4096
+rate(front)
+print(json.dumps({'sequential': rate(front), 'random': rate(here)}), flush=True)
+";
+
+/// All of them, for `target/bench.json`.
+pub fn figures(image: &Image, rounds: usize) -> Result<Value> {
+    let dir = tempfile::tempdir()?;
+    Ok(json!({
+        "layers": layers(dir.path(), rounds)?,
+        "layer_of_2_gib_peak_kib": peak(dir.path())?,
+        "disks": disks(image, dir.path(), rounds)?,
+    }))
+}
+
+/// Prints them as the table does.
+pub fn print(figures: &Value) {
+    let number = |path: &str| figures.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
+    let row =
+        |what: &str, value: f64, unit: &str, more: &str| println!("{what:<45} {value:>9.0} {unit}   {more}");
+    let limit = number("/layers/sha256_mb_s");
+    let share = |path: &str| format!("{:.0} % of the hashing limit", 100.0 * number(path) / limit);
+    row("parma layer build", number("/layers/build_mb_s"), "MB/s", &share("/layers/build_mb_s"));
+    row("parma layer hash", number("/layers/hash_mb_s"), "MB/s", &(share("/layers/hash_mb_s") + ", goal 80"));
+    row("SHA-256 of salted blocks alone, same cores", limit, "MB/s", "");
+    row("mkfs.ext4 -d and veritysetup format", number("/layers/peer_mb_s"), "MB/s", "");
+    row("peak memory, a layer of 2 GiB", number("/layer_of_2_gib_peak_kib"), "KiB", "goal 65536");
+    row("disk plugged in to layer mounted", number("/disks/attach_to_mounted_ms"), "ms", "");
+    row("disk that is there to layer mounted", number("/disks/present_to_mounted_ms"), "ms", "");
+    let mb = |path: &str| number(path) / 1e6;
+    row("sequential reads, dm-verity", mb("/disks/verity/sequential"), "MB/s", "");
+    row("sequential reads, same ext4 without it", mb("/disks/raw/sequential"), "MB/s", "");
+    row("random reads of 4 KiB, dm-verity", number("/disks/verity/random"), "/s", "");
+    row("random reads of 4 KiB, same ext4 without it", number("/disks/raw/random"), "/s", "");
+}
+
+/// Builds a layer, prints the peak of this process's memory in KiB: what [`peak`] runs.
+pub fn build_and_print_peak(tar: &Path) -> Result<()> {
+    let output = tar.with_extension("img");
+    build_file(tar, &output, &Options::default(), &mut |_| {})?;
+    fs::remove_file(output)?;
+    println!("{}", peak_kib()?);
+    Ok(())
+}
+
+/// The most memory that this process has had in use (proc_pid_status(5), VmHWM).
+fn peak_kib() -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB"));
+    Ok(line.context("VmHWM")?.trim().parse()?)
+}
+
+/// MB/s of everything that makes, or could make, a layer's disk.
+fn layers(dir: &Path, rounds: usize) -> Result<Value> {
+    let (tree, tar) = (dir.join("tree"), dir.join("tree.tar"));
+    make_tree(&tree, &tar)?;
+    let bytes = fs::metadata(&tar)?.len();
+    let (image, peer, hashes) = (dir.join("ours.img"), dir.join("peer.img"), dir.join("peer.tree"));
+    let mut samples: [Vec<f64>; 4] = Default::default();
+    for round in 0..rounds {
+        eprintln!("layer {} of {rounds}", round + 1);
+        let build = || build_file(&tar, &image, &Options::default(), &mut |_| {}).map(drop);
+        let hash = || hash_file(&tar, &Options::default(), &mut |_| {}).map(drop);
+        let peers = || {
+            let blocks = (bytes / 4096 * 5 / 4).to_string();
+            run(Command::new("mkfs.ext4")
+                .args(["-q", "-F", "-b", "4096", "-O", "^has_journal", "-d"])
+                .arg(&tree)
+                .arg(&peer)
+                .arg(&blocks))?;
+            run(Command::new("veritysetup").arg("format").arg(&peer).arg(&hashes))
+        };
+        // Files of the round before are removed outside of the measured time.
+        let steps: [(&dyn Fn() -> Result<()>, usize); 3] = [(&build, 0), (&hash, 1), (&peers, 2)];
+        for (step, place) in steps {
+            for old in [&image, &peer, &hashes] {
+                let _ = fs::remove_file(old);
+            }
+            samples[place].push(bytes as f64 / 1e6 / seconds(step)?);
+        }
+        samples[3].push(bytes as f64 / 1e6 / seconds(&|| hash_alone(bytes))?);
+    }
+    fs::remove_dir_all(&tree)?;
+    fs::remove_file(&tar)?;
+    let [build, hash, peers, sha256] = samples.map(|samples| median(&samples).round());
+    Ok(
+        json!({"tar_bytes": bytes, "build_mb_s": build, "hash_mb_s": hash, "peer_mb_s": peers, "sha256_mb_s": sha256}),
+    )
+}
+
+fn seconds(step: &dyn Fn() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    step()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| command.get_program().display().to_string())?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Hashes so many bytes, in salted blocks, on every processor.
+fn hash_alone(bytes: u64) -> Result<()> {
+    let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let blocks = bytes / 4096 / threads as u64;
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(move || {
+                let chunk = vec![0xa5; 1 << 20];
+                for block in 0..blocks as usize {
+                    let at = block % 256 * 4096;
+                    black_box(
+                        Sha256::new().chain_update([0; 32]).chain_update(&chunk[at..at + 4096]).finalize(),
+                    );
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// Files of all sizes with content that does not repeat, as a tree and as a tar.
+fn make_tree(tree: &Path, tar: &Path) -> Result<()> {
+    let mut builder = tar::Builder::new(BufWriter::new(File::create(tar)?));
+    let (mut state, mut done) = (1u64, 0);
+    for number in 0.. {
+        if done >= TREE {
+            break;
+        }
+        let size = SIZES[number % SIZES.len()];
+        let content: Vec<u8> = (0..size.div_ceil(8))
+            .flat_map(|_| {
+                // xorshift64
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state.to_le_bytes()
+            })
+            .take(size as usize)
+            .collect();
+        let name = format!("usr/share/{}/{number}", number % 40);
+        let path = tree.join(&name);
+        fs::create_dir_all(path.parent().context("a folder")?)?;
+        fs::write(path, &content)?;
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(size);
+        builder.append_data(&mut header, name, &content[..])?;
+        done += size;
+    }
+    builder.into_inner()?.flush()?;
+    Ok(())
+}
+
+/// Peak memory of a process that builds a layer of [`LARGE`] bytes, in KiB.
+fn peak(dir: &Path) -> Result<u64> {
+    eprintln!("a layer of {} GiB", LARGE >> 30);
+    let tar = dir.join("large.tar");
+    let mut header = tar::Header::new_gnu();
+    header.set_path("large")?;
+    header.set_mode(0o644);
+    header.set_size(LARGE);
+    header.set_cksum();
+    // The content is a hole, and so is the end marker.
+    let mut file = File::create(&tar)?;
+    file.write_all(header.as_bytes())?;
+    file.set_len(512 + LARGE + 1024)?;
+    let output = Command::new(std::env::current_exe()?).args(["bench", "--peak-of"]).arg(&tar).output()?;
+    fs::remove_file(&tar)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let peak = String::from_utf8(output.stdout)?.trim().parse()?;
+    ensure!(peak <= MEMORY_GOAL, "building a layer took {peak} KiB, more than the goal of {MEMORY_GOAL}");
+    Ok(peak)
+}
+
+/// Times of mounts, and rates of reads.
+fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
+    let layout = fixtures::image("python")?;
+    let reference = Reference::parse(&format!("oci:{}:latest", layout.display()))?;
+    let args = ["python3", "-c", READER].map(str::to_owned).to_vec();
+    let options = GenerateOptions { args: Some(args), ..GenerateOptions::default() };
+    let workload = Workload::prepare(&reference, &options, "layer", |_, _, _| {})?;
+    let policy = workload.strict_policy()?;
+
+    eprintln!("reads on dm-verity");
+    let id = new_container_id()?;
+    let stdio = Stdio { stdin: false, stdout: true, stderr: false };
+    let config = Config::new(image.clone(), policy.host_data());
+    let (pod, process) = Pod::start(config.clone(), &policy, &workload, &id, stdio, unobserved())?;
+    let mut output = String::new();
+    let mut stream = pod.guest.session.attach(process, Stream::Stdout)?.map_err(anyhow::Error::new)?;
+    stream.read_to_string(&mut output)?;
+    let verity: Value =
+        serde_json::from_str(output.trim()).with_context(|| format!("the reader said {output:?}"))?;
+    drop(pod);
+
+    eprintln!("reads without it");
+    let raw = raw(image, &workload, dir)?;
+
+    eprintln!("mounts");
+    let (mut plugged, mut present) = (Vec::new(), Vec::new());
+    let mut pod = Pod::boot(&config, unobserved())?;
+    pod.set_policy(&policy)?;
+    let layer = workload.layers.last().context("a layer")?;
+    for _ in 0..rounds {
+        let start = Instant::now();
+        let attached = pod.machine.attach(&Disk::layer(&layer.path, layer.serial.clone()))?;
+        pod.guest.mount_layer(layer)?;
+        plugged.push(start.elapsed().as_secs_f64() * 1e3);
+        pod.guest.unmount_layer(layer)?;
+        let start = Instant::now();
+        pod.guest.mount_layer(layer)?;
+        present.push(start.elapsed().as_secs_f64() * 1e3);
+        pod.guest.unmount_layer(layer)?;
+        pod.machine.detach(attached)?;
+    }
+    Ok(json!({
+        "attach_to_mounted_ms": median(&plugged), "present_to_mounted_ms": median(&present),
+        "verity": verity, "raw": raw,
+    }))
+}
+
+/// The reader's rates on the layers' filesystems without dm-verity: busybox's shell mounts them, in the same kernel.
+fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
+    let count = workload.layers.len();
+    let mounts: String = (0..count)
+        .map(|at| format!("mkdir /l{at}\nmount -t ext4 -o ro /dev/vd{} /l{at}\n", letter(at)))
+        .collect();
+    let lower: Vec<String> = (0..count).rev().map(|at| format!("/l{at}")).collect();
+    let script = format!(
+        "for c in mkdir mount chroot reboot; do /busybox ln -s /busybox /$c; done\nexport PATH=/\nmkdir /dev /t /r\n\
+         mount -t devtmpfs d /dev\n{mounts}mount -t tmpfs t /t\nmkdir /t/u /t/w\n\
+         mount -t overlay o -o lowerdir={},upperdir=/t/u,workdir=/t/w /r\nmkdir -p /r/proc\nmount -t proc p /r/proc\n\
+         PATH=/usr/bin:/bin chroot /r python3 -c \"{READER}\" > /dev/ttyS0 2>&1\nreboot -f\n",
+        lower.join(":")
+    );
+    let busybox = busybox()?;
+    let archive = cpio::archive(&[
+        ("sh", 0o755, &busybox),
+        ("busybox", 0o755, &busybox),
+        ("script", 0o644, script.as_bytes()),
+    ])?;
+    let (initrd, command_line) = (dir.join("raw-initrd"), dir.join("raw-cmdline"));
+    fs::write(&initrd, archive)?;
+    let ours = fs::read_to_string(&image.command_line)?;
+    fs::write(&command_line, format!("{} rdinit=/sh -- /script\n", ours.trim_end()))?;
+    let image = firmware::with_rom_of_its_own(Image { initrd, command_line, ..image.clone() }, dir)?;
+    let mut config = Config::new(image, [0; 32]);
+    config.disks.extend(workload.disks());
+    let mut machine = Machine::launch(&config)?;
+    machine.wait(PATIENCE)?.context("the machine with the raw disks does not end")?;
+    let console = String::from_utf8_lossy(&machine.console()?).into_owned();
+    let line = console.lines().find_map(|line| serde_json::from_str(line.trim()).ok());
+    line.with_context(|| {
+        format!("the reader said nothing; console:\n{}", parma_vmm::escape(console.as_bytes()))
+    })
+}
+
+/// The letter of a disk's name: the first is `vda`.
+fn letter(index: usize) -> char {
+    (b'a'..=b'z').nth(index).map_or('?', char::from)
+}
+
+/// The program busybox, from the container image of that name.
+fn busybox() -> Result<Vec<u8>> {
+    let layout: PathBuf = fixtures::image("busybox")?;
+    let source = Source::open(&Reference::parse(&format!("oci:{}:latest", layout.display()))?)?;
+    for index in 0..source.layers.len() {
+        let mut tar = tar::Archive::new(source.open_layer(index)?);
+        for entry in tar.entries()? {
+            let mut entry = entry?;
+            if entry.path()?.ends_with("busybox") && entry.header().entry_type().is_file() {
+                let mut program = Vec::new();
+                entry.read_to_end(&mut program)?;
+                return Ok(program);
+            }
+        }
+    }
+    anyhow::bail!("the container image busybox has no busybox")
+}
