@@ -211,6 +211,16 @@ impl<'p> Engine<'p> {
         Ok(delta)
     }
 
+    /// The state, to be put back with [`set_state`](Self::set_state): for tools that go back and forth.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Puts a state back that an engine of the same image had.
+    pub fn set_state(&mut self, state: State) {
+        self.state = state;
+    }
+
     /// Applies all of a delta or nothing of it.
     pub fn commit(&mut self, delta: Delta) -> Result<Undo, StateError> {
         self.state.commit(&self.image, delta)

@@ -226,10 +226,16 @@ mount_overlay := {
 		add("overlayTargets", input.target, true),
 	],
 } if {
-	not data.metadata.matches[input.containerID]
+	not id_used
 	not data.metadata.overlayTargets[input.target]
 	containers := overlay_entries
 }
+
+# An id serves one container (D12): it is taken while it has an overlay or runs, and burned once it ran. Without the
+# second, a burned id with a new overlay would pass for the container that is over.
+id_used if data.metadata.matches[input.containerID]
+
+id_used if data.metadata.started[input.containerID]
 
 # The containers that have exactly the layers that are mounted, in their order.
 overlay_entries := candidates_by_layers[layers] if {
@@ -745,7 +751,7 @@ errors contains "scratch not mounted" if {
 
 errors contains "container id already used" if {
 	input.rule == "mount_overlay"
-	data.metadata.matches[input.containerID]
+	id_used
 }
 
 errors contains "overlay already mounted" if {

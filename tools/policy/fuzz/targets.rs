@@ -159,7 +159,7 @@ pub fn request(bytes: &[u8]) {
         match engine.decide(arena, point, |arena| from_json(arena, &input)) {
             Ok(decision) => {
                 let undo = engine.commit(decision.delta).expect("a decision's delta was checked");
-                if bytes.next() % 2 == 0 {
+                if bytes.next().is_multiple_of(2) {
                     engine.rollback(undo).expect("the last commit can be taken back");
                     assert_eq!(metadata(&engine), before);
                 }
@@ -316,7 +316,7 @@ impl Bytes<'_> {
     fn value(&mut self, depth: usize) -> Value {
         match self.next() % if depth < 6 { 16 } else { 10 } {
             0 => Value::Null,
-            1 | 2 => Value::Bool(self.next() % 2 == 0),
+            1 | 2 => Value::Bool(self.next().is_multiple_of(2)),
             3 => json!(i64::from_le_bytes(std::array::from_fn(|_| self.next()))),
             4 => json!(self.next()),
             5..10 => json!(self.text()),

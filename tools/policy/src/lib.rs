@@ -6,12 +6,14 @@
 //! * [`replay`] and [`Session`] evaluate any compiled rule and remember metadata, as a guest does.
 //! * [`check`](mod@check) reports on a policy in figures, [`lint`](mod@lint) on what makes it weak,
 //!   [`explain`](mod@explain) on why it allows or denies a request.
+//! * [`explore`](mod@explore) walks every state that a policy can be brought into, and checks what it decides there.
 //! * [`disassemble`] shows what is in an image.
 
 pub mod check;
 mod compile;
 mod disasm;
 pub mod explain;
+pub mod explore;
 pub mod generate;
 pub mod lint;
 mod replay;

@@ -7,6 +7,7 @@ use indicatif::HumanBytes;
 use parma::output::{self, hex};
 use parma::workload::{Policy, Workload};
 use parma_layer::oci::Reference;
+use parma_policy::explore::{Bounds, Progress, explore};
 use parma_policy::generate::{GenerateOptions, signal};
 use parma_policy::{Inputs, check, explain, lint};
 use std::fs::{self, File};
@@ -23,6 +24,7 @@ pub enum Command {
     Lint(Lint),
     Explain(Explain),
     Replay(Replay),
+    Explore(Explore),
     Disasm(Disasm),
 }
 
@@ -191,6 +193,49 @@ pub struct Replay {
     trace: PathBuf,
 }
 
+/// Walk every state that a policy can be brought into, and check what it decides there
+#[derive(Args)]
+#[command(
+    after_help = "Checked of every decision: no two devices are at one path; an overlay has only mounted layers, in the order of an entry;
+nothing runs that is not in the policy; a burned id never comes back; what is denied changes nothing; what is allowed,
+one single entry allows in every field; and the assertions, `deny contains message if { … }` in package assertions, over
+input.point, input.request, input.decision, input.state and input.after.
+
+Examples:
+  parma policy explore p.rego
+  parma policy explore p.rego --assert mine.rego > trace.jsonl || parma policy replay p.rego trace.jsonl
+  parma policy explore p.rego --ids 1 --dot p.dot && dot -Tsvg p.dot -o p.svg
+Exits with 0 if everything holds in all states within the bounds. If something is broken, prints the shortest way to it
+as a trace, and exits with 1; with 1 also if there are more states than it may look at."
+)]
+pub struct Explore {
+    /// The policy, in Rego
+    policy: PathBuf,
+    #[command(flatten)]
+    inputs: Modules,
+    /// A module of assertions
+    #[arg(long, value_name = "FILE")]
+    assert: Option<PathBuf>,
+    /// Container ids, 1 to 4
+    #[arg(long, value_name = "N", default_value_t = Bounds::default().ids, value_parser = clap::builder::TypedValueParser::map(clap::value_parser!(u8).range(1..=4), usize::from))]
+    ids: usize,
+    /// Layer devices beside those of one entry
+    #[arg(long, value_name = "N", default_value_t = Bounds::default().extra_devices)]
+    extra_devices: usize,
+    /// Writable devices, scratch spaces and shares at once
+    #[arg(long, value_name = "N", default_value_t = Bounds::default().others)]
+    others: usize,
+    /// Give up after this many states
+    #[arg(long, value_name = "N", default_value_t = Bounds::default().states)]
+    states: usize,
+    /// Write the states as a graph, for Graphviz
+    #[arg(long, value_name = "FILE")]
+    dot: Option<PathBuf>,
+    /// Print a JSON object: holds, states, requests, bounds, violation and more
+    #[arg(long)]
+    json: bool,
+}
+
 /// Show what is in a compiled policy
 #[derive(Args)]
 pub struct Disasm {
@@ -287,6 +332,49 @@ pub fn main(command: Command) -> Result<ExitCode> {
             }
             .with_context(|| trace.display().to_string())?;
         }
+        Command::Explore(Explore {
+            policy,
+            inputs,
+            assert,
+            ids,
+            extra_devices,
+            others,
+            states,
+            dot,
+            json,
+        }) => {
+            let assertions = match &assert {
+                None => None,
+                Some(path) => {
+                    let text = String::from_utf8(read(path)?);
+                    Some((path.display().to_string(), text.with_context(|| path.display().to_string())?))
+                }
+            };
+            let bounds = Bounds { ids, extra_devices, others, states };
+            let bar = super::run::spinner(false);
+            let explored =
+                explore(&inputs.of_source(&policy)?, assertions.as_ref(), &bounds, &mut |progress| {
+                    let Progress { states, waiting, requests } = progress;
+                    bar.set_message(format!("{states} states, {waiting} to look at, {requests} requests"));
+                });
+            bar.finish_and_clear();
+            let explored = explored.with_context(|| format!("cannot explore {}", policy.display()))?;
+            if let Some(path) = dot {
+                output::write(&path, explored.dot().as_bytes())?;
+            }
+            let report = parma_vmm::escape(explored.to_string().as_bytes());
+            match &explored.violation {
+                _ if json => print(&format!("{}\n", serde_json::to_string(&explored)?))?,
+                None => print(&report)?,
+                Some(violation) => {
+                    eprint!("{report}");
+                    print(&violation.trace.iter().map(|line| format!("{line}\n")).collect::<String>())?;
+                }
+            }
+            if !explored.holds {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Command::Disasm(Disasm { policy }) => {
             let text = parma_policy::disassemble(&Policy::read(&policy)?.image);
             print(&text.with_context(|| policy.display().to_string())?)?;
@@ -318,14 +406,7 @@ impl Modules {
                 Some(value.with_context(|| format!("{} is not JSON", path.display()))?)
             }
         };
-        Ok(Inputs {
-            modules,
-            data,
-            entries,
-            framework: !self.no_framework,
-            optimise: true,
-            known_inputs: Default::default(),
-        })
+        Ok(Inputs { modules, data, entries, framework: !self.no_framework, optimise: true })
     }
 }
 

@@ -112,8 +112,6 @@ pub(crate) enum Expr {
         text: Box<Node>,
         span: Span,
     },
-    /// `regex.find_all_string_submatch_n`: pattern, text, limit.
-    Submatches(Box<[Node; 3]>),
     /// The numbers of the patterns of this shared automaton that match; undefined for what is no string.
     MatchAll {
         automaton: usize,
@@ -139,8 +137,6 @@ pub(crate) enum Span {
     Part,
     /// All of it: the pattern stands between `^(?:` and `)$`.
     Whole,
-    /// Matches are looked for, with their groups.
-    Find,
 }
 
 #[derive(Clone)]
@@ -194,7 +190,6 @@ impl Node {
             }
             Expr::Compare(_, sides) => sides.iter().collect(),
             Expr::Match { pattern, text, .. } => vec![pattern, text],
-            Expr::Submatches(parts) => parts.iter().collect(),
             Expr::MatchAll { text, .. } => vec![text],
             Expr::Object(fields) => fields.iter().flat_map(|(key, value)| [key, value]).collect(),
         }

@@ -1,0 +1,439 @@
+//! The inductive proof, made visible: every state that a compiled policy can be brought into, and what it then decides.
+//!
+//! The paper's argument is an induction: the state that is attested is safe, and each transition that the attested
+//! policy allows leads from a safe state to a safe one. [`explore`] does that induction by exhaustion. It starts where
+//! a guest starts, asks the real machine ([`Engine`]) everything of `requests` that a host may ask, follows what is
+//! allowed, and goes on until no new state turns up. In each step it checks the promises of [`Invariant`] against
+//! `world`, another memory of the same guest, and `reading`, another reading of the same policy; neither shares code
+//! with the framework that decides.
+//!
+//! What it proves is bounded, and [`Exploration`] says by what: a number of container ids, a shape of what is mounted
+//! at once, examples of what patterns accept. Two states that differ in names of ids and mount points only are one.
+//!
+//! The policy is asked by itself. What the guest's gate refuses before it asks the policy (an id that was used, a
+//! device that is in use) is not counted on.
+
+mod pattern;
+mod reading;
+mod requests;
+mod world;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+
+use anyhow::{Context, Result, anyhow, bail};
+use parma_guest::gate::ARENA;
+use parma_guest::policy::state::State;
+use parma_guest::policy::{Arena, Engine, Refusal};
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+use sha2::{Digest, Sha256};
+
+use crate::{Evaluation, Inputs, Session, compile, from_json, host_data, to_json};
+use reading::{Reading, items};
+use requests::{Request, Requests};
+use world::{World, result_of};
+
+pub use world::Invariant;
+
+/// The rule of the customer's assertions.
+const ASSERTION: &str = "data.assertions.deny";
+
+/// How far to look.
+#[derive(Debug, Clone, Serialize)]
+pub struct Bounds {
+    /// Container ids, 1 to 4.
+    pub ids: usize,
+    /// Layer devices that are mounted beside those of one entry, which are mounted from the bottom up.
+    pub extra_devices: usize,
+    /// Writable devices, scratch spaces and shares at once.
+    pub others: usize,
+    /// States after which to give up.
+    pub states: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { ids: 2, extra_devices: 1, others: 1, states: 200_000 }
+    }
+}
+
+/// How far an exploration is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// States found.
+    pub states: usize,
+    /// Those of them that still have to be looked at.
+    pub waiting: usize,
+    /// Requests asked.
+    pub requests: u64,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Exploration {
+    /// HOST_DATA of the image that was asked, in hex.
+    pub host_data: String,
+    /// Whether every state within the bounds was looked at, and no promise was broken.
+    pub holds: bool,
+    /// Different states, the first included.
+    pub states: usize,
+    /// Requests asked in them.
+    pub requests: u64,
+    /// Those that were allowed.
+    pub allowed: u64,
+    /// Steps to the farthest state.
+    pub steps: u32,
+    /// Whether every state within the bounds was looked at.
+    pub complete: bool,
+    /// Allowed requests that lead out of the bounds; their decisions were checked, what comes after was not.
+    pub outside: u64,
+    /// The bounds.
+    pub bounds: Bounds,
+    /// What else was not looked at.
+    pub notes: Vec<String>,
+    /// The shortest way to a broken promise.
+    pub violation: Option<Violation>,
+    #[serde(skip)]
+    graph: Graph,
+}
+
+/// A broken promise.
+#[derive(Debug, Clone, Serialize)]
+pub struct Violation {
+    /// Which.
+    pub invariant: Invariant,
+    /// How.
+    pub message: String,
+    /// The requests that lead to it, the last of which breaks it: a trace for `parma policy replay`.
+    pub trace: Vec<Json>,
+}
+
+/// States, and which point leads from one to another.
+#[derive(Debug, Clone, Default)]
+struct Graph {
+    labels: Vec<String>,
+    edges: BTreeMap<(u32, u32), Vec<&'static str>>,
+}
+
+/// How a state was first reached.
+struct Node {
+    parent: u32,
+    /// The number of the request in the parent's list.
+    request: u32,
+    steps: u32,
+}
+
+/// The customer's assertions, compiled.
+struct Assertions {
+    session: Session<'static>,
+}
+
+/// Explores the policy that `inputs` are. `assertions` are name and text of a module `package assertions`.
+///
+/// # Errors
+/// The policy or the assertions do not compile, or an assertion cannot be evaluated.
+pub fn explore(
+    inputs: &Inputs,
+    assertions: Option<&(String, String)>,
+    bounds: &Bounds,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Exploration> {
+    let image = compile(inputs)?.image;
+    let policy = Reading::new(inputs)?;
+    let mut assertions = assertions.map(|module| Assertions::new(inputs, module)).transpose()?;
+    let invalid = |error| anyhow!("the image is not valid: {error:?}");
+    let mut engine = Engine::new(&image).map_err(invalid)?;
+    let mut memory = vec![0; ARENA];
+    let arena = &mut Arena::new(&mut memory);
+    let requests = Requests::new(&policy, bounds.ids.clamp(1, 4));
+
+    let mut found = Exploration {
+        host_data: host_data(&image).iter().map(|byte| format!("{byte:02x}")).collect(),
+        holds: false,
+        states: 0,
+        requests: 0,
+        allowed: 0,
+        steps: 0,
+        complete: false,
+        outside: 0,
+        bounds: bounds.clone(),
+        notes: Vec::new(),
+        violation: None,
+        graph: Graph::default(),
+    };
+    let mut nodes: Vec<Node> = vec![Node { parent: 0, request: 0, steps: 0 }];
+    let mut known: HashMap<[u8; 32], u32> = HashMap::new();
+    let mut waiting: VecDeque<(u32, State, World)> = VecDeque::new();
+    let start = World::default();
+    known.insert(key(&metadata(&engine), &start, bounds.ids), 0);
+    found.graph.labels.push(start.summary());
+    waiting.push_back((0, engine.state().clone(), start));
+
+    let broken = 'search: loop {
+        let Some((number, state, world)) = waiting.pop_front() else { break None };
+        engine.set_state(state);
+        let before = metadata(&engine);
+        let list = requests.of(&world, &before);
+        for (index, (point, input)) in (0..).zip(&list) {
+            found.requests += 1;
+            if found.requests.is_multiple_of(1024) {
+                progress(Progress { states: nodes.len(), waiting: waiting.len(), requests: found.requests });
+            }
+            let decision = engine.decide(arena, *point, |arena| from_json(arena, input));
+            let decision = match decision {
+                Ok(decision) => decision,
+                Err(refusal) => {
+                    if let Some(assertions) = &mut assertions {
+                        let result = json!({"allowed": false, "fault": matches!(refusal, Refusal::Fault(_))});
+                        if let Some(message) =
+                            assertions.ask(point.name(), input, &result, &before, &before)?
+                        {
+                            break 'search Some((number, Some(index), Invariant::Assertion, message));
+                        }
+                    }
+                    continue;
+                }
+            };
+            found.allowed += 1;
+            let result = result_of(&decision);
+            let mut next = world.clone();
+            if let Err((invariant, message)) = next.allow(&policy, *point, input, &result) {
+                let message = format!("{} is allowed: {message}", point.name());
+                break 'search Some((number, Some(index), invariant, message));
+            }
+            let undo =
+                engine.commit(decision.delta).map_err(|error| anyhow!("{}: {error:?}", point.name()))?;
+            let after = metadata(&engine);
+            if let Some(assertions) = &mut assertions
+                && let Some(message) = assertions.ask(point.name(), input, &result, &before, &after)?
+            {
+                break 'search Some((number, Some(index), Invariant::Assertion, message));
+            }
+            if !within(&policy, &next, bounds) {
+                found.outside += 1;
+            } else {
+                let new = u32::try_from(nodes.len()).context("too many states")?;
+                let to = *known.entry(key(&after, &next, bounds.ids)).or_insert(new);
+                if to == new {
+                    let steps = nodes[number as usize].steps + 1;
+                    found.steps = steps;
+                    found.graph.labels.push(next.summary());
+                    nodes.push(Node { parent: number, request: index, steps });
+                    waiting.push_back((new, engine.state().clone(), next));
+                }
+                let names = found.graph.edges.entry((number, to)).or_default();
+                if !names.contains(&point.name()) {
+                    names.push(point.name());
+                }
+            }
+            engine.rollback(undo).map_err(|error| anyhow!("an undo failed: {error:?}"))?;
+        }
+        // Denied requests and undone ones: all that was asked here left no trace.
+        if metadata(&engine) != before {
+            let message = "what was denied or undone here is remembered".to_string();
+            break Some((number, None, Invariant::DenialsChangeNothing, message));
+        }
+        if nodes.len() >= bounds.states && !waiting.is_empty() {
+            found.notes.push(format!("gave up with {} states still to look at", waiting.len()));
+            break None;
+        }
+    };
+    found.states = nodes.len();
+    found.complete = broken.is_none() && waiting.is_empty();
+    found.holds = found.complete;
+    if policy.has_fragments() {
+        found.notes.push("what signed fragments would add is not explored".into());
+    }
+    for pattern in requests.unexplored.borrow().iter() {
+        found.notes.push(format!("no example of the pattern {pattern:?} could be made"));
+    }
+    if let Some((state, request, invariant, message)) = broken {
+        let trace = trace(&image, &requests, &nodes, state, request, &policy)?;
+        found.violation = Some(Violation { invariant, message, trace });
+    }
+    Ok(found)
+}
+
+/// The requests on the shortest way to a state, and one more in it.
+fn trace(
+    image: &[u8],
+    requests: &Requests<'_>,
+    nodes: &[Node],
+    state: u32,
+    last: Option<u32>,
+    policy: &Reading,
+) -> Result<Vec<Json>> {
+    let mut way: Vec<u32> = last.into_iter().collect();
+    let mut at = state as usize;
+    while at != 0 {
+        way.push(nodes[at].request);
+        at = nodes[at].parent as usize;
+    }
+    let mut engine = Engine::new(image).map_err(|error| anyhow!("the image is not valid: {error:?}"))?;
+    let mut memory = vec![0; ARENA];
+    let arena = &mut Arena::new(&mut memory);
+    let mut world = World::default();
+    let mut trace = Vec::new();
+    for (index, request) in way.iter().rev().enumerate() {
+        let list = requests.of(&world, &metadata(&engine));
+        let (point, input): &Request = list.get(*request as usize).context("the search is not repeatable")?;
+        trace.push(json!({"rule": point.entry(), "input": **input}));
+        if index + 1 < way.len()
+            && let Ok(decision) = engine.decide(arena, *point, |arena| from_json(arena, input))
+        {
+            let allowed = world.allow(policy, *point, input, &result_of(&decision));
+            allowed.map_err(|(_, message)| anyhow!("the search is not repeatable: {message}"))?;
+            engine.commit(decision.delta).map_err(|error| anyhow!("{}: {error:?}", point.name()))?;
+        }
+    }
+    Ok(trace)
+}
+
+/// All that the policy remembers.
+fn metadata(engine: &Engine<'_>) -> Json {
+    let mut memory = [];
+    let arena = Arena::new(&mut memory);
+    to_json(&engine.view(&arena), engine.metadata())
+}
+
+/// Whether a state is within the bounds.
+fn within(policy: &Reading, world: &World, bounds: &Bounds) -> bool {
+    if world.writable.len() + world.scratch.len() + world.shares.len() > bounds.others {
+        return false;
+    }
+    let mounted: Vec<&String> = world.devices.values().collect();
+    // Devices from the bottom of an entry's layers upwards, and some others.
+    let beside = |entry: &Json| {
+        let mut others = mounted.clone();
+        for layer in items(&entry["layers"]) {
+            match others.iter().position(|hash| *layer == ***hash) {
+                Some(at) => drop(others.swap_remove(at)),
+                None => break,
+            }
+        }
+        others.len()
+    };
+    let least = policy.containers.iter().map(beside).min();
+    least.unwrap_or(mounted.len()) <= bounds.extra_devices
+}
+
+/// A state up to the names of ids and mount points.
+fn key(metadata: &Json, world: &World, ids: usize) -> [u8; 32] {
+    let mut text = json!([metadata, world]).to_string();
+    // Mount points in the order of what is there.
+    let mut devices: Vec<(&String, String)> = world
+        .devices
+        .iter()
+        .map(|(path, hash)| (path, format!("{hash} {}", metadata["devices"][path])))
+        .collect();
+    devices.sort_by(|one, other| one.1.cmp(&other.1));
+    for (number, (path, _)) in devices.iter().enumerate() {
+        text = text.replace(&format!("\"{path}\""), &format!("\"@{number:02}\""));
+    }
+    let used = world.containers.len().min(ids);
+    let names: Vec<String> = world.containers.keys().take(used).cloned().collect();
+    let renamed = permutations(names.len()).into_iter().map(|order| {
+        let mut text = text.clone();
+        for (name, place) in names.iter().zip(&order) {
+            text = text.replace(name, &format!("#{place}"));
+        }
+        // Maps were sorted by the old names.
+        let sorted: Json = serde_json::from_str(&text).unwrap_or(Json::String(text));
+        sorted.to_string()
+    });
+    Sha256::digest(renamed.min().unwrap_or(text)).into()
+}
+
+fn permutations(count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return vec![Vec::new()];
+    }
+    let shorter = permutations(count - 1);
+    let insert = |order: &Vec<usize>, at: usize| {
+        let mut longer = order.clone();
+        longer.insert(at, count - 1);
+        longer
+    };
+    shorter.iter().flat_map(|order| (0..count).map(move |at| insert(order, at))).collect()
+}
+
+impl Assertions {
+    fn new(inputs: &Inputs, module: &(String, String)) -> Result<Assertions> {
+        let mut inputs = Inputs { entries: vec![ASSERTION.into()], ..inputs.clone() };
+        inputs.modules.push(module.clone());
+        let image = compile(&inputs).context("the assertions")?.image;
+        // A session borrows its image, and there is one for as long as the program runs.
+        Ok(Assertions { session: Session::new(image.leak())? })
+    }
+
+    /// What the assertions say against a decision.
+    fn ask(
+        &mut self,
+        point: &str,
+        request: &Json,
+        decision: &Json,
+        state: &Json,
+        after: &Json,
+    ) -> Result<Option<String>> {
+        let input =
+            json!({"point": point, "request": request, "decision": decision, "state": state, "after": after});
+        let texts: Vec<String> = match self.session.evaluate(ASSERTION, Some(&input)) {
+            Evaluation::Undefined | Evaluation::Value(Json::Bool(false)) => Vec::new(),
+            Evaluation::Value(Json::Bool(true)) => vec!["deny is true".into()],
+            Evaluation::Value(Json::Array(messages)) => messages
+                .iter()
+                .map(|message| message.as_str().map_or_else(|| message.to_string(), str::to_string))
+                .collect(),
+            other => bail!("{ASSERTION} is neither a set of messages nor a boolean: {other:?}; for {input}"),
+        };
+        let answer = if decision["allowed"] == true { "allowed" } else { "denied" };
+        Ok((!texts.is_empty()).then(|| format!("{point} is {answer}: {}", texts.join("; "))))
+    }
+}
+
+impl Exploration {
+    /// The states and what leads from one to another, for Graphviz.
+    #[must_use]
+    pub fn dot(&self) -> String {
+        let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        let mut text =
+            String::from("digraph policy {\n\trankdir=LR\n\tnode [shape=box, fontname=monospace]\n");
+        for (number, label) in self.graph.labels.iter().enumerate() {
+            text += &format!("\ts{number} [label=\"{}\"]\n", quoted(label));
+        }
+        for ((from, to), names) in &self.graph.edges {
+            text += &format!("\ts{from} -> s{to} [label=\"{}\"]\n", names.join("\\n"));
+        }
+        text + "}\n"
+    }
+}
+
+impl fmt::Display for Exploration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Exploration { states, requests, allowed, steps, outside, bounds, .. } = self;
+        writeln!(f, "HOST_DATA   {}", self.host_data)?;
+        writeln!(f, "states      {states}, the farthest {steps} steps from the start")?;
+        writeln!(f, "requests    {requests}, of which {allowed} were allowed")?;
+        writeln!(
+            f,
+            "bounds      {} container ids; devices of one entry from the bottom up and {} beside them; {} writable device, scratch space or share at once; one example of each pattern",
+            bounds.ids, bounds.extra_devices, bounds.others
+        )?;
+        writeln!(f, "outside     {outside} allowed requests led out of the bounds and were not followed")?;
+        for note in &self.notes {
+            writeln!(f, "note        {note}")?;
+        }
+        match &self.violation {
+            Some(violation) => writeln!(
+                f,
+                "BROKEN      {}, after {} steps\n            {}",
+                violation.invariant.text(),
+                violation.trace.len(),
+                violation.message
+            ),
+            None if self.holds => writeln!(f, "holds       in every state within the bounds"),
+            None => writeln!(f, "unfinished  nothing is broken so far; this is no proof"),
+        }
+    }
+}

@@ -1,0 +1,355 @@
+//! A policy's data, read naively: what its entries say, field by field, without the framework.
+//!
+//! This is the second opinion that explored decisions are compared with, so nothing here is shared with the rules that
+//! decide. It is slow, and says what `docs/policy-framework.md` says in the plainest way.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, bail};
+use regex_syntax::hir::Hir;
+use serde_json::{Value as Json, json};
+
+use super::pattern;
+use crate::compile::rules;
+use crate::lint::entry_name;
+use crate::{Evaluation, FRAMEWORK_DATA, Inputs, Session, compile};
+
+/// The version of the framework whose meaning the policy's data has.
+const FRAMEWORK_VERSION: [u64; 3] = [0, 5, 0];
+
+/// What is read of a policy.
+const DATA: [&str; 13] = [
+    "allow_capability_dropping",
+    "allow_dump_stacks",
+    "allow_environment_variable_dropping",
+    "allow_host_network",
+    "allow_properties_access",
+    "allow_runtime_logging",
+    "allow_unencrypted_scratch",
+    "containers",
+    "external_processes",
+    "fragments",
+    "framework_svn",
+    "framework_version",
+    "obligations",
+];
+
+/// The five capability sets.
+pub(super) const SETS: [&str; 5] = ["ambient", "bounding", "effective", "inheritable", "permitted"];
+
+/// The data of a policy.
+pub(super) struct Reading {
+    /// Its containers, complete.
+    pub containers: Vec<Json>,
+    /// Their names, for people.
+    pub names: Vec<String>,
+    /// Every layer of every container.
+    pub layers: BTreeSet<String>,
+    /// Processes of the guest itself.
+    pub external: Vec<Json>,
+    pub env_dropping: bool,
+    pub capability_dropping: bool,
+    flags: BTreeMap<&'static str, Json>,
+    constants: Json,
+    patterns: RefCell<BTreeMap<String, Option<Hir>>>,
+}
+
+/// What would run if a request to start a process were followed: the environment and the capabilities that the
+/// decision left of it.
+pub(super) struct Runs<'r> {
+    pub env: &'r [String],
+    pub capabilities: &'r Json,
+}
+
+impl Reading {
+    /// Reads the data of the policy that `inputs` are.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn new(inputs: &Inputs) -> Result<Reading> {
+        let known = rules(inputs)?;
+        let wanted = DATA.iter().map(|name| format!("data.policy.{name}"));
+        let entries: Vec<String> = wanted.filter(|rule| known.contains(rule)).collect();
+        let mut flags = BTreeMap::new();
+        if !entries.is_empty() {
+            let inputs = Inputs { entries, optimise: false, ..inputs.clone() };
+            let image = compile(&inputs).context("the policy's data")?.image;
+            let mut session = Session::new(&image)?;
+            for name in DATA {
+                match session.evaluate(&format!("data.policy.{name}"), None) {
+                    Evaluation::Value(value) => drop(flags.insert(name, value)),
+                    Evaluation::Undefined => {}
+                    Evaluation::Fault(fault) => bail!("{name} is no data: {fault:?}"),
+                }
+            }
+        }
+        let mut constants: Json = serde_json::from_str(FRAMEWORK_DATA)?;
+        for (name, value) in inputs.data.iter().flat_map(Json::as_object).flatten() {
+            constants[name] = value.clone();
+        }
+        let mut reading = Reading {
+            containers: Vec::new(),
+            names: Vec::new(),
+            layers: BTreeSet::new(),
+            external: Vec::new(),
+            env_dropping: false,
+            capability_dropping: false,
+            flags,
+            constants,
+            patterns: RefCell::default(),
+        };
+        let raw = items(&reading.flag("containers")).to_vec();
+        let layers = raw.iter().flat_map(|container| items(&container["layers"]).to_vec());
+        reading.layers = layers.filter_map(|layer| layer.as_str().map(str::to_string)).collect();
+        reading.env_dropping = reading.allows("allow_environment_variable_dropping");
+        let version = ["framework_version", "framework_svn"].map(|name| reading.flag(name));
+        let version = version.iter().find_map(Json::as_str).and_then(version_of);
+        // Without a version, or for a newer framework, a policy has no containers.
+        let Some(version) = version.filter(|version| *version <= FRAMEWORK_VERSION) else {
+            return Ok(reading);
+        };
+        reading.capability_dropping = reading.allows("allow_capability_dropping") && version >= [0, 2, 2];
+        reading.names = (0..raw.len()).map(|number| entry_name("containers", number, &raw[number])).collect();
+        reading.containers = raw.into_iter().map(|container| completed(container, version)).collect();
+        reading.external = items(&reading.flag("external_processes")).to_vec();
+        Ok(reading)
+    }
+
+    fn flag(&self, name: &str) -> Json {
+        self.flags.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Whether a flag is `true`.
+    pub fn allows(&self, flag: &str) -> bool {
+        self.flags.get(flag) == Some(&Json::Bool(true))
+    }
+
+    /// Whether the policy names fragments, which are not explored.
+    pub fn has_fragments(&self) -> bool {
+        !items(&self.flag("fragments")).is_empty()
+    }
+
+    /// A pattern, parsed once.
+    pub fn pattern(&self, text: &str) -> Option<Hir> {
+        self.patterns.borrow_mut().entry(text.to_string()).or_insert_with(|| pattern::parse(text)).clone()
+    }
+
+    fn matches(&self, strategy: &Json, pattern: &Json, text: &str) -> bool {
+        match (strategy.as_str(), pattern.as_str()) {
+            (Some("string"), Some(pattern)) => pattern == text,
+            (Some("re2"), Some(pattern)) => {
+                self.pattern(pattern).is_some_and(|pattern| pattern::accepts(&pattern, text))
+            }
+            _ => false,
+        }
+    }
+
+    /// The first field of the request to create a container that the entry does not allow.
+    pub fn refuses_create(&self, entry: &Json, input: &Json, runs: &Runs<'_>) -> Option<&'static str> {
+        let elevated = entry["allow_elevated"] == true;
+        let checks = [
+            ("argList", entry["command"] == input["argList"]),
+            ("privileged", input["privileged"] == false || input["privileged"] == true && elevated),
+            ("seccompProfileSHA256", entry["seccomp_profile_sha256"] == input["seccompProfileSHA256"]),
+            ("mounts", items(&input["mounts"]).iter().all(|mount| self.mount_allowed(entry, input, mount))),
+            ("devices", input["devices"] == json!([])),
+        ];
+        let failed = checks.into_iter().find(|(_, passed)| !passed).map(|(field, _)| field);
+        failed.or_else(|| self.refuses_process(entry, input, runs, input["privileged"] == true))
+    }
+
+    /// The first field of the request to start another process in a container that the entry does not allow.
+    pub fn refuses_exec(
+        &self,
+        entry: &Json,
+        input: &Json,
+        runs: &Runs<'_>,
+        privileged: bool,
+    ) -> Option<&'static str> {
+        let known =
+            items(&entry["exec_processes"]).iter().any(|process| process["command"] == input["argList"]);
+        if known { self.refuses_process(entry, input, runs, privileged) } else { Some("argList") }
+    }
+
+    fn refuses_process(
+        &self,
+        entry: &Json,
+        input: &Json,
+        runs: &Runs<'_>,
+        privileged: bool,
+    ) -> Option<&'static str> {
+        let must = &entry["no_new_privileges"];
+        let user = &entry["user"];
+        let allowed = self.capabilities(entry, privileged);
+        let checks = [
+            ("workingDir", entry["working_dir"] == input["workingDir"]),
+            ("umask", user["umask"] == input["umask"]),
+            ("user", self.is_user(&user["user_idname"], &input["user"])),
+            (
+                "groups",
+                items(&input["groups"]).iter().all(|group| {
+                    items(&user["group_idnames"]).iter().any(|idname| self.is_user(idname, group))
+                }),
+            ),
+            ("noNewPrivileges", *must == false || *must == true && input["noNewPrivileges"] == true),
+            ("envList", self.environment_allowed(&entry["env_rules"], runs.env)),
+            ("capabilities", SETS.iter().all(|set| same_set(&runs.capabilities[set], &allowed[set]))),
+        ];
+        checks.into_iter().find(|(_, passed)| !passed).map(|(field, _)| field)
+    }
+
+    /// The capability sets of a process of this entry.
+    pub fn capabilities(&self, entry: &Json, privileged: bool) -> Json {
+        let (usual, none) = (&self.constants["defaultUnprivilegedCapabilities"], json!([]));
+        let all = &self.constants["defaultPrivilegedCapabilities"];
+        match &entry["capabilities"] {
+            Json::Null if privileged && entry["allow_elevated"] == true => {
+                json!({"ambient": none, "bounding": all, "effective": all, "inheritable": all, "permitted": all})
+            }
+            Json::Null => {
+                json!({"ambient": none, "bounding": usual, "effective": usual, "inheritable": none, "permitted": usual})
+            }
+            sets => sets.clone(),
+        }
+    }
+
+    /// The first field of the request for a process outside of containers that the entry does not allow.
+    pub fn refuses_external(&self, entry: &Json, input: &Json, env: &[String]) -> Option<&'static str> {
+        let checks = [
+            ("argList", entry["command"] == input["argList"]),
+            ("workingDir", entry["working_dir"] == input["workingDir"]),
+            ("envList", self.environment_allowed(&entry["env_rules"], env)),
+        ];
+        checks.into_iter().find(|(_, passed)| !passed).map(|(field, _)| field)
+    }
+
+    /// Whether the entry allows the signal.
+    pub fn signal_allowed(&self, entry: &Json, input: &Json) -> bool {
+        let has = |signals: &Json| items(signals).contains(&input["signal"]);
+        if input["isInitProcess"] == true {
+            return has(&entry["signals"]);
+        }
+        let mut processes = items(&entry["exec_processes"]).iter();
+        processes.any(|process| process["command"] == input["argList"] && has(&process["signals"]))
+    }
+
+    fn is_user(&self, idname: &Json, who: &Json) -> bool {
+        let pattern = &idname["pattern"];
+        match idname["strategy"].as_str() {
+            Some("any") => true,
+            Some("id") => *pattern == who["id"],
+            Some("name") => *pattern == who["name"],
+            Some("re2") => {
+                who["name"].as_str().is_some_and(|name| self.matches(&json!("re2"), pattern, name))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a rule says that the variable may be there.
+    pub fn variable_allowed(&self, rule: &Json, variable: &str) -> bool {
+        if self.matches(&rule["strategy"], &rule["pattern"], variable) {
+            return true;
+        }
+        let Some((name, value)) = variable.split_once('=') else { return false };
+        self.matches(&rule["name_strategy"], &rule["name"], name)
+            && self.matches(&rule["value_strategy"], &rule["value"], value)
+    }
+
+    fn environment_allowed(&self, rules: &Json, env: &[String]) -> bool {
+        let rules = items(rules);
+        let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_string();
+        let given = |rule: &Json| env.iter().any(|variable| self.variable_allowed(rule, variable));
+        let spelled = |variable: &String| {
+            rules.iter().any(|rule| rule["strategy"] == "string" && rule["pattern"] == **variable)
+        };
+        let is_single =
+            |variable: &String| env.iter().filter(|other| name(other) == name(variable)).count() == 1;
+        let required = |rule: &&Json| !matches!(rule["required"], Json::Null | Json::Bool(false));
+        env.iter().all(|variable| rules.iter().any(|rule| self.variable_allowed(rule, variable)))
+            && rules.iter().filter(required).all(given)
+            && env.iter().all(|variable| is_single(variable) || spelled(variable))
+            && env.iter().collect::<BTreeSet<_>>().len() == env.len()
+    }
+
+    fn mount_allowed(&self, entry: &Json, input: &Json, mount: &Json) -> bool {
+        let of = |name: &str| items(&self.constants[name]).to_vec();
+        let privileged = if entry["allow_elevated"] == true { of("privilegedMounts") } else { Vec::new() };
+        let sandbox = json!({"type": "sysfs", "source": "sysfs", "destination": "/sys",
+            "options": ["nosuid", "noexec", "nodev", "rw"]});
+        let sandbox = (input["isSandboxContainer"] == true).then_some(sandbox);
+        let constraints = items(&entry["mounts"]).iter().cloned().chain(of("defaultMounts"));
+        constraints.chain(privileged).chain(sandbox).any(|constraint| {
+            constraint["type"] == mount["type"]
+                && constraint["destination"] == mount["destination"]
+                && mount["destination"] != ""
+                && same_set(&constraint["options"], &mount["options"])
+                && items(&constraint["options"]).len() == items(&mount["options"]).len()
+                && self.source_allowed(&constraint["source"], input, &mount["source"])
+        })
+    }
+
+    fn source_allowed(&self, constraint: &Json, input: &Json, source: &Json) -> bool {
+        let (Some(allowed), Some(asked)) = (constraint.as_str(), source.as_str()) else { return false };
+        if allowed == asked {
+            return true;
+        }
+        [("sandboxPrefix", "sandboxDir"), ("hugePagesPrefix", "hugePagesDir")].iter().any(
+            |(prefix, directory)| {
+                let pattern = self.constants[prefix].as_str().and_then(|prefix| allowed.strip_prefix(prefix));
+                let below = input[directory].as_str().and_then(|directory| asked.strip_prefix(directory));
+                match (pattern, below) {
+                    (Some(pattern), Some(below)) => self.matches(&json!("re2"), &json!(pattern), below),
+                    _ => false,
+                }
+            },
+        )
+    }
+}
+
+/// The elements of an array, none of anything else.
+pub(super) fn items(list: &Json) -> &[Json] {
+    list.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn same_set(these: &Json, those: &Json) -> bool {
+    let set = |list: &Json| items(list).iter().map(Json::to_string).collect::<BTreeSet<_>>();
+    these.is_array() && those.is_array() && set(these) == set(those)
+}
+
+fn version_of(text: &str) -> Option<[u64; 3]> {
+    let mut parts = text.split('.');
+    let mut version = [0; 3];
+    for part in &mut version {
+        *part = parts.next()?.parse().ok()?;
+    }
+    parts.next().is_none().then_some(version)
+}
+
+/// A container of a policy for an older framework has that version's meaning of what it could not say.
+fn completed(mut container: Json, version: [u64; 3]) -> Json {
+    let Json::Object(fields) = &mut container else { return container };
+    if version < [0, 2, 0] {
+        fields.insert("no_new_privileges".into(), false.into());
+    }
+    if version < [0, 2, 1] {
+        let anyone = json!({"pattern": "", "strategy": "any"});
+        fields.insert(
+            "user".into(),
+            json!({"umask": "0022", "user_idname": anyone, "group_idnames": [anyone]}),
+        );
+    }
+    if version < [0, 2, 2] {
+        fields.insert("capabilities".into(), Json::Null);
+    }
+    if version < [0, 2, 3] {
+        fields.insert("seccomp_profile_sha256".into(), "".into());
+    }
+    if version < [0, 4, 1]
+        && let Some(Json::Array(signals)) = fields.get_mut("signals")
+    {
+        signals.extend([json!(9), json!(15)]);
+    }
+    container
+}

@@ -1,0 +1,230 @@
+//! `explore` proves the promises of a strict policy, and finds the hole that was put into a weakened one.
+
+mod common;
+
+use std::io::Cursor;
+
+use common::requests::{container, hash, policy, with};
+use parma_policy::explore::{Bounds, Exploration, Invariant, explore};
+use parma_policy::generate::{Container, Identity};
+use parma_policy::{Inputs, replay_sources};
+use serde_json::{Value, json};
+
+/// One container id, nothing beside an entry's devices.
+const NARROW: Bounds = Bounds { ids: 1, extra_devices: 0, others: 0, states: 100_000 };
+
+fn explored(text: &str, bounds: &Bounds) -> Exploration {
+    explore(&Inputs::policy("policy.rego", text), None, bounds, &mut |_| {}).unwrap()
+}
+
+/// A policy of two containers with the layers 1 and 2 that differ in everything else that matters.
+fn two() -> String {
+    let mut other = with(&container(), "/command", json!(["/bin/other"]));
+    other["name"] = json!("other");
+    other["working_dir"] = json!("/other");
+    other["env_rules"] = json!([{"pattern": "PATH=/other", "strategy": "string", "required": true}]);
+    other["exec_processes"] = json!([{"command": ["/bin/other-check"], "signals": [3]}]);
+    other["signals"] = json!([10]);
+    policy(&[container(), other], &json!({}))
+}
+
+/// The same with the rule of one point replaced.
+fn weakened(point: &str, rule: &str) -> String {
+    let alias = format!("{point} := data.framework.{point}\n");
+    let text = two();
+    assert!(text.contains(&alias), "{point} is not aliased");
+    format!("{}\nimport rego.v1\n", "package policy\n")
+        + &text
+            .replace("package policy\n", "")
+            .replace(&alias, &format!("default {point} := {{\"allowed\": false}}\n{rule}\n"))
+}
+
+/// Explores a weakened policy; the promise that must be found broken, and that the trace shows it.
+fn finds(point: &str, rule: &str, promise: Invariant, steps: usize) -> String {
+    let text = weakened(point, rule);
+    let found = explored(&text, &NARROW);
+    let violation = found.violation.as_ref().unwrap_or_else(|| panic!("{point}: nothing found\n{found}"));
+    assert!(!found.holds);
+    assert_eq!(violation.invariant, promise, "{point}: {found}");
+    assert_eq!(violation.trace.len(), steps, "{point}: {found}");
+    // The trace is one for `replay`, and there every step of it is allowed.
+    let lines: String = violation.trace.iter().map(|line| format!("{line}\n")).collect();
+    let mut answers = Vec::new();
+    replay_sources(&Inputs::policy("policy.rego", &text), Cursor::new(lines), &mut answers).unwrap();
+    let answers = String::from_utf8(answers).unwrap();
+    assert_eq!(answers.lines().count(), steps);
+    for answer in answers.lines() {
+        let answer: Value = serde_json::from_str(answer).unwrap();
+        assert_eq!(answer["result"]["allowed"], true, "{answer}");
+    }
+    violation.message.clone()
+}
+
+#[test]
+fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<String>>();
+    let container = Container {
+        image: format!("sha256:{}", hash(7)),
+        layers: vec![[1; 32], [2; 32]],
+        args: words(&["python3", "-c", "print('up')"]),
+        env: words(&["PATH=/bin", "LANG=C"]),
+        working_dir: "/".into(),
+        user: String::new(),
+        identity: Identity { uid: 0, gids: vec![0] },
+        umask: 0o22,
+        no_new_privileges: true,
+        stdio: true,
+        exec: vec![words(&["python3", "-c", "print('more')"])],
+        signals: vec![9, 15],
+        properties: true,
+        logging: false,
+    };
+    for (bounds, states) in [
+        (Bounds { ids: 2, extra_devices: 0, ..NARROW }, 50),
+        (Bounds { extra_devices: 1, others: 1, ..NARROW }, 50),
+    ] {
+        let found = explored(&container.policy(), &bounds);
+        assert!(found.holds && found.complete && found.violation.is_none(), "{found}");
+        assert!(found.states > states && found.outside > 0, "{found}");
+        let text = found.to_string();
+        assert!(text.contains("holds") && text.contains(&format!("{} container ids", bounds.ids)), "{text}");
+    }
+}
+
+#[test]
+fn two_entries_of_the_same_layers_are_told_apart_in_every_state() {
+    let found = explored(&two(), &Bounds { extra_devices: 1, ..NARROW });
+    assert!(found.holds, "{found}");
+    let graph = found.dot();
+    assert!(graph.starts_with("digraph") && graph.contains("create_container"), "{graph}");
+    assert_eq!(graph.matches(" [label=").count() - graph.matches(" -> ").count(), found.states);
+}
+
+#[test]
+fn a_path_that_is_forgotten_to_be_free_again_is_found() {
+    finds(
+        "unmount_device",
+        "unmount_device := {\"allowed\": true} if data.framework.unmount_device.allowed",
+        Invariant::OneDevicePerPath,
+        3,
+    );
+}
+
+#[test]
+fn a_second_device_at_one_path_is_found() {
+    let rule = r#"mount_device := {"allowed": true, "metadata": [operation]} if {
+	input.deviceHash in data.framework.known_layers
+	startswith(input.target, "/run/mounts/scsi/m")
+	operation := {"name": "devices", "action": "update", "key": input.target, "value": input.deviceHash}
+}"#;
+    finds("mount_device", rule, Invariant::OneDevicePerPath, 1);
+}
+
+#[test]
+fn an_overlay_in_another_order_is_found() {
+    let rule = r#"mount_overlay := {"allowed": true, "metadata": [
+	{"name": "matches", "action": "add", "key": input.containerID, "value": entries},
+	{"name": "overlayTargets", "action": "add", "key": input.target, "value": true},
+]} if {
+	not data.metadata.matches[input.containerID]
+	not data.metadata.overlayTargets[input.target]
+	mounted := {data.metadata.devices[path] | some path in input.layerPaths}
+	entries := [entry | some entry in containers; {layer | some layer in entry.layers} == mounted]
+	count(entries) > 0
+}"#;
+    finds("mount_overlay", rule, Invariant::OverlayInOrder, 3);
+}
+
+#[test]
+fn an_id_that_is_not_burned_is_found() {
+    let rule = r#"create_container := {
+	"allowed": true, "env_list": answer.env_list, "caps_list": answer.caps_list,
+	"allow_stdio_access": answer.allow_stdio_access,
+	"metadata": [operation | some operation in answer.metadata; operation.name != "started"],
+} if {
+	answer := data.framework.create_container
+	answer.allowed == true
+}"#;
+    finds("create_container", rule, Invariant::BurnedIdsStayBurned, 5);
+}
+
+#[test]
+fn an_id_that_a_shutdown_frees_is_found() {
+    let rule = r#"shutdown_container := {"allowed": true, "metadata": [
+	{"name": "matches", "action": "remove", "key": input.containerID},
+	{"name": "started", "action": "remove", "key": input.containerID},
+]} if data.metadata.started[input.containerID]"#;
+    finds("shutdown_container", rule, Invariant::BurnedIdsStayBurned, 7);
+}
+
+#[test]
+fn a_mixture_of_two_entries_is_found_with_the_field_that_each_refuses() {
+    let rule = r#"create_container := {
+	"allowed": true, "env_list": input.envList, "caps_list": input.capabilities, "allow_stdio_access": true,
+	"metadata": [{"name": "started", "action": "add", "key": input.containerID, "value": {"privileged": false}}],
+} if {
+	not data.metadata.started[input.containerID]
+	input.devices == []
+	possible := data.metadata.matches[input.containerID]
+	some one in possible
+	one.command == input.argList
+	one.working_dir == input.workingDir
+	data.framework.user_ok(one.user)
+	data.framework.privileged_ok(one)
+	data.framework.no_new_privileges_ok(one)
+	one.seccomp_profile_sha256 == input.seccompProfileSHA256
+	data.framework.mounts_ok(one)
+	some other in possible
+	data.framework.environment_ok(other.env_rules, input.envList)
+	data.framework.capabilities_ok(other.capabilities, input.capabilities)
+}"#;
+    let message = finds("create_container", rule, Invariant::OneEntryAllowsAll, 4);
+    assert!(
+        message.contains("envList") && message.contains("\"serve\"") && message.contains("\"other\""),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_a_flag_does_not_allow_is_found_in_the_first_step() {
+    finds("get_properties", "get_properties := {\"allowed\": true}", Invariant::OnlyWhatThePolicyNames, 1);
+}
+
+#[test]
+fn the_customer_s_assertions_are_checked_and_a_broken_one_comes_with_its_trace() {
+    let inputs = Inputs::policy("policy.rego", &two());
+    let check = |rules: &str| {
+        let module =
+            ("assertions.rego".to_string(), format!("package assertions\n\nimport rego.v1\n\n{rules}\n"));
+        explore(&inputs, Some(&module), &NARROW, &mut |_| {})
+    };
+    let rules = r#"deny contains "a second process runs" if {
+	input.point == "exec_in_container"
+	input.decision.allowed
+	input.state.started[input.request.containerID]
+}"#;
+    let found = check(rules).unwrap();
+    let violation = found.violation.expect("it is broken");
+    assert_eq!(violation.invariant, Invariant::Assertion);
+    assert!(violation.message.contains("a second process runs"), "{}", violation.message);
+    assert_eq!(violation.trace.len(), 5);
+
+    let rules = r#"deny contains "without its PATH" if {
+	input.point == "create_container"
+	input.decision.allowed
+	not "PATH=/bin" in input.decision.env_list
+	not "PATH=/other" in input.decision.env_list
+}
+
+deny contains "more containers than one" if count(object.get(input.after, "started", {})) > 1"#;
+    assert!(check(rules).unwrap().holds);
+    let error = format!("{:#}", check("allow := true").unwrap_err());
+    assert!(error.contains("data.assertions.deny"), "{error}");
+}
+
+#[test]
+fn an_exploration_that_was_not_finished_does_not_say_that_it_holds() {
+    let found = explored(&two(), &Bounds { states: 3, ..NARROW });
+    assert!(!found.holds && !found.complete && found.violation.is_none());
+    assert!(found.to_string().contains("no proof"), "{found}");
+}
