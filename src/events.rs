@@ -13,7 +13,7 @@ use crate::gate::action::ProcessId;
 use crate::guest::Guest;
 use crate::linux::{Errno, console, power, signal, vsock};
 use crate::streams::{MAX_PENDING, Pending, Progress, answer};
-use crate::target::Layers;
+use crate::target::{Layers, Scratches};
 use crate::wire::frame::MAX_FRAME;
 use crate::wire::{Attach, CONTROL_PORT, ExitStatus, Phase, Reason, Refusal, Reply, Request, STREAM_PORT};
 use core::convert::Infallible;
@@ -82,6 +82,8 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::GetProperties => "get properties",
         Request::RuntimeLogging { .. } => "runtime logging",
         Request::PowerOff => "power off",
+        Request::MountScratch { .. } => "mount scratch",
+        Request::UnmountScratch { .. } => "unmount scratch",
     }
 }
 
@@ -100,6 +102,7 @@ impl Events {
                 gate: Gate::new(*report.host_data(), report.bytes()),
                 guest: Guest {
                     layers: step("device-mapper", Layers::new())?,
+                    scratches: step("device-mapper", Scratches::new())?,
                     containers: step("containers", Containers::new(&epoll, Places::default()))?,
                     logging: false,
                 },

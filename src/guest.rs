@@ -2,12 +2,12 @@
 
 use crate::container::Containers;
 use crate::gate::action::{
-    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, Permit, SetLogging,
-    ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, User,
+    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, MountScratch, Permit,
+    SetLogging, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
 use crate::linux::console;
-use crate::target::{Layers, mount_overlay, unmount_overlay};
+use crate::target::{Layers, Scratches, mount_overlay, unmount_overlay};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::read;
 
@@ -16,6 +16,8 @@ use rustix::io::read;
 pub struct Guest {
     /// The layer devices.
     pub layers: Layers,
+    /// The scratch devices.
+    pub scratches: Scratches,
     /// The containers.
     pub containers: Containers,
     /// Whether the guest says on the console what it does.
@@ -29,6 +31,14 @@ impl Actor for Guest {
 
     fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError> {
         self.layers.unmount_device(permit)
+    }
+
+    fn mount_scratch(&mut self, permit: Permit<MountScratch>) -> Result<(), ActError> {
+        self.scratches.mount_scratch(permit)
+    }
+
+    fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError> {
+        self.scratches.unmount_scratch(permit)
     }
 
     fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError> {

@@ -64,7 +64,7 @@ pub fn read_report() -> Result<Report, AttestError> {
 
 /// Fills `bytes` from the kernel's generator, once that is seeded.
 #[cfg(feature = "guest")]
-fn fill_random(bytes: &mut [u8]) -> Result<(), crate::linux::Errno> {
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), crate::linux::Errno> {
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {

@@ -6,6 +6,7 @@
 //! no memory.
 
 use super::privileges::Privileges;
+use super::rootfs::Bind;
 use super::time::Deadline;
 use super::{path, rootfs, stdio::ChildEnds};
 use crate::gate::action::{ActError, StartProcess};
@@ -140,6 +141,8 @@ pub enum Place<'a> {
         container: &'a ContainerId,
         /// Its root filesystem.
         rootfs: &'a CStr,
+        /// What is mounted in it beside that.
+        binds: &'a [Bind],
     },
     /// In the PID namespace of a running container, whose others it is to join.
     Running {
@@ -176,13 +179,13 @@ fn become_program(
     signal::set_blocked(0).at(Step::Clone)?;
     umask(Mode::empty());
     match place {
-        Place::New { container, rootfs } => {
+        Place::New { container, rootfs, binds } => {
             // Only now: the root of a control group namespace is the group of the process that makes it.
             new_cgroup_namespace().at(Step::Clone)?;
             let hostname = container.as_str().get(..HOSTNAME).unwrap_or_default();
             rustix::system::sethostname(hostname.as_bytes()).at(Step::Clone)?;
             loopback::up().at(Step::Clone)?;
-            rootfs::enter(rootfs).at(Step::Rootfs)?;
+            rootfs::enter(rootfs, binds).at(Step::Rootfs)?;
         }
         Place::Running { init } => {
             let all = ThreadNameSpaceType::MOUNT

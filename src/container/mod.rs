@@ -21,10 +21,12 @@ mod time;
 mod user;
 
 use crate::gate::action::{
-    ActError, CreateContainer, ExecInContainer, Permit, ProcessId, ShutdownContainer, SignalProcess,
-    StartProcess, User,
+    ActError, CreateContainer, ExecInContainer, Mount, Permit, ProcessId, ShutdownContainer, SignalProcess,
+    Source, StartProcess, User,
 };
 use crate::gate::fields::{ContainerId, Signal, UserSpec};
+use crate::gate::input::directory;
+use crate::gate::memory::{OutOfMemory, text};
 use crate::linux::Errno;
 use crate::linux::process::{NewNamespaces, send_signal, spawn};
 use crate::wire::{ExitStatus, Step, Stream};
@@ -34,10 +36,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use cgroup::{Cgroup, Cgroups};
 use launch::{At, Failure, Place, Program};
+use rootfs::Bind;
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, mkdirat, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitStatus, getpid, pidfd_open,
@@ -123,14 +126,15 @@ impl Containers {
 
     /// See [`crate::gate::action::Actor::create_container`].
     pub fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError> {
-        let CreateContainer { container, init } = permit.into_action();
+        let CreateContainer { container, scratch, mounts, init } = permit.into_action();
         if self.containers.contains_key(&container) {
             return Err(Failure { step: Step::Cgroup, errno: Errno::EXIST }.into_error(true));
         }
         let rootfs = self.rootfs(&container).at(Step::Rootfs).map_err(|failure| failure.into_error(true))?;
+        let binds = binds(&scratch, &mounts).at(Step::Rootfs).map_err(|failure| failure.into_error(true))?;
         let cgroup =
             self.cgroups.make(&container).at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
-        let place = Place::New { container: &container, rootfs: &rootfs };
+        let place = Place::New { container: &container, rootfs: &rootfs, binds: &binds };
         match self.start(container, &cgroup, place, &init) {
             Ok(()) => {
                 self.containers.insert(container, Container { cgroup, init: init.process });
@@ -334,6 +338,30 @@ impl Containers {
             (Ok(_), Err(failure)) => Err(failure.into_error(false)),
         }
     }
+}
+
+/// What these mounts bind. A directory of the scratch space that is not there yet is made: everybody's, as Kubernetes makes
+/// an `emptyDir`.
+fn binds(scratch: &ContainerId, mounts: &[Mount<'_>]) -> Result<Vec<Bind>, Errno> {
+    let mut binds = launch::room(mounts.len())?;
+    for mount in mounts {
+        let source = match mount.source {
+            Source::Layer(slot) => path::c_string(&[&slot.path()])?,
+            Source::Directory(name) => {
+                let path = path::c_string(&[&directory(scratch, name)])?;
+                match mkdirat(CWD, &*path, Mode::RWXU) {
+                    // The init's own mask would take the others' access away.
+                    Ok(()) => chmodat(CWD, &*path, Mode::from_raw_mode(0o777), AtFlags::empty())?,
+                    Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(errno),
+                }
+                path
+            }
+        };
+        let destination = text(mount.destination.as_str()).map_err(|OutOfMemory| Errno::NOMEM)?;
+        binds.push(Bind { source, destination, read_only: mount.read_only });
+    }
+    Ok(binds)
 }
 
 /// Lets this process's future children be members of the PID namespace that this process is in.

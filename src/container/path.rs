@@ -36,6 +36,22 @@ pub fn mount_target(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno>
     }
 }
 
+/// As [`mount_target`] for an absolute path of any depth, each of whose missing directories is made.
+///
+/// SECURITY (I16): no component may be a symbolic link, so an image cannot lead a mount elsewhere. The container does not run
+/// yet.
+pub fn mount_point(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let ends = path.bytes().enumerate().filter(|&(at, byte)| byte == b'/' && at > 0).map(|(at, _)| at);
+    let mut target = Err(Errno::INVAL);
+    for end in ends.chain([path.len()]) {
+        target = mount_target(root, &c_string(&[path.get(1..end).ok_or(Errno::INVAL)?])?);
+        if target.is_err() {
+            break;
+        }
+    }
+    target
+}
+
 /// A handle on an existing directory inside `root`; links are followed as they are inside the container.
 pub fn directory(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
     openat2(root, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), IN_ROOT)

@@ -4,6 +4,8 @@
 use super::device::DEVICES;
 use super::path;
 use crate::linux::{Errno, mount::add_attributes};
+use alloc::ffi::CString;
+use alloc::string::String;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, mknodat, openat, symlinkat};
@@ -93,8 +95,19 @@ const MASKED: [&CStr; 19] = [
 /// Paths that OCI runtimes make read-only by default.
 const READ_ONLY: [&CStr; 5] = [c"proc/bus", c"proc/fs", c"proc/irq", c"proc/sys", c"proc/sysrq-trigger"];
 
+/// Something of the guest's that the policy lets one container see: a directory of its scratch space, or a data volume.
+#[derive(Debug)]
+pub struct Bind {
+    /// The guest's own path.
+    pub source: CString,
+    /// Where it goes: absolute, inside the container, below nothing that is mounted here.
+    pub destination: String,
+    /// Whether the container can only read it.
+    pub read_only: bool,
+}
+
 /// Makes `rootfs`, a mount, the root of everything that this process and its children can reach.
-pub fn enter(rootfs: &CStr) -> Result<(), Errno> {
+pub fn enter(rootfs: &CStr, binds: &[Bind]) -> Result<(), Errno> {
     // Nothing that is mounted here is to appear in the init's own namespace, nor the reverse.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -108,6 +121,13 @@ pub fn enter(rootfs: &CStr) -> Result<(), Errno> {
         attach(mount.as_fd(), target.as_fd())?;
     }
     populate_dev(root)?;
+    for bind in binds {
+        let source = openat(CWD, &*bind.source, flags, Mode::empty())?;
+        let mount = clone_mount(source.as_fd())?;
+        let read_only = if bind.read_only { RDONLY } else { MountAttrFlags::empty() };
+        add_attributes(mount.as_fd(), NOSUID | NODEV | read_only)?;
+        attach(mount.as_fd(), path::mount_point(root, &bind.destination)?.as_fd())?;
+    }
     for path in MASKED {
         mask(root, path)?;
     }

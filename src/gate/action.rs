@@ -5,10 +5,10 @@
 //! happens without a decision is checked by the compiler, and so is that what happens is what was decided on.
 
 use super::fields::{
-    Args, CapabilitySets, ContainerId, DataBlocks, Env, RootHash, Serial, Signal, Slot, Umask, UserSpec,
-    WorkingDir,
+    Args, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, MountPoint, RootHash, ScratchBlocks,
+    Serial, Signal, Slot, Umask, UserSpec, WorkingDir,
 };
-use crate::wire::{Stdio, Step};
+use crate::wire::{Stdio, Step, Tags};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -59,6 +59,8 @@ pub struct MountDevice {
     pub root_hash: RootHash,
     /// Its size. The actor refuses a filesystem that says otherwise (difference D4).
     pub data_blocks: DataBlocks,
+    /// Whether the machine ends when a block does not match; otherwise its reader gets an error.
+    pub panic_on_corruption: bool,
 }
 
 /// Unmount a layer and remove its mapping.
@@ -75,6 +77,8 @@ pub struct MountOverlay {
     pub container: ContainerId,
     /// Its layers, top first.
     pub layers: Vec<Slot>,
+    /// The scratch device for what it writes; `None`: the guest's memory.
+    pub scratch: Option<ContainerId>,
 }
 
 /// Take it apart.
@@ -82,6 +86,50 @@ pub struct MountOverlay {
 pub struct UnmountOverlay {
     /// The container.
     pub container: ContainerId,
+    /// The scratch device under it.
+    pub scratch: Option<ContainerId>,
+}
+
+/// Make a disk encrypted scratch space and mount it.
+#[derive(Debug, Clone)]
+pub struct MountScratch {
+    /// Its id: a container's, or one that several share.
+    pub scratch: ContainerId,
+    /// The number of its mapping: no other scratch space has it.
+    pub number: u16,
+    /// The disk.
+    pub device: Serial,
+    /// Its size.
+    pub blocks: ScratchBlocks,
+    /// Where its tags are kept.
+    pub tags: Tags,
+}
+
+/// Unmount scratch space and forget its key.
+#[derive(Debug, Clone)]
+pub struct UnmountScratch {
+    /// Its id.
+    pub scratch: ContainerId,
+}
+
+/// Something mounted in a container beside what every container has.
+#[derive(Debug, Clone, Copy)]
+pub struct Mount<'a> {
+    /// What.
+    pub source: Source<'a>,
+    /// Where.
+    pub destination: MountPoint<'a>,
+    /// Whether the container can only read it.
+    pub read_only: bool,
+}
+
+/// What is mounted.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// A directory on the container's scratch space.
+    Directory(DirectoryName<'a>),
+    /// A mounted layer device.
+    Layer(Slot),
 }
 
 /// A process to start.
@@ -112,6 +160,10 @@ pub struct StartProcess<'a> {
 pub struct CreateContainer<'a> {
     /// The container.
     pub container: ContainerId,
+    /// The scratch space whose directories it can have mounted: the container's own where it is in guest memory.
+    pub scratch: ContainerId,
+    /// What is mounted in it.
+    pub mounts: Vec<Mount<'a>>,
     /// Its init process.
     pub init: StartProcess<'a>,
 }
@@ -188,6 +240,10 @@ pub trait Actor {
     fn mount_device(&mut self, permit: Permit<MountDevice>) -> Result<(), ActError>;
     /// Does it.
     fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError>;
+    /// Does it.
+    fn mount_scratch(&mut self, permit: Permit<MountScratch>) -> Result<(), ActError>;
+    /// Does it.
+    fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError>;
     /// Does it.
     fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError>;
     /// Does it.

@@ -142,6 +142,78 @@ impl DataBlocks {
     }
 }
 
+/// The size of a scratch space in blocks of 4096 bytes: from 16 MiB, so that there is room for a filesystem, to 128 GiB, so
+/// that its tags fit one RAM disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ScratchBlocks(u64);
+
+impl ScratchBlocks {
+    /// Fewest blocks.
+    pub const MIN: u64 = (16 << 20) / 4096;
+    /// Most blocks.
+    pub const MAX: u64 = (128 << 30) / 4096;
+
+    /// This many.
+    pub fn new(blocks: u64) -> Result<Self, Invalid<'static>> {
+        if (Self::MIN..=Self::MAX).contains(&blocks) {
+            Ok(Self(blocks))
+        } else {
+            invalid(Field::DataBlocks, Rule::Range, "")
+        }
+    }
+
+    /// How many.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// The name of a directory on scratch space: 1 to 64 of `A–Z a–z 0–9 . _ -`, not starting with a dot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DirectoryName<'a>(&'a str);
+
+impl<'a> DirectoryName<'a> {
+    /// Most bytes.
+    pub const MAX: usize = 64;
+
+    /// This name.
+    pub fn parse(name: &'a str) -> Result<Self, Invalid<'a>> {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        if plain && !name.is_empty() && name.len() <= Self::MAX && !name.starts_with('.') {
+            Ok(Self(name))
+        } else {
+            invalid(Field::Mounts, Rule::DirectoryName, name)
+        }
+    }
+
+    /// The name.
+    pub fn as_str(self) -> &'a str {
+        self.0
+    }
+}
+
+/// Where something is mounted in a container: as [`WorkingDir`], not the root, and outside of what the guest itself mounts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MountPoint<'a>(&'a str);
+
+impl<'a> MountPoint<'a> {
+    /// This path.
+    pub fn parse(path: &'a str) -> Result<Self, Invalid<'a>> {
+        // SECURITY (I10, C04): nothing covers the guest's own filesystems or what it masks in them.
+        let first = path.split('/').nth(1).unwrap_or_default();
+        if WorkingDir::parse(path).is_ok() && !matches!(first, "" | "dev" | "proc" | "sys") {
+            Ok(Self(path))
+        } else {
+            invalid(Field::Mounts, Rule::MountPoint, path)
+        }
+    }
+
+    /// The path.
+    pub fn as_str(self) -> &'a str {
+        self.0
+    }
+}
+
 /// An argument vector: at least one, the first not empty, no NUL inside (C07, the pwnkit class).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Args<'a>(&'a [&'a str]);

@@ -1,11 +1,11 @@
 //! What the policy sees of a request: the input objects of the reference's enforcement points (`enforcement.md`, section
 //! 5), so that policies written for it read the same here. Every path in them is the guest's own (difference D3).
 
-use super::action::StartProcess;
-use super::fields::{CAPABILITY_NAMES, ContainerId, Signal};
+use super::action::{Mount, Source, StartProcess};
+use super::fields::{CAPABILITY_NAMES, ContainerId, DirectoryName, ScratchBlocks, Signal};
 use crate::accounts::MAX_GROUPS;
 use crate::policy::{Arena, Fault, Reason, Value};
-use crate::wire::Process;
+use crate::wire::{MAX_MOUNTS, Process, Tags};
 use alloc::string::String;
 use core::fmt::Write;
 use heapless::Vec;
@@ -14,11 +14,99 @@ use heapless::Vec;
 pub(super) const MOUNT_PATH_REGEX: &str = "/run/mounts/scsi/m[0-9]+";
 
 /// Where a container's root filesystem is.
-pub(super) fn rootfs(container: &ContainerId) -> heapless::String<96> {
-    let mut path = heapless::String::new();
-    // 15 bytes, 64 digits and 7 bytes fit.
-    let _ = write!(path, "/run/gcs/c/{}/rootfs", container.as_str());
+pub(crate) fn rootfs(container: &ContainerId) -> Path {
+    let mut path = folder(container);
+    // 82 bytes fit.
+    let _ = path.push_str("/rootfs");
     path
+}
+
+/// Where scratch devices are mounted, as a pattern that policies match mount points against.
+const SCRATCH_PATH_REGEX: &str = "/run/gcs/c/[0-9a-fA-F]{64}";
+
+/// A path below `/run/gcs/c`: 11 bytes, an id, and at most 85 more.
+pub(crate) type Path = heapless::String<160>;
+
+/// Where a scratch device is mounted, and where a container's folder is.
+pub(crate) fn folder(id: &ContainerId) -> Path {
+    let mut path = Path::new();
+    // 75 bytes fit.
+    let _ = write!(path, "/run/gcs/c/{}", id.as_str());
+    path
+}
+
+/// What a container writes, on the scratch space of this id: the container's own where it is in guest memory.
+pub(crate) fn writable(scratch: &ContainerId, container: &ContainerId) -> Path {
+    let mut path = folder(scratch);
+    // 148 bytes fit.
+    let _ = write!(path, "/scratch/{}", container.as_str());
+    path
+}
+
+/// Where a scratch space has the directories that are mounted in containers. The reference's `sandboxMounts`, and below
+/// it the place of an `emptyDir`, so that policies for it name the same paths.
+pub(crate) const DIRECTORIES: &str = "sandboxMounts/tmp/atlas/emptydir";
+
+/// The path of such a directory.
+pub(crate) fn directory(scratch: &ContainerId, name: DirectoryName<'_>) -> heapless::String<192> {
+    let mut path = heapless::String::new();
+    // 75, 34 and at most 64 bytes fit.
+    let _ = write!(path, "{}/{DIRECTORIES}/{}", folder(scratch), name.as_str());
+    path
+}
+
+pub(super) fn rw_mount_device(
+    input: &mut Arena<'_>,
+    scratch: &ContainerId,
+    blocks: ScratchBlocks,
+    tags: Tags,
+) -> Result<Value, Fault> {
+    let target = input.string(&folder(scratch))?;
+    let filesystem = input.string("ext4")?;
+    let regex = input.string(SCRATCH_PATH_REGEX)?;
+    // At most 128 GiB.
+    let size = i64::try_from(blocks.get() * 4096).map_err(|_| Fault::Arena)?;
+    // SECURITY (L05): encrypted and formatted by the guest, always; nothing in a request says otherwise.
+    input.object(&[
+        ("encrypted", Value::Bool(true)),
+        ("ensureFilesystem", Value::Bool(true)),
+        ("filesystem", filesystem),
+        ("mountPathRegex", regex),
+        ("rollbackProtection", Value::Bool(tags == Tags::Memory)),
+        ("size", Value::Int(size)),
+        ("target", target),
+    ])
+}
+
+pub(super) fn scratch_mount(
+    input: &mut Arena<'_>,
+    scratch: Option<&ContainerId>,
+    container: &ContainerId,
+) -> Result<Value, Fault> {
+    let target = input.string(&writable(scratch.unwrap_or(container), container))?;
+    input.object(&[
+        ("encrypted", Value::Bool(true)),
+        ("memory", Value::Bool(scratch.is_none())),
+        ("target", target),
+    ])
+}
+
+pub(super) fn unmount_target(input: &mut Arena<'_>, path: &str) -> Result<Value, Fault> {
+    let target = input.string(path)?;
+    input.object(&[("unmountTarget", target)])
+}
+
+fn mount(input: &mut Arena<'_>, scratch: &ContainerId, mount: &Mount<'_>) -> Result<Value, Fault> {
+    let destination = input.string(mount.destination.as_str())?;
+    let source = match mount.source {
+        Source::Directory(name) => input.string(&directory(scratch, name))?,
+        Source::Layer(slot) => input.string(&slot.path())?,
+    };
+    // As policies of the reference write them. Nothing is ever mounted on the other side, so nothing propagates.
+    let access = if mount.read_only { "ro" } else { "rw" };
+    let options = input.strings(["rbind", "rshared", access].into_iter())?;
+    let kind = input.string("bind")?;
+    input.object(&[("destination", destination), ("options", options), ("source", source), ("type", kind)])
 }
 
 /// Most fields of an input.
@@ -82,27 +170,32 @@ pub(super) fn create_container(
     input: &mut Arena<'_>,
     container: &ContainerId,
     privileged: bool,
+    scratch: &ContainerId,
+    mounts: &[Mount<'_>],
     start: &StartProcess<'_>,
 ) -> Result<Value, Fault> {
     let mut fields = process(input, container, start)?;
-    let mut sandbox = heapless::String::<96>::new();
-    let _ = write!(sandbox, "/run/gcs/c/{}/", container.as_str());
     let mut under = |name: &str| {
-        let mut path = sandbox.clone();
-        // 76 bytes and at most 13 fit.
-        let _ = path.push_str(name);
+        let mut path = folder(scratch);
+        // 75 bytes and at most 14 fit.
+        let _ = write!(path, "/{name}");
         input.string(&path)
     };
     let sandbox_dir = under("sandboxMounts")?;
     let huge_pages_dir = under("hugepages")?;
-    // The guest makes the same mounts and devices for every container; a request cannot add any, so none is to be
-    // decided. There is no seccomp profile of the host's either: the empty string is what the reference has for none.
+    let mut asked = Vec::<Value, MAX_MOUNTS>::new();
+    for one in mounts {
+        asked.push(mount(input, scratch, one)?).map_err(|_| Fault::Arena)?;
+    }
+    let mounts = input.array(&asked)?;
+    // The guest makes the same devices for every container; a request cannot add any, so none is to be decided. There is
+    // no seccomp profile of the host's either: the empty string is what the reference has for none.
     let none = input.array(&[])?;
     let no_profile = input.string("")?;
     fields.extend([
         ("sandboxDir", sandbox_dir),
         ("hugePagesDir", huge_pages_dir),
-        ("mounts", none),
+        ("mounts", mounts),
         ("devices", none),
         ("privileged", Value::Bool(privileged)),
         ("seccompProfileSHA256", no_profile),

@@ -16,7 +16,7 @@
 
 pub mod action;
 pub mod fields;
-mod input;
+pub(crate) mod input;
 pub mod memory;
 mod objects;
 #[cfg(test)]
@@ -25,21 +25,22 @@ mod tests;
 use crate::point::Point;
 use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Value};
 use crate::wire::{
-    Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, MAX_LAYERS, Phase, Process,
-    ProcessProperties, Properties, Reason, Refusal, Reply, Request, Step,
+    self, Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, MAX_LAYERS, Phase, Process,
+    ProcessProperties, Properties, Reason, Refusal, Reply, Request, Rule, ScratchProperties, Step, Tags,
 };
 use action::{
-    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, Permit, ProcessId,
-    SetLogging, ShutdownContainer, SignalProcess, StartProcess, UnmountDevice, UnmountOverlay, User,
+    ActError, Actor, CreateContainer, ExecInContainer, Mount, MountDevice, MountOverlay, MountScratch,
+    Permit, ProcessId, SetLogging, ShutdownContainer, SignalProcess, Source, StartProcess, UnmountDevice,
+    UnmountOverlay, UnmountScratch, User,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use fields::{
-    Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, Env, Invalid, RootHash, Serial, Signal,
-    Umask, UserSpec, WorkingDir,
+    Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, Invalid, MountPoint,
+    RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, WorkingDir,
 };
-use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay};
+use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay, Scratch};
 use sha2::{Digest, Sha256};
 
 /// Memory for one decision, in bytes.
@@ -164,12 +165,12 @@ impl Gate {
                 self.mount_device(actor, device, root_hash, data_blocks)?;
             }
             Request::UnmountDevice { device } => self.unmount_device(actor, device)?,
-            Request::MountOverlay { container, ref layers } => {
-                self.mount_overlay(actor, container, layers)?
+            Request::MountOverlay { container, ref layers, scratch } => {
+                self.mount_overlay(actor, container, layers, scratch)?;
             }
             Request::UnmountOverlay { container } => self.unmount_overlay(actor, container)?,
-            Request::CreateContainer { container, privileged, ref process } => {
-                return self.create_container(actor, container, privileged, process);
+            Request::CreateContainer { container, privileged, ref mounts, ref process } => {
+                return self.create_container(actor, container, privileged, mounts, process);
             }
             Request::ExecInContainer { container, ref process } => {
                 return self.exec_in_container(actor, container, process);
@@ -183,6 +184,10 @@ impl Gate {
                 let decision = self.decide(Point::RuntimeLogging, &no_value, |input| input.object(&[]))?;
                 self.perform(decision.delta, || actor.set_logging(Permit::granted(SetLogging { enabled })))?;
             }
+            Request::MountScratch { scratch, device, data_blocks, tags } => {
+                self.mount_scratch(actor, scratch, device, data_blocks, tags)?;
+            }
+            Request::UnmountScratch { scratch } => self.unmount_scratch(actor, scratch)?,
         }
         Ok(Reply::Done)
     }
@@ -224,7 +229,7 @@ impl Gate {
         let device = Serial::parse(device)?;
         let root_hash = RootHash(root_hash);
         let data_blocks = DataBlocks::new(data_blocks)?;
-        if self.objects.device(&device).is_some() {
+        if self.objects.serial_in_use(&device) {
             return in_use(Field::Device);
         }
         let Some(slot) = self.objects.free_slot() else { return limit(Field::Device) };
@@ -242,7 +247,9 @@ impl Gate {
                 input.object(&[("deviceHash", device_hash), ("mountPathRegex", regex), ("target", target)])
             },
         )?;
-        let action = MountDevice { device: device.clone(), slot, root_hash, data_blocks };
+        let panic_on_corruption = decision.panic_on_corruption == Some(true);
+        let action =
+            MountDevice { device: device.clone(), slot, root_hash, data_blocks, panic_on_corruption };
         self.perform(decision.delta, || actor.mount_device(Permit::granted(action)))?;
         self.objects.devices.push(Device { serial: device, slot });
         Ok(())
@@ -257,12 +264,58 @@ impl Gate {
         if self.objects.slot_in_use(slot) {
             return in_use(Field::Device);
         }
-        let decision = self.decide(Point::UnmountDevice, &no_value, |input| {
-            let target = input.string(&slot.path())?;
-            input.object(&[("unmountTarget", target)])
-        })?;
+        let decision =
+            self.decide(Point::UnmountDevice, &no_value, |input| input::unmount_target(input, &slot.path()))?;
         self.perform(decision.delta, || actor.unmount_device(Permit::granted(UnmountDevice { slot })))?;
         self.objects.devices.retain(|device| device.slot != slot);
+        Ok(())
+    }
+
+    fn mount_scratch(
+        &mut self,
+        actor: &mut impl Actor,
+        scratch: &str,
+        device: &str,
+        data_blocks: u64,
+        tags: Tags,
+    ) -> Result<(), Refusal> {
+        let scratch = scratch_id(scratch)?;
+        let device = Serial::parse(device)?;
+        let blocks = ScratchBlocks::new(data_blocks)?;
+        // SECURITY (L06): one purpose for a disk.
+        if self.objects.serial_in_use(&device) {
+            return in_use(Field::Device);
+        }
+        // A container's folder is where the scratch space of that id would be mounted.
+        if self.objects.scratch(&scratch).is_some() || self.objects.overlay(&scratch).is_some() {
+            return in_use(Field::Scratch);
+        }
+        let Some(number) = self.objects.free_scratch() else { return limit(Field::Scratch) };
+        if self.objects.scratches.try_reserve(1).is_err() {
+            return limit(Field::Scratch);
+        }
+        let decision = self.decide(Point::RwMountDevice, &no_value, |input| {
+            input::rw_mount_device(input, &scratch, blocks, tags)
+        })?;
+        let action = MountScratch { scratch, number, device: device.clone(), blocks, tags };
+        self.perform(decision.delta, || actor.mount_scratch(Permit::granted(action)))?;
+        self.objects.scratches.push(Scratch { id: scratch, number, serial: device, tags });
+        Ok(())
+    }
+
+    fn unmount_scratch(&mut self, actor: &mut impl Actor, scratch: &str) -> Result<(), Refusal> {
+        let scratch = scratch_id(scratch)?;
+        if self.objects.scratch(&scratch).is_none() {
+            return unknown(Field::Scratch);
+        }
+        if self.objects.scratch_in_use(&scratch) {
+            return in_use(Field::Scratch);
+        }
+        let decision = self.decide(Point::RwUnmountDevice, &no_value, |input| {
+            input::unmount_target(input, &input::folder(&scratch))
+        })?;
+        self.perform(decision.delta, || actor.unmount_scratch(Permit::granted(UnmountScratch { scratch })))?;
+        self.objects.scratches.retain(|other| other.id != scratch);
         Ok(())
     }
 
@@ -271,25 +324,29 @@ impl Gate {
         actor: &mut impl Actor,
         container: &str,
         layers: &[&str],
+        scratch: Option<&str>,
     ) -> Result<(), Refusal> {
         let container = ContainerId::parse(container)?;
+        let scratch = scratch.map(scratch_id).transpose()?;
+        if scratch.is_some_and(|scratch| self.objects.scratch(&scratch).is_none()) {
+            return unknown(Field::Scratch);
+        }
+        // The folder of this container is another's scratch space.
+        if scratch != Some(container) && self.objects.scratch(&container).is_some() {
+            return in_use(Field::Container);
+        }
         let mut slots = memory::room(layers.len())?;
         for &layer in layers {
             let serial = Serial::parse(layer)?;
             let Some(device) = self.objects.device(&serial) else { return unknown(Field::Layers) };
             // SECURITY (I05): overlayfs refuses a directory that is in the stack twice; so do we, before the policy.
             if slots.contains(&device.slot) {
-                return Err(Invalid {
-                    field: Field::Layers,
-                    rule: crate::wire::Rule::NoDuplicates,
-                    value: layer,
-                }
-                .into());
+                return Err(Invalid { field: Field::Layers, rule: Rule::NoDuplicates, value: layer }.into());
             }
             slots.push(device.slot);
         }
         if slots.is_empty() {
-            return Err(Invalid { field: Field::Layers, rule: crate::wire::Rule::NotEmpty, value: "" }.into());
+            return Err(Invalid { field: Field::Layers, rule: Rule::NotEmpty, value: "" }.into());
         }
         if self.objects.overlay(&container).is_some() || self.objects.is_burned(&container) {
             return in_use(Field::Container);
@@ -297,7 +354,7 @@ impl Gate {
         if self.objects.overlays.len() >= MAX_CONTAINERS || self.objects.overlays.try_reserve(1).is_err() {
             return limit(Field::Container);
         }
-        let decision = self.decide(Point::MountOverlay, &no_value, |input| {
+        let mut decision = self.decide(Point::MountOverlay, &no_value, |input| {
             let id = input.string(container.as_str())?;
             let mut paths = heapless::Vec::<Value, MAX_LAYERS>::new();
             for slot in &slots {
@@ -307,28 +364,37 @@ impl Gate {
             let target = input.string(&input::rootfs(&container))?;
             input.object(&[("containerID", id), ("layerPaths", paths), ("target", target)])
         })?;
+        let writable = self.decide(Point::ScratchMount, &no_value, |input| {
+            input::scratch_mount(input, scratch.as_ref(), &container)
+        })?;
         let mut layers = memory::room(slots.len())?;
         layers.extend_from_slice(&slots);
-        let action = MountOverlay { container, layers };
+        let action = MountOverlay { container, layers, scratch };
+        both(&mut decision.delta, writable.delta)?;
         self.perform(decision.delta, || actor.mount_overlay(Permit::granted(action)))?;
-        self.objects.overlays.push(Overlay { container, layers: slots, created: false, stdio: false });
+        let mounts = Vec::new();
+        let overlay = Overlay { container, layers: slots, scratch, mounts, created: false, stdio: false };
+        self.objects.overlays.push(overlay);
         Ok(())
     }
 
     fn unmount_overlay(&mut self, actor: &mut impl Actor, container: &str) -> Result<(), Refusal> {
         let container = ContainerId::parse(container)?;
-        match self.objects.overlay(&container) {
+        let scratch = match self.objects.overlay(&container) {
             None => return unknown(Field::Container),
             // SECURITY (C14): not under a running container.
             Some(overlay) if overlay.created => return in_use(Field::Container),
-            Some(_) => {}
-        }
-        let decision = self.decide(Point::UnmountOverlay, &no_value, |input| {
-            let target = input.string(&input::rootfs(&container))?;
-            input.object(&[("unmountTarget", target)])
+            Some(overlay) => overlay.scratch,
+        };
+        let mut decision = self.decide(Point::UnmountOverlay, &no_value, |input| {
+            input::unmount_target(input, &input::rootfs(&container))
         })?;
+        let writable = self.decide(Point::ScratchUnmount, &no_value, |input| {
+            input::unmount_target(input, &input::writable(scratch.as_ref().unwrap_or(&container), &container))
+        })?;
+        both(&mut decision.delta, writable.delta)?;
         self.perform(decision.delta, || {
-            actor.unmount_overlay(Permit::granted(UnmountOverlay { container }))
+            actor.unmount_overlay(Permit::granted(UnmountOverlay { container, scratch }))
         })?;
         self.objects.overlays.retain(|overlay| overlay.container != container);
         Ok(())
@@ -339,18 +405,20 @@ impl Gate {
         actor: &mut impl Actor,
         container: &str,
         privileged: bool,
+        mounts: &[wire::Mount<'_>],
         process: &Process<'_>,
     ) -> Result<Reply<'static>, Refusal> {
         let container = ContainerId::parse(container)?;
-        match self.objects.overlay(&container) {
+        let scratch = match self.objects.overlay(&container) {
             None => return unknown(Field::Container),
             Some(overlay) if overlay.created => return in_use(Field::Container),
-            Some(_) => {}
-        }
+            Some(overlay) => overlay.scratch.unwrap_or(container),
+        };
         // SECURITY (C08, D12): an id serves once, whatever the policy's own state says.
         if self.objects.is_burned(&container) {
             return in_use(Field::Container);
         }
+        let (mounts, layers) = self.mounts(mounts)?;
         let mut start = self.start_process(actor, &container, process)?;
         let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
         if !self.objects.can_burn() {
@@ -358,15 +426,15 @@ impl Gate {
         }
         let decision =
             self.decide(Point::CreateContainer, &|reason| input::value(reason, process), |input| {
-                input::create_container(input, &container, privileged, &start)
+                input::create_container(input, &container, privileged, &scratch, &mounts, &start)
             })?;
         let stdio = decision.allow_stdio == Some(true);
         narrow(Point::CreateContainer, &decision, stdio, &mut start)?;
         self.objects.burn(container);
-        let action = CreateContainer { container, init: start };
+        let action = CreateContainer { container, scratch, mounts, init: start };
         self.perform(decision.delta, || actor.create_container(Permit::granted(action)))?;
         if let Some(overlay) = self.objects.overlay(&container) {
-            (overlay.created, overlay.stdio) = (true, stdio);
+            (overlay.created, overlay.stdio, overlay.mounts) = (true, stdio, layers);
         }
         self.objects.processes.push(objects::Process { id, container, init: true, args, exited: None });
         Ok(Reply::Started { process: id.0 })
@@ -433,7 +501,7 @@ impl Gate {
             actor.shutdown_container(Permit::granted(ShutdownContainer { container }))
         })?;
         if let Some(overlay) = self.objects.overlay(&container) {
-            overlay.created = false;
+            (overlay.created, overlay.mounts) = (false, Vec::new());
         }
         self.objects.processes.retain(|process| process.container != container);
         Ok(())
@@ -453,7 +521,33 @@ impl Gate {
             devices: listed(objects.devices.iter().map(|device| device.serial.as_str()))?,
             containers: listed(objects.overlays.iter().map(|overlay| overlay.container.as_str()))?,
             processes: listed(processes)?,
+            scratch: listed(
+                objects.scratch_kinds().map(|(id, kind)| ScratchProperties { scratch: id.as_str(), kind }),
+            )?,
         }))
+    }
+
+    /// The checked form of what is to be mounted in a container, and the layer devices among it. No side effects.
+    fn mounts<'r>(&self, mounts: &[wire::Mount<'r>]) -> Result<(Vec<Mount<'r>>, Vec<Slot>), Refusal> {
+        let (mut checked, mut layers) = (memory::room(mounts.len())?, memory::room(mounts.len())?);
+        for &wire::Mount { source, destination, read_only } in mounts {
+            let destination = MountPoint::parse(destination)?;
+            let source = match source {
+                wire::Source::Directory(name) => Source::Directory(DirectoryName::parse(name)?),
+                wire::Source::Layer(serial) => {
+                    let Some(device) = self.objects.device(&Serial::parse(serial)?) else {
+                        return unknown(Field::Mounts);
+                    };
+                    if !read_only {
+                        return Err(Invalid { field: Field::Mounts, rule: Rule::Range, value: serial }.into());
+                    }
+                    layers.push(device.slot);
+                    Source::Layer(device.slot)
+                }
+            };
+            checked.push(Mount { source, destination, read_only });
+        }
+        Ok((checked, layers))
     }
 
     /// The checked form of a process, with its user resolved in the container's own files. No side effects.
@@ -532,6 +626,17 @@ impl Gate {
             }
         }
     }
+}
+
+/// The two decisions on one request, which take effect together.
+fn both(delta: &mut Delta, other: Delta) -> Result<(), Refusal> {
+    let memory = Refusal { culprit: Culprit::Guest, reason: Reason::Failed { step: Step::Memory, errno: 0 } };
+    delta.append(other).map_err(|_| memory)
+}
+
+/// The id of a scratch space has the form of a container's, whose own it may be.
+fn scratch_id(text: &str) -> Result<ContainerId, Invalid<'_>> {
+    ContainerId::parse(text).map_err(|invalid| Invalid { field: Field::Scratch, ..invalid })
 }
 
 fn no_value(_: policy::Reason) -> &'static str {

@@ -5,7 +5,7 @@
 
 use super::action::ProcessId;
 use super::fields::{ContainerId, Serial, Slot};
-use crate::wire::ExitStatus;
+use crate::wire::{ExitStatus, ScratchKind, Tags};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -13,6 +13,8 @@ use alloc::vec::Vec;
 pub const MAX_DEVICES: usize = 256;
 /// Most overlays, and so containers, at a time.
 pub const MAX_CONTAINERS: usize = 128;
+/// Most scratch devices at a time.
+pub const MAX_SCRATCH: usize = 128;
 /// Most processes, exited ones of containers not yet shut down included.
 pub const MAX_PROCESSES: usize = 1024;
 /// Most containers from start to power-off: each leaves its id behind.
@@ -25,11 +27,24 @@ pub(super) struct Device {
     pub slot: Slot,
 }
 
+/// A mounted scratch device.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    pub id: ContainerId,
+    pub number: u16,
+    pub serial: Serial,
+    pub tags: Tags,
+}
+
 /// An assembled root filesystem, and the container on it if there is one.
 #[derive(Debug)]
 pub(super) struct Overlay {
     pub container: ContainerId,
     pub layers: Vec<Slot>,
+    /// The scratch device under it; `None`: guest memory.
+    pub scratch: Option<ContainerId>,
+    /// Layer devices that are mounted in the container by themselves.
+    pub mounts: Vec<Slot>,
     /// Whether a container was created on it and not yet shut down.
     pub created: bool,
     /// Whether the policy allows that container's processes standard streams.
@@ -51,6 +66,7 @@ pub(super) struct Process {
 #[derive(Debug, Default)]
 pub(super) struct Objects {
     pub devices: Vec<Device>,
+    pub scratches: Vec<Scratch>,
     pub overlays: Vec<Overlay>,
     pub processes: Vec<Process>,
     /// Ids for which the policy once allowed a container (D12, C08).
@@ -68,12 +84,41 @@ impl Objects {
         self.devices.iter().find(|device| device.serial == *serial)
     }
 
+    /// Whether a disk of this serial is in use, for whatever purpose (L06).
+    pub fn serial_in_use(&self, serial: &Serial) -> bool {
+        self.device(serial).is_some() || self.scratches.iter().any(|scratch| scratch.serial == *serial)
+    }
+
+    pub fn scratch(&self, id: &ContainerId) -> Option<&Scratch> {
+        self.scratches.iter().find(|scratch| scratch.id == *id)
+    }
+
+    /// The lowest number that no scratch device has.
+    pub fn free_scratch(&self) -> Option<u16> {
+        (0..MAX_SCRATCH as u16).find(|&number| self.scratches.iter().all(|scratch| scratch.number != number))
+    }
+
+    pub fn scratch_in_use(&self, id: &ContainerId) -> bool {
+        self.overlays.iter().any(|overlay| overlay.scratch == Some(*id))
+    }
+
+    /// Where what containers write goes: each scratch device, then each container that writes to guest memory.
+    pub fn scratch_kinds(&self) -> impl Iterator<Item = (&ContainerId, ScratchKind)> {
+        let devices = self.scratches.iter().map(|scratch| match scratch.tags {
+            Tags::Memory => (&scratch.id, ScratchKind::Sealed),
+            Tags::Disk => (&scratch.id, ScratchKind::SealedWithoutRollbackProtection),
+        });
+        let in_memory = self.overlays.iter().filter(|overlay| overlay.scratch.is_none());
+        devices.chain(in_memory.map(|overlay| (&overlay.container, ScratchKind::Memory)))
+    }
+
     pub fn overlay(&mut self, container: &ContainerId) -> Option<&mut Overlay> {
         self.overlays.iter_mut().find(|overlay| overlay.container == *container)
     }
 
     pub fn slot_in_use(&self, slot: Slot) -> bool {
-        self.overlays.iter().any(|overlay| overlay.layers.contains(&slot))
+        let uses = |overlay: &Overlay| overlay.layers.contains(&slot) || overlay.mounts.contains(&slot);
+        self.overlays.iter().any(uses)
     }
 
     pub fn process(&self, container: &ContainerId, id: u32) -> Option<&Process> {

@@ -35,6 +35,20 @@ impl Actor for Recorder {
     fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError> {
         self.act(format!("unmount {}", permit.into_action().slot.path()))
     }
+    fn mount_scratch(&mut self, permit: Permit<MountScratch>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        let (id, device) = (action.scratch, action.device);
+        self.act(format!(
+            "scratch {} {:.4} on {} {:?}",
+            action.number,
+            id.as_str(),
+            device.as_str(),
+            action.tags
+        ))
+    }
+    fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError> {
+        self.act(format!("unscratch {:.4}", permit.into_action().scratch.as_str()))
+    }
     fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError> {
         let action = permit.into_action();
         let layers: Vec<u16> = action.layers.iter().map(|slot: &Slot| slot.number()).collect();
@@ -124,9 +138,17 @@ fn with_container(actor: &mut Recorder) -> Gate {
     let mut gate = gate_with(&allowing(Point::ALL));
     gate.handle(actor, &mount("a")).unwrap();
     gate.handle(actor, &mount("b")).unwrap();
-    gate.handle(actor, &Request::MountOverlay { container: &id('1'), layers: list(&["b", "a"]) }).unwrap();
-    let create =
-        Request::CreateContainer { container: &id('1'), privileged: false, process: process(&["/bin/a"]) };
+    gate.handle(
+        actor,
+        &Request::MountOverlay { container: &id('1'), layers: list(&["b", "a"]), scratch: None },
+    )
+    .unwrap();
+    let create = Request::CreateContainer {
+        container: &id('1'),
+        privileged: false,
+        mounts: List::new(),
+        process: process(&["/bin/a"]),
+    };
     assert_eq!(gate.handle(actor, &create), Ok(Reply::Started { process: 1 }));
     gate
 }
@@ -157,6 +179,74 @@ fn the_honest_sequence_is_done_in_order() {
             "unmount /run/mounts/scsi/m0",
         ]
     );
+}
+
+fn scratch<'a>(id: &'a str, device: &'a str) -> Request<'a> {
+    Request::MountScratch { scratch: id, device, data_blocks: 4096, tags: Tags::Memory }
+}
+
+#[test]
+fn l06_a_disk_has_one_purpose_and_scratch_space_stays_under_its_containers() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let (pod, two) = (id('f'), id('2'));
+    let mut ask = |request: &Request<'_>| gate.handle(&mut actor, request).map(drop).map_err(|r| r.reason);
+    let in_use = |field| Err(Reason::InUse { field });
+    assert_eq!(ask(&scratch(&pod, "a")), in_use(Field::Device), "a layer's disk");
+    assert_eq!(ask(&scratch(&pod, "s")), Ok(()));
+    assert_eq!(ask(&scratch(&two, "s")), in_use(Field::Device));
+    assert_eq!(ask(&scratch(&pod, "t")), in_use(Field::Scratch));
+    assert_eq!(ask(&mount("s")), in_use(Field::Device));
+    assert_eq!(ask(&scratch(&id('1'), "t")), in_use(Field::Scratch), "a container's folder");
+    let overlay = |container, scratch| Request::MountOverlay { container, layers: list(&["a"]), scratch };
+    let nowhere = Err(Reason::Unknown { field: Field::Scratch });
+    let other = id('e');
+    assert_eq!(ask(&overlay(&two, Some(&other))), nowhere);
+    assert_eq!(ask(&overlay(&pod, None)), in_use(Field::Container), "another's scratch space");
+    assert_eq!(ask(&overlay(&two, Some(&pod))), Ok(()));
+    assert_eq!(ask(&Request::UnmountScratch { scratch: &pod }), in_use(Field::Scratch));
+    assert_eq!(ask(&Request::UnmountOverlay { container: &two }), Ok(()));
+    assert_eq!(ask(&Request::UnmountScratch { scratch: &pod }), Ok(()));
+    assert_eq!(ask(&Request::UnmountScratch { scratch: &pod }), nowhere);
+    for data_blocks in [0, 4095, (128 << 30) / 4096 + 1] {
+        let refused =
+            ask(&Request::MountScratch { scratch: &pod, device: "s", data_blocks, tags: Tags::Memory });
+        assert!(matches!(refused, Err(Reason::Invalid { field: Field::DataBlocks, .. })), "{data_blocks}");
+    }
+}
+
+#[test]
+fn i06_a_layer_that_is_mounted_in_a_container_stays_until_the_container_is_gone() {
+    let mut actor = Recorder::default();
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let container = id('1');
+    let mut ask = |request: &Request<'_>| gate.handle(&mut actor, request).map(drop).map_err(|r| r.reason);
+    for device in ["a", "volume"] {
+        ask(&mount(device)).unwrap();
+    }
+    ask(&Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None }).unwrap();
+    let create = |serial, destination, read_only| Request::CreateContainer {
+        container: &container,
+        privileged: false,
+        mounts: List::from_vec(vec![wire::Mount {
+            source: wire::Source::Layer(serial),
+            destination,
+            read_only,
+        }])
+        .unwrap(),
+        process: process(&["/bin/a"]),
+    };
+    let invalid = |result| matches!(result, Err(Reason::Invalid { field: Field::Mounts, .. }));
+    assert!(invalid(ask(&create("volume", "/data", false))), "writable");
+    for destination in ["", "/", "data", "/data/..", "/proc", "/proc/sys", "/sys/fs", "/dev/shm"] {
+        assert!(invalid(ask(&create("volume", destination, true))), "{destination}");
+    }
+    assert_eq!(ask(&create("other", "/data", true)), Err(Reason::Unknown { field: Field::Mounts }));
+    assert_eq!(ask(&create("volume", "/data", true)), Ok(()));
+    let unmount = Request::UnmountDevice { device: "volume" };
+    assert_eq!(ask(&unmount), Err(Reason::InUse { field: Field::Device }));
+    ask(&Request::ShutdownContainer { container: &container }).unwrap();
+    assert_eq!(ask(&unmount), Ok(()));
 }
 
 #[test]
@@ -233,7 +323,7 @@ fn i08_a_failed_mount_leaves_no_trace() {
     let (step, errno) = (Step::Mount, 22);
     let mut actor = Recorder { fail: Some(ActError { step, errno, undone: true }), ..Default::default() };
     assert_eq!(reason(gate.handle(&mut actor, &mount("a"))), Reason::Failed { step, errno });
-    let overlay = Request::MountOverlay { container: &id('1'), layers: list(&["a"]) };
+    let overlay = Request::MountOverlay { container: &id('1'), layers: list(&["a"]), scratch: None };
     assert_eq!(reason(gate.handle(&mut actor, &overlay)), Reason::Unknown { field: Field::Layers });
     gate.handle(&mut actor, &mount("a")).unwrap();
     assert_eq!(actor.done, ["mount a at /run/mounts/scsi/m0"]);
@@ -260,7 +350,7 @@ fn i05_an_overlay_without_layers_or_with_one_twice_is_refused() {
     let mut actor = Recorder::default();
     gate.handle(&mut actor, &mount("a")).unwrap();
     for (layers, rule) in [(&[][..], Rule::NotEmpty), (&["a", "a"], Rule::NoDuplicates)] {
-        let overlay = Request::MountOverlay { container: &id('1'), layers: list(layers) };
+        let overlay = Request::MountOverlay { container: &id('1'), layers: list(layers), scratch: None };
         let refused = reason(gate.handle(&mut actor, &overlay));
         assert!(
             matches!(refused, Reason::Invalid { field: Field::Layers, rule: broken, .. } if broken == rule)
@@ -275,7 +365,7 @@ fn i09_names_that_are_paths_are_refused_before_anything_happens() {
     let done = actor.done.len();
     let odd = ["../../x", "", "/run", "a/../b", "a\0b", &"a".repeat(4096), "A", &id('G'), &(id('1') + "/")];
     for name in odd {
-        let overlay = Request::MountOverlay { container: name, layers: list(&["a"]) };
+        let overlay = Request::MountOverlay { container: name, layers: list(&["a"]), scratch: None };
         assert!(matches!(
             reason(gate.handle(&mut actor, &overlay)),
             Reason::Invalid { field: Field::Container, .. }
@@ -322,11 +412,15 @@ fn c08_a_container_id_serves_once_even_where_the_policy_has_no_memory() {
     let mut gate = with_container(&mut actor);
     let container = id('1');
     gate.handle(&mut actor, &Request::ShutdownContainer { container: &container }).unwrap();
-    let create =
-        Request::CreateContainer { container: &container, privileged: false, process: process(&["/bin/a"]) };
+    let create = Request::CreateContainer {
+        container: &container,
+        privileged: false,
+        mounts: List::new(),
+        process: process(&["/bin/a"]),
+    };
     assert_eq!(reason(gate.handle(&mut actor, &create)), Reason::InUse { field: Field::Container });
     gate.handle(&mut actor, &Request::UnmountOverlay { container: &container }).unwrap();
-    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]) };
+    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
     assert_eq!(reason(gate.handle(&mut actor, &overlay)), Reason::InUse { field: Field::Container });
 }
 
@@ -336,9 +430,17 @@ fn c08_d12_an_id_is_burned_also_when_creating_failed() {
     let mut actor = Recorder::default();
     let container = id('1');
     gate.handle(&mut actor, &mount("a")).unwrap();
-    gate.handle(&mut actor, &Request::MountOverlay { container: &container, layers: list(&["a"]) }).unwrap();
-    let create =
-        Request::CreateContainer { container: &container, privileged: false, process: process(&["/x"]) };
+    gate.handle(
+        &mut actor,
+        &Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None },
+    )
+    .unwrap();
+    let create = Request::CreateContainer {
+        container: &container,
+        privileged: false,
+        mounts: List::new(),
+        process: process(&["/x"]),
+    };
     actor.fail = Some(ActError { step: Step::Execute, errno: 2, undone: true });
     assert_eq!(reason(gate.handle(&mut actor, &create)), Reason::Failed { step: Step::Execute, errno: 2 });
     assert_eq!(reason(gate.handle(&mut actor, &create)), Reason::InUse { field: Field::Container });
@@ -350,9 +452,17 @@ fn c10_nothing_is_executed_in_a_container_that_was_allowed_and_failed() {
     let mut actor = Recorder::default();
     let container = id('1');
     gate.handle(&mut actor, &mount("a")).unwrap();
-    gate.handle(&mut actor, &Request::MountOverlay { container: &container, layers: list(&["a"]) }).unwrap();
-    let create =
-        Request::CreateContainer { container: &container, privileged: false, process: process(&["/x"]) };
+    gate.handle(
+        &mut actor,
+        &Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None },
+    )
+    .unwrap();
+    let create = Request::CreateContainer {
+        container: &container,
+        privileged: false,
+        mounts: List::new(),
+        process: process(&["/x"]),
+    };
     actor.fail = Some(ActError { step: Step::Execute, errno: 2, undone: true });
     gate.handle(&mut actor, &create).unwrap_err();
     let exec = Request::ExecInContainer { container: &container, process: process(&["/x"]) };
@@ -505,12 +615,12 @@ proptest! {
                 Move::Unmount(device) => Request::UnmountDevice { device: &names[usize::from(*device)] },
                 Move::Overlay(container, layers) => {
                     let layers: Vec<&str> = layers.iter().map(|&layer| &*names[usize::from(layer)]).collect();
-                    Request::MountOverlay { container: &ids[usize::from(*container)], layers: list(&layers) }
+                    Request::MountOverlay { container: &ids[usize::from(*container)], layers: list(&layers), scratch: None }
                 }
                 Move::Unoverlay(container) => Request::UnmountOverlay { container: &ids[usize::from(*container)] },
                 Move::Create(container) => Request::CreateContainer {
                     container: &ids[usize::from(*container)],
-                    privileged: false,
+                    privileged: false, mounts: List::new(),
                     process: process(&["/bin/a"]),
                 },
                 Move::Exec(container) => {

@@ -1,17 +1,21 @@
 //! `/dev/mapper/control`: device-mapper devices (`include/uapi/linux/dm-ioctl.h`).
 //!
-//! Names and tables come from callers that made them of checked values. Every device made here is read-only.
+//! Names and tables come from callers that made them of checked values. A table can hold a key: no copy of it stays in this
+//! program or in the kernel's buffers.
 #![allow(unsafe_code)]
 
 use super::Errno;
 use core::ffi::c_void;
 use rustix::fd::AsFd;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use zeroize::Zeroize;
 
 /// Longest table parameters, in bytes, the ending NUL included.
 pub const MAX_PARAMETERS: usize = 512;
 /// Longest name, in bytes.
 pub const MAX_NAME: usize = 32;
+/// Most targets of one table.
+pub const MAX_TARGETS: usize = 2;
 
 const TYPE: u8 = 0xfd;
 const DEV_CREATE: u8 = 3;
@@ -51,12 +55,44 @@ struct TargetSpec {
     target_type: [u8; 16],
 }
 
-/// Header, one target and its parameters, as the kernel reads them from one piece of memory.
+/// A target and its parameters.
+#[repr(C)]
+struct Entry {
+    target: TargetSpec,
+    parameters: [u8; MAX_PARAMETERS],
+}
+
+/// Header and targets, as the kernel reads them from one piece of memory.
 #[repr(C)]
 struct Message {
     header: Header,
-    target: TargetSpec,
-    parameters: [u8; MAX_PARAMETERS],
+    targets: [Entry; MAX_TARGETS],
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        self.targets.iter_mut().for_each(|entry| entry.parameters.zeroize());
+    }
+}
+
+/// Whether a device can be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// It cannot.
+    ReadOnly,
+    /// It can.
+    ReadWrite,
+}
+
+/// A part of a device: these sectors of 512 bytes go to this target. The parts of a device follow one another.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// Its size in sectors.
+    pub sectors: u64,
+    /// Its kind.
+    pub kind: &'a str,
+    /// Its parameters.
+    pub parameters: &'a str,
 }
 
 impl Message {
@@ -76,8 +112,19 @@ impl Message {
                 uuid: [0; 129],
                 data: [0; 7],
             },
-            target: TargetSpec { sector_start: 0, length: 0, status: 0, next: 0, target_type: [0; 16] },
-            parameters: [0; MAX_PARAMETERS],
+            targets: [const {
+                Entry {
+                    target: TargetSpec {
+                        sector_start: 0,
+                        length: 0,
+                        status: 0,
+                        // From one target to the next.
+                        next: size_of::<Entry>() as u32,
+                        target_type: [0; 16],
+                    },
+                    parameters: [0; MAX_PARAMETERS],
+                }
+            }; MAX_TARGETS],
         };
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(Errno::INVAL);
@@ -146,20 +193,24 @@ pub fn minor(control: impl AsFd, name: &str) -> Result<u32, Errno> {
     Ok(message.minor())
 }
 
-/// Gives the device a table of one read-only target over `sectors` sectors of 512 bytes.
-pub fn load(
-    control: impl AsFd,
-    name: &str,
-    target: &str,
-    sectors: u64,
-    parameters: &str,
-) -> Result<(), Errno> {
+/// Gives the device a table of these targets, one after the other.
+pub fn load(control: impl AsFd, name: &str, access: Access, targets: &[Target<'_>]) -> Result<(), Errno> {
     let mut message = Message::new(name)?;
-    message.header.flags |= READONLY;
-    message.header.target_count = 1;
-    message.target.length = sectors;
-    copy_text(&mut message.target.target_type, target)?;
-    copy_text(&mut message.parameters, parameters)?;
+    if access == Access::ReadOnly {
+        message.header.flags |= READONLY;
+    }
+    if targets.len() > MAX_TARGETS {
+        return Err(Errno::INVAL);
+    }
+    message.header.target_count = targets.len() as u32;
+    let mut start = 0;
+    for (entry, target) in message.targets.iter_mut().zip(targets) {
+        entry.target.sector_start = start;
+        entry.target.length = target.sectors;
+        copy_text(&mut entry.target.target_type, target.kind)?;
+        copy_text(&mut entry.parameters, target.parameters)?;
+        start = start.checked_add(target.sectors).ok_or(Errno::INVAL)?;
+    }
     message.call(control, TABLE_LOAD)
 }
 
@@ -183,7 +234,8 @@ mod tests {
         assert_eq!(size_of::<Header>(), 312);
         assert_eq!(size_of::<TargetSpec>(), 40);
         assert_eq!(opcode::read_write::<Header>(TYPE, DEV_CREATE), 0xc138_fd03);
-        assert_eq!(core::mem::offset_of!(Message, target), size_of::<Header>(), "no gap before the target");
+        assert_eq!(core::mem::offset_of!(Message, targets), size_of::<Header>(), "no gap before the targets");
+        assert_eq!(size_of::<Entry>() % 8, 0, "the kernel wants each target aligned");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Nothing here decides anything. A function checks what makes its `unsafe` block sound and leaves the rest to callers.
 
+pub mod block;
 pub mod bpf;
 pub mod console;
 pub mod dm;

@@ -38,6 +38,8 @@ pub struct Decision {
     pub capabilities: Option<Capabilities>,
     /// `allow_stdio_access`.
     pub allow_stdio: Option<bool>,
+    /// `panic_on_corruption`: whether the machine ends when a block of the device does not match its root hash.
+    pub panic_on_corruption: Option<bool>,
     /// `metadata`: to be committed when the action has succeeded.
     pub delta: Delta,
 }
@@ -253,11 +255,13 @@ impl Decision {
                 });
             }
         }
-        match view.field(result, "allow_stdio_access") {
-            None | Some(Value::Null) => {}
-            Some(Value::Bool(allow)) => decision.allow_stdio = Some(allow),
-            Some(_) => return Err(Fault::Result),
-        }
+        let flag = |name| match view.field(result, name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(_) => Err(Fault::Result),
+        };
+        decision.allow_stdio = flag("allow_stdio_access")?;
+        decision.panic_on_corruption = flag("panic_on_corruption")?;
         if let Some(metadata) = view.field(result, "metadata") {
             decision.delta.push_all(view, metadata).map_err(Fault::State)?;
         }

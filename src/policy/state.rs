@@ -108,6 +108,16 @@ impl Delta {
         Ok(())
     }
 
+    /// Adds the operations of a second decision on the same request: they take effect together.
+    pub fn append(&mut self, other: Self) -> Result<(), StateError> {
+        if self.operations.len() + other.operations.len() > MAX_OPERATIONS {
+            return Err(StateError::Limit);
+        }
+        self.operations.try_reserve(other.operations.len()).map_err(|_| StateError::Memory)?;
+        self.operations.extend(other.operations);
+        Ok(())
+    }
+
     /// Adds the operations that a decision's `metadata` lists.
     pub(super) fn push_all(&mut self, view: &View<'_>, metadata: Value) -> Result<(), StateError> {
         let Value::Array(list) = metadata else { return Err(StateError::Malformed) };

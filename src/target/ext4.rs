@@ -9,6 +9,8 @@
 //! Source: Linux `Documentation/filesystems/ext4/`; what layer images hold in each field follows
 //! Microsoft's `tar2ext4`, whose bytes decide the root hashes in existing policies.
 
+pub mod empty;
+
 /// Bytes of a block.
 pub const BLOCK: usize = 4096;
 /// Blocks of a block group: as many as one bitmap block has bits.

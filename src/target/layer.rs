@@ -3,18 +3,17 @@
 //! Whatever the disk says is read through the mapping (attacks I01, I03): a block that the root hash does not vouch for
 //! is an I/O error, not data.
 
+use super::mapping::{self, node};
 use super::{block, ext4, failed, undone, verity};
 use crate::gate::action::{ActError, MountDevice, Permit, UnmountDevice};
 use crate::gate::fields::{DataBlocks, Slot};
-use crate::linux::{Errno, dm};
+use crate::linux::Errno;
+use crate::linux::dm::{self, Access, Target};
 use crate::wire::Step;
-use core::fmt::Write;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::pread;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-
-const CONTROL: &str = "/dev/mapper/control";
 
 /// How layers are mounted. Set-user-id programs work in containers that allow them, so `nosuid` is not here.
 const FLAGS: MountFlags = MountFlags::RDONLY.union(MountFlags::NODEV);
@@ -26,41 +25,25 @@ pub struct Layers {
     control: OwnedFd,
 }
 
-type Name = heapless::String<{ dm::MAX_NAME }>;
-
-/// Name of a slot's mapping.
-fn mapping(slot: Slot) -> Name {
-    let mut name = Name::new();
-    // Ten bytes at most.
-    let _ = write!(name, "layer{}", slot.number());
-    name
-}
-
-/// The node that devtmpfs makes for a mapping.
-fn node(minor: u32) -> Name {
-    let mut node = Name::new();
-    // 18 bytes at most.
-    let _ = write!(node, "/dev/dm-{minor}");
-    node
-}
-
 impl Layers {
     /// No layers yet.
     pub fn new() -> Result<Self, Errno> {
-        Ok(Self { control: openat(CWD, CONTROL, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())? })
+        Ok(Self { control: mapping::control()? })
     }
 
     /// Maps a device, checks the filesystem behind the mapping and mounts it at its slot.
     pub fn mount_device(&mut self, permit: Permit<MountDevice>) -> Result<(), ActError> {
-        let MountDevice { device, slot, root_hash, data_blocks } = permit.into_action();
+        let MountDevice { device, slot, root_hash, data_blocks, panic_on_corruption } = permit.into_action();
         let disk = block::find(&device).map_err(undone(Step::FindDevice))?;
         if !verity::fits(&disk, data_blocks) {
             return Err(failed(Step::DeviceSize, Errno::NOSPC, true));
         }
-        let name = mapping(slot);
+        let name = mapping::name("layer", slot.number(), "");
         let minor = dm::create(&self.control, &name).map_err(undone(Step::MapDevice))?;
-        let parameters = verity::parameters(disk.number, &root_hash, data_blocks);
-        dm::load(&self.control, &name, verity::TARGET, verity::sectors(data_blocks), &parameters)
+        let parameters = verity::parameters(disk.number, &root_hash, data_blocks, panic_on_corruption);
+        let target =
+            Target { sectors: verity::sectors(data_blocks), kind: verity::TARGET, parameters: &parameters };
+        dm::load(&self.control, &name, Access::ReadOnly, &[target])
             .and_then(|()| dm::resume(&self.control, &name))
             .map_err(|errno| (Step::MapDevice, errno))
             .and_then(|()| {
@@ -74,7 +57,7 @@ impl Layers {
     pub fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError> {
         let UnmountDevice { slot } = permit.into_action();
         let path = slot.path();
-        let name = mapping(slot);
+        let name = mapping::name("layer", slot.number(), "");
         unmount(path.as_str(), UnmountFlags::NOFOLLOW).map_err(undone(Step::Unmount))?;
         if let Err(errno) = dm::remove(&self.control, &name) {
             // Something still holds the device, so its layer goes back where it was.

@@ -1,13 +1,22 @@
 //! Block devices of the guest, and the filesystem on them.
 
 pub mod ext4;
+pub mod volume;
 
 #[cfg(feature = "guest")]
 mod block;
 #[cfg(feature = "guest")]
 mod layer;
 #[cfg(feature = "guest")]
+mod mapping;
+#[cfg(feature = "guest")]
 mod overlay;
+#[cfg(feature = "guest")]
+mod ramdisk;
+#[cfg(feature = "guest")]
+mod scratch;
+#[cfg(feature = "guest")]
+mod sealed;
 #[cfg(feature = "guest")]
 mod verity;
 
@@ -15,6 +24,8 @@ mod verity;
 pub use layer::Layers;
 #[cfg(feature = "guest")]
 pub use overlay::{mount_overlay, unmount_overlay};
+#[cfg(feature = "guest")]
+pub use scratch::Scratches;
 
 #[cfg(feature = "guest")]
 use crate::{gate::action::ActError, linux::Errno, wire::Step};

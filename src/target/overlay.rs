@@ -1,11 +1,14 @@
 //! A container's root filesystem: its layers, read-only, under a writable directory.
 //!
-//! Until scratch space is encrypted, what a container writes stays in guest memory, in a tmpfs of its own whose size is
-//! bounded, so that one container cannot take all of it.
+//! The directory is on a scratch device, or, where the policy allows that, in a tmpfs of the container's own: guest memory,
+//! bounded, so that one container cannot take all of it. What a container wrote on a scratch device stays there, out of
+//! everybody's reach, until the device is unmounted: its id is never used again.
 
+use super::scratch::furnish;
 use super::{failed, undone};
 use crate::gate::action::{ActError, MountOverlay, Permit, UnmountOverlay};
 use crate::gate::fields::{ContainerId, Slot};
+use crate::gate::input::{self, Path};
 use crate::linux::Errno;
 use crate::wire::Step;
 use core::ffi::CStr;
@@ -18,56 +21,67 @@ use rustix::mount::{
 };
 
 /// What one container may write, as tmpfs's options: a share of the machine's memory.
-const SCRATCH: &CStr = c"mode=0700,size=25%";
+const MEMORY: &CStr = c"mode=0700,size=25%";
 
 /// Overlay features that follow attributes in a layer to other files, off (attack I17).
 /// `redirect_dir=off` would still follow the redirects that a layer brings, where the kernel is built to.
 const FEATURES: [(&str, &str); 4] =
     [("redirect_dir", "nofollow"), ("metacopy", "off"), ("index", "off"), ("xino", "off")];
 
-/// The longest is `/run/gcs/c/<64 digits>/scratch/upper`.
-type Path = heapless::String<96>;
-
 /// Where the parts of one container's root filesystem are.
 struct Places {
+    /// The container's folder, which is the scratch space itself where that is the container's own.
     folder: Path,
-    scratch: Path,
+    /// Whether the folder is another one.
+    shared: bool,
+    /// What the container writes.
+    writable: Path,
     upper: Path,
     work: Path,
     rootfs: Path,
 }
 
 impl Places {
-    fn of(container: &ContainerId) -> Self {
+    fn of(container: &ContainerId, scratch: Option<&ContainerId>) -> Self {
+        let scratch = scratch.unwrap_or(container);
+        let writable = input::writable(scratch, container);
         let under = |name: &str| {
-            let mut path = Path::new();
-            // 11, 64 and at most 14 bytes.
-            let _ = write!(path, "/run/gcs/c/{}{name}", container.as_str());
+            let mut path = writable.clone();
+            // 148 bytes and at most 6 fit.
+            let _ = write!(path, "/{name}");
             path
         };
         Self {
-            folder: under(""),
-            scratch: under("/scratch"),
-            upper: under("/scratch/upper"),
-            work: under("/scratch/work"),
-            rootfs: under("/rootfs"),
+            folder: input::folder(container),
+            shared: scratch != container,
+            upper: under("upper"),
+            work: under("work"),
+            writable,
+            rootfs: input::rootfs(container),
         }
     }
 }
 
 /// What was made so far, to be unmade in reverse order.
 #[derive(Default)]
-struct Made<'a>(heapless::Vec<Undo<'a>, 4>);
+struct Made<'a>(heapless::Vec<Undo<'a>, 6>);
 
 enum Undo<'a> {
     Unmount(&'a str),
     RemoveFolder(&'a str),
+    /// On scratch space, where an empty folder that stays is in nobody's way.
+    Discard(&'a str),
 }
 
 impl<'a> Made<'a> {
     fn folder(&mut self, path: &'a str) -> Result<(), Errno> {
         mkdirat(CWD, path, Mode::RWXU)?;
         self.0.push(Undo::RemoveFolder(path)).map_err(|_| Errno::NOMEM)
+    }
+
+    fn writable(&mut self, path: &'a str) -> Result<(), Errno> {
+        mkdirat(CWD, path, Mode::RWXU)?;
+        self.0.push(Undo::Discard(path)).map_err(|_| Errno::NOMEM)
     }
 
     fn tmpfs(&mut self, path: &'a str, options: &CStr) -> Result<(), Errno> {
@@ -82,6 +96,10 @@ impl<'a> Made<'a> {
             undone &= match step {
                 Undo::Unmount(path) => unmount(path, UnmountFlags::NOFOLLOW).is_ok(),
                 Undo::RemoveFolder(path) => remove_folder(path).is_ok(),
+                Undo::Discard(path) => {
+                    let _ = remove_folder(path);
+                    true
+                }
             };
         }
         undone
@@ -94,20 +112,26 @@ fn remove_folder(path: &str) -> Result<(), Errno> {
 
 /// Mounts the overlay of these layers, top first, at the container's `rootfs`.
 pub fn mount_overlay(permit: Permit<MountOverlay>) -> Result<(), ActError> {
-    let MountOverlay { container, layers } = permit.into_action();
-    let places = Places::of(&container);
+    let MountOverlay { container, layers, scratch } = permit.into_action();
+    let places = Places::of(&container, scratch.as_ref());
     let mut made = Made::default();
-    build(&places, &layers, &mut made).map_err(|errno| failed(Step::Mount, errno, made.undo()))
+    build(&places, &layers, scratch.is_none(), &mut made)
+        .map_err(|errno| failed(Step::Mount, errno, made.undo()))
 }
 
-fn build<'a>(places: &'a Places, layers: &[Slot], made: &mut Made<'a>) -> Result<(), Errno> {
+fn build<'a>(places: &'a Places, layers: &[Slot], in_memory: bool, made: &mut Made<'a>) -> Result<(), Errno> {
     let top = layers.first().ok_or(Errno::INVAL)?.path();
-    made.folder(&places.folder)?;
-    made.folder(&places.scratch)?;
+    if in_memory {
+        made.folder(&places.folder)?;
+        made.tmpfs(&places.folder, MEMORY)?;
+        furnish(&places.folder)?;
+    } else if places.shared {
+        made.folder(&places.folder)?;
+    }
     made.folder(&places.rootfs)?;
-    made.tmpfs(&places.scratch, SCRATCH)?;
-    mkdirat(CWD, places.work.as_str(), Mode::RWXU)?;
-    mkdirat(CWD, places.upper.as_str(), Mode::RWXU)?;
+    made.writable(&places.writable)?;
+    made.writable(&places.work)?;
+    made.writable(&places.upper)?;
     // The container's `/` shows owner and mode of the upper directory.
     let root = stat(top.as_str())?;
     chownat(
@@ -138,16 +162,20 @@ fn overlay(places: &Places, layers: &[Slot]) -> Result<(), Errno> {
     move_mount(mounted.as_fd(), "", CWD, places.rootfs.as_str(), MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-/// Unmounts a container's overlay and drops what the container wrote.
+/// Unmounts a container's overlay. What the container wrote to guest memory is dropped.
 pub fn unmount_overlay(permit: Permit<UnmountOverlay>) -> Result<(), ActError> {
-    let UnmountOverlay { container } = permit.into_action();
-    let places = Places::of(&container);
+    let UnmountOverlay { container, scratch } = permit.into_action();
+    let places = Places::of(&container, scratch.as_ref());
     unmount(places.rootfs.as_str(), UnmountFlags::NOFOLLOW).map_err(undone(Step::Unmount))?;
-    // What the container wrote is gone with its scratch space, so from here on there is no way back.
-    unmount(places.scratch.as_str(), UnmountFlags::NOFOLLOW)
-        .and_then(|()| remove_folder(&places.rootfs))
-        .and_then(|()| remove_folder(&places.scratch))
-        .and_then(|()| remove_folder(&places.folder))
+    // From here on there is no way back.
+    let in_memory = scratch.is_none();
+    let removed = if in_memory {
+        unmount(places.folder.as_str(), UnmountFlags::NOFOLLOW)
+    } else {
+        remove_folder(&places.rootfs)
+    };
+    removed
+        .and_then(|()| if in_memory || places.shared { remove_folder(&places.folder) } else { Ok(()) })
         .map_err(|errno| failed(Step::Unmount, errno, false))
 }
 
@@ -157,12 +185,15 @@ mod tests {
 
     #[test]
     fn every_place_fits_its_path() {
-        let container = ContainerId::parse(&"a".repeat(ContainerId::LENGTH)).unwrap();
-        let places = Places::of(&container);
-        let folder = std::format!("/run/gcs/c/{}", "a".repeat(64));
-        assert_eq!(places.folder.as_str(), folder);
-        assert_eq!(places.upper.as_str(), std::format!("{folder}/scratch/upper"));
-        assert_eq!(places.work.as_str(), std::format!("{folder}/scratch/work"));
-        assert_eq!(places.rootfs.as_str(), std::format!("{folder}/rootfs"));
+        let id = |digit: &str| ContainerId::parse(&digit.repeat(ContainerId::LENGTH)).unwrap();
+        let folder = |digit: &str| std::format!("/run/gcs/c/{}", digit.repeat(64));
+        let places = Places::of(&id("a"), Some(&id("b")));
+        let writable = std::format!("{}/scratch/{}", folder("b"), "a".repeat(64));
+        assert_eq!(places.folder.as_str(), folder("a"));
+        assert_eq!(places.upper.as_str(), std::format!("{writable}/upper"));
+        assert_eq!(places.work.as_str(), std::format!("{writable}/work"));
+        assert_eq!(places.rootfs.as_str(), std::format!("{}/rootfs", folder("a")));
+        assert!(places.shared && !Places::of(&id("a"), None).shared);
+        assert_eq!(Places::of(&id("a"), None).writable, Places::of(&id("a"), Some(&id("a"))).writable);
     }
 }

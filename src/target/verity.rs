@@ -47,22 +47,26 @@ pub(super) fn sectors(data_blocks: DataBlocks) -> u64 {
 }
 
 /// The table's parameters (`Documentation/admin-guide/device-mapper/verity.rst`): version, data and hash device, block
-/// sizes, data blocks, start of the tree in blocks, algorithm, root, salt. No options: a block that does not match is an
-/// I/O error for whoever reads it.
+/// sizes, data blocks, start of the tree in blocks, algorithm, root, salt. Without an option a block that does not match is
+/// an I/O error for whoever reads it; with one, the end of the machine.
 pub(super) fn parameters(
     device: DeviceNumber,
     root_hash: &RootHash,
     data_blocks: DataBlocks,
+    panic_on_corruption: bool,
 ) -> heapless::String<MAX_PARAMETERS> {
     let mut parameters = heapless::String::new();
     let blocks = data_blocks.get();
     let tree = blocks + SUPERBLOCK;
-    // Below 250 bytes with the largest numbers.
+    // Below 280 bytes with the largest numbers.
     let _ = write!(
         parameters,
         "1 {device} {device} {BLOCK} {BLOCK} {blocks} {tree} sha256 {} {SALT}",
         root_hash.hex()
     );
+    if panic_on_corruption {
+        let _ = parameters.push_str(" 1 panic_on_corruption");
+    }
     parameters
 }
 
@@ -78,7 +82,7 @@ mod tests {
     fn i04_the_table_has_only_constants_and_permitted_values() {
         let device = DeviceNumber { major: 254, minor: 16 };
         assert_eq!(
-            parameters(device, &RootHash([0xab; 32]), blocks(300)).as_str(),
+            parameters(device, &RootHash([0xab; 32]), blocks(300), false).as_str(),
             std::format!("1 254:16 254:16 4096 4096 300 301 sha256 {} {}", "ab".repeat(32), "00".repeat(32)),
         );
         assert_eq!(sectors(blocks(300)), 2400);
@@ -87,10 +91,10 @@ mod tests {
     #[test]
     fn the_longest_table_is_not_cut() {
         let device = DeviceNumber { major: u32::MAX, minor: u32::MAX };
-        let longest = parameters(device, &RootHash([0; 32]), blocks(DataBlocks::MAX));
-        assert!(longest.ends_with(SALT));
+        let longest = parameters(device, &RootHash([0; 32]), blocks(DataBlocks::MAX), true);
+        assert!(longest.ends_with(" 1 panic_on_corruption"));
         assert_eq!(SALT.len(), 64);
-        assert!(longest.len() < 250);
+        assert!(longest.len() < 280);
     }
 
     #[test]

@@ -124,6 +124,7 @@ mod tests {
         let request = Request::MountOverlay {
             container: "c",
             layers: crate::wire::List::from_vec(alloc::vec!["a", "b"]).unwrap(),
+            scratch: Some("s"),
         };
         let body = body(request.clone());
         assert_eq!(decode::<ToGuest>(&body), Ok(ToGuest { sequence: 1, request }));

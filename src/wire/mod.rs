@@ -40,6 +40,8 @@ pub const MAX_ARGS: usize = 1024;
 pub const MAX_ENV: usize = 1024;
 /// Most layers of one overlay. Overlayfs itself stops at 500.
 pub const MAX_LAYERS: usize = 128;
+/// Most mounts of one container, beside those that every container has.
+pub const MAX_MOUNTS: usize = 64;
 /// Most supplementary groups, processes or containers named in one reply.
 pub const MAX_LISTED: usize = 1024;
 /// Most failed checks named in one denial.
@@ -86,6 +88,9 @@ pub enum Request<'a> {
         container: &'a str,
         /// Serials of the layers, top first.
         layers: List<&'a str, MAX_LAYERS>,
+        /// The scratch device that takes what the container writes, by its id; `None`: the guest's memory, if the policy
+        /// allows that.
+        scratch: Option<&'a str>,
     },
     /// Take a container's root filesystem apart.
     UnmountOverlay {
@@ -98,6 +103,8 @@ pub enum Request<'a> {
         container: &'a str,
         /// Whether the container asks for elevated privileges.
         privileged: bool,
+        /// What is mounted in it beside its root filesystem and what every container has.
+        mounts: List<Mount<'a>, MAX_MOUNTS>,
         /// Its init process.
         process: Process<'a>,
     },
@@ -131,6 +138,54 @@ pub enum Request<'a> {
     },
     /// End the virtual machine.
     PowerOff,
+    /// Make a disk the scratch space of a container or a pod: encrypted with a key that nobody but the guest ever has,
+    /// and empty.
+    MountScratch {
+        /// Its id, 64 lower-case hexadecimal digits: the container's own, or one that several containers share.
+        scratch: &'a str,
+        /// The virtio-blk serial of the disk.
+        device: &'a str,
+        /// Its size, in blocks of 4096 bytes.
+        data_blocks: u64,
+        /// Where the authentication tags are kept.
+        tags: Tags,
+    },
+    /// Give up a scratch space that no overlay uses. Its key, and with it all its content, is gone.
+    UnmountScratch {
+        /// Its id.
+        scratch: &'a str,
+    },
+}
+
+/// Where the authentication tags of an encrypted device are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tags {
+    /// In guest memory, 28 bytes for each block of 4096: a block that the host restores to an earlier state is an I/O error.
+    Memory,
+    /// On the disk, behind the data: the host can restore a block together with its tag. Only where the policy allows it.
+    Disk,
+}
+
+/// Something to mount in a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount<'a> {
+    /// What.
+    #[serde(borrow)]
+    pub source: Source<'a>,
+    /// Where: an absolute path inside the container, not at or below `/dev`, `/proc` or `/sys`.
+    pub destination: &'a str,
+    /// Whether the container can only read it. A layer always is.
+    pub read_only: bool,
+}
+
+/// What can be mounted in a container. The guest derives the path of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source<'a> {
+    /// A directory of this name on the container's scratch space, empty at first; the containers that share the space share
+    /// it. 1 to 64 of `A–Z a–z 0–9 . _ -`, not starting with a dot.
+    Directory(&'a str),
+    /// The filesystem of a mounted layer device, by its serial: a read-only data volume.
+    Layer(&'a str),
 }
 
 /// A process that a request asks for. Names and strings are resolved and checked in the guest.
@@ -253,6 +308,28 @@ pub struct Properties<'a> {
     pub containers: List<&'a str, MAX_LISTED>,
     /// Processes of those containers, exited ones included.
     pub processes: List<ProcessProperties<'a>, MAX_LISTED>,
+    /// Where what the containers write goes: each scratch device, then each container without one.
+    pub scratch: List<ScratchProperties<'a>, MAX_LISTED>,
+}
+
+/// Scratch space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScratchProperties<'a> {
+    /// Its id; that of the container where it is that container's share of the guest's memory.
+    pub scratch: &'a str,
+    /// How it is kept.
+    pub kind: ScratchKind,
+}
+
+/// How scratch space is kept from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ScratchKind {
+    /// It never leaves the guest's memory.
+    Memory,
+    /// On a disk: encrypted, authenticated, and protected against roll-back.
+    Sealed,
+    /// On a disk: encrypted and authenticated; the host can restore earlier states of its blocks.
+    SealedWithoutRollbackProtection,
 }
 
 /// One process.
@@ -449,6 +526,8 @@ pub enum Field {
     Process,
     /// A signal number.
     Signal,
+    /// Scratch space, by its id.
+    Scratch,
 }
 
 /// The rule that an invalid value breaks.
@@ -476,6 +555,10 @@ pub enum Rule {
     CapabilitySets,
     /// No element twice.
     NoDuplicates,
+    /// 1 to 64 of `A–Z a–z 0–9 . _ -`, not starting with a dot.
+    DirectoryName,
+    /// An absolute path without NUL, `.` or `..` components, not at or below `/dev`, `/proc` or `/sys`.
+    MountPoint,
 }
 
 /// The step of an allowed action that failed.
@@ -519,6 +602,8 @@ pub enum Step {
     Reap,
     /// The guest's memory is exhausted.
     Memory,
+    /// Making the filesystem of a scratch space.
+    Format,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use crate::{cache, fixtures, image, setup};
 use anyhow::{Context, Result, bail, ensure};
 use parma::output::hex;
-use parma::pod::{Observer, Pod, describe, new_container_id, process};
+use parma::pod::{Observer, Pod, Scratch, describe, new_container_id, process};
 use parma::workload::{Layer, Policy, Workload};
 use parma_guest::gate::fields::{ContainerId, Serial};
 use parma_guest::wire::{CONTROL_PORT, ExitStatus, List, Process, Request, Stdio, Stream};
@@ -99,11 +99,15 @@ fn workload(fixtures: &Path, scratch: &Path) -> Result<Workload> {
     Ok(workload)
 }
 
+/// Bytes of the disk that the container writes to.
+const SCRATCH: u64 = 1 << 30;
+
 /// The play: one guest, one container, one host that is honest and hostile by turns.
 struct Play {
     pod: Pod,
     workload: Workload,
     policy: Policy,
+    scratch: Scratch,
     id: ContainerId,
     container: Option<Container>,
     refused: usize,
@@ -121,14 +125,15 @@ impl Play {
     fn begin(image: Image, workload: Workload, policy: Policy) -> Result<Self> {
         heading("Boot");
         let mut config = Config::new(image, policy.host_data());
-        config.disks.extend(workload.disks());
+        let scratch = Scratch::disk(SCRATCH)?;
+        config.disks.extend(workload.disks().chain(scratch.to_attach()));
         // A disk that the policy knows nothing of.
         let stranger = workload.layers.first().context("the image has layers")?;
         config.disks.push(Disk::layer(&stranger.path, serial("stranger")?));
         let observer: Observer = Arc::new(show);
         let pod = Pod::boot(&config, observer)?;
         say("guest", "one process, the init; it has read its report and listens");
-        Ok(Self { pod, workload, policy, id: new_container_id()?, container: None, refused: 0 })
+        Ok(Self { pod, workload, policy, scratch, id: new_container_id()?, container: None, refused: 0 })
     }
 
     /// Sends what must be refused.
@@ -174,7 +179,8 @@ impl Play {
         for layer in &self.workload.layers {
             self.pod.guest.mount_layer(layer)?;
         }
-        self.pod.guest.mount_overlay(&self.id, &self.workload.layers)?;
+        let scratch = self.pod.guest.mount_scratch(&self.id, &self.scratch)?;
+        self.pod.guest.mount_overlay(&self.id, &self.workload.layers, scratch)?;
         let stdio = Stdio { stdin: true, stdout: true, stderr: false };
         let process = self.pod.guest.create(&self.id, &self.workload.container, stdio)?;
         let attach = |stream| -> Result<UnixStream> {
@@ -210,16 +216,20 @@ impl Play {
             Request::MountDevice { device: "stranger", root_hash, data_blocks: data_blocks.div_ceil(128) };
         self.attack("I04", "lies about a layer's size, so that hashes would be read as data", lie)?;
         let reversed = list(workload.layers.iter().map(|layer| layer.serial.as_str()))?;
-        let reversed = Request::MountOverlay { container: other.as_str(), layers: reversed };
+        let reversed = Request::MountOverlay { container: other.as_str(), layers: reversed, scratch: None };
         self.attack("I05", "stacks the layers in another order", reversed)?;
         let pull = Request::UnmountDevice { device: top.serial.as_str() };
         self.attack("I06", "pulls a layer from under the container", pull)?;
-        let path = Request::MountOverlay { container: "../../x", layers: list([top.serial.as_str()])? };
+        let path = Request::MountOverlay {
+            container: "../../x",
+            layers: list([top.serial.as_str()])?,
+            scratch: None,
+        };
         self.attack("I09", "names a container that is a path", path)?;
 
         let again = self.honest_process(&workload)?;
         self.attack("C08", "creates the container a second time", create(container, again.clone()))?;
-        self.pod.guest.mount_overlay(&other, &workload.layers)?;
+        self.pod.guest.mount_overlay(&other, &workload.layers, Some(&self.id))?;
         let other = other.as_str();
         let env: Vec<&str> = again.env.iter().copied().chain(["LD_PRELOAD=/tmp/evil.so"]).collect();
         let preload = Process { env: list(env)?, ..again.clone() };
@@ -315,7 +325,7 @@ impl Container {
 }
 
 fn create<'a>(container: &'a str, process: Process<'a>) -> Request<'a> {
-    Request::CreateContainer { container, privileged: false, process }
+    Request::CreateContainer { container, privileged: false, mounts: List::new(), process }
 }
 
 fn list<'a, const N: usize>(items: impl IntoIterator<Item = &'a str>) -> Result<List<&'a str, N>> {

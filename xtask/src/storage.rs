@@ -8,7 +8,7 @@
 use crate::bench::median;
 use crate::{cpio, firmware, fixtures};
 use anyhow::{Context, Result, ensure};
-use parma::pod::{Pod, new_container_id, unobserved};
+use parma::pod::{Pod, Scratch, new_container_id, unobserved};
 use parma::workload::Workload;
 use parma_guest::wire::{Stdio, Stream};
 use parma_layer::build::{Options, build_file, hash_file};
@@ -230,7 +230,7 @@ fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
     let layout = fixtures::image("python")?;
     let reference = Reference::parse(&format!("oci:{}:latest", layout.display()))?;
     let args = ["python3", "-c", READER].map(str::to_owned).to_vec();
-    let options = GenerateOptions { args: Some(args), ..GenerateOptions::default() };
+    let options = GenerateOptions { args: Some(args), memory_scratch: true, ..GenerateOptions::default() };
     let workload = Workload::prepare(&reference, &options, "layer", |_, _, _| {})?;
     let policy = workload.strict_policy()?;
 
@@ -238,7 +238,8 @@ fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
     let id = new_container_id()?;
     let stdio = Stdio { stdin: false, stdout: true, stderr: false };
     let config = Config::new(image.clone(), policy.host_data());
-    let (pod, process) = Pod::start(config.clone(), &policy, &workload, &id, stdio, unobserved())?;
+    let (pod, process) =
+        Pod::start(config.clone(), &policy, &workload, &Scratch::Memory, &id, stdio, unobserved())?;
     let mut output = String::new();
     let mut stream = pod.guest.session.attach(process, Stream::Stdout)?.map_err(anyhow::Error::new)?;
     stream.read_to_string(&mut output)?;

@@ -150,7 +150,8 @@ impl Machine {
     fn create(&mut self, container: ContainerId, spec: &Spec<'_>) -> Result<ProcessId, ActError> {
         let init = spec.process(self.next());
         let process = init.process;
-        let permit = Permit::for_test(CreateContainer { container, init });
+        let permit =
+            Permit::for_test(CreateContainer { container, scratch: container, mounts: Vec::new(), init });
         self.containers.create_container(permit).map(|()| self.watch(process))
     }
 

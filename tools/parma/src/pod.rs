@@ -6,13 +6,14 @@
 use crate::output::hex;
 use crate::workload::{Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use parma_guest::gate::fields::ContainerId;
-use parma_guest::wire::{List, Process, Request, Stdio};
+use parma_guest::gate::fields::{ContainerId, ScratchBlocks, Serial};
+use parma_guest::wire::{List, Process, Request, Stdio, Tags};
 use parma_policy::generate::Container;
 use parma_psp::{Report, layout};
-use parma_vmm::{Config, Exit, Machine, Outcome, Properties, Reply, Session};
+use parma_vmm::{Config, Disk, Exit, Machine, Outcome, Properties, Reply, Session};
 use std::sync::Arc;
 use std::time::Duration;
+use tempfile::NamedTempFile;
 
 /// How long a guest may take to end after it was asked to.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
@@ -34,6 +35,60 @@ pub fn new_container_id() -> Result<ContainerId> {
     let mut random = [0; 32];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).context("no randomness")?;
     ContainerId::parse(&hex(&random)).map_err(|_| anyhow!("64 hexadecimal digits are a container id"))
+}
+
+/// Serial of the disk for scratch space.
+const SCRATCH_SERIAL: &str = "scratch0";
+/// Bytes of a block of scratch space.
+const BLOCK: u64 = 4096;
+
+/// Where a container writes.
+#[derive(Debug)]
+pub enum Scratch {
+    /// To the guest's memory, if the policy allows that.
+    Memory,
+    /// To a disk, which the guest encrypts: a sparse file that lasts as long as this value.
+    Disk {
+        /// The file.
+        file: NamedTempFile,
+        /// How the guest finds the disk.
+        serial: Serial,
+        /// Its size in blocks of 4096 bytes.
+        blocks: u64,
+    },
+}
+
+impl Scratch {
+    /// A disk of this many bytes, rounded up to whole blocks.
+    ///
+    /// # Errors
+    /// The size is not one that the guest takes, or the file cannot be made.
+    pub fn disk(bytes: u64) -> Result<Self> {
+        let blocks = bytes.div_ceil(BLOCK);
+        ensure!(
+            ScratchBlocks::new(blocks).is_ok(),
+            "scratch space of {bytes} bytes: it must have {} MiB to {} GiB",
+            ScratchBlocks::MIN * BLOCK >> 20,
+            ScratchBlocks::MAX * BLOCK >> 30
+        );
+        let file = NamedTempFile::with_prefix("parma-scratch-")
+            .and_then(|file| file.as_file().set_len(blocks * BLOCK).map(|()| file));
+        let file = file.with_context(|| {
+            let place = std::env::temp_dir();
+            format!("cannot make the scratch disk in {}: set TMPDIR to another place", place.display())
+        })?;
+        let serial = Serial::parse(SCRATCH_SERIAL).map_err(|_| anyhow!("a serial"))?;
+        Ok(Self::Disk { file, serial, blocks })
+    }
+
+    /// The disk to attach, if there is one.
+    #[must_use]
+    pub fn to_attach(&self) -> Option<Disk> {
+        match self {
+            Self::Memory => None,
+            Self::Disk { file, serial, .. } => Some(Disk::scratch(file.path(), serial.clone())),
+        }
+    }
 }
 
 /// A machine with its guest.
@@ -68,18 +123,20 @@ impl Pod {
         mut config: Config,
         policy: &Policy,
         workload: &Workload,
+        scratch: &Scratch,
         id: &ContainerId,
         stdio: Stdio,
         observer: Observer,
     ) -> Result<(Self, u32)> {
         config.host_data = policy.host_data();
-        config.disks.extend(workload.disks());
+        config.disks.extend(workload.disks().chain(scratch.to_attach()));
         let pod = Self::boot(&config, observer)?;
         pod.set_policy(policy)?;
         for layer in &workload.layers {
             pod.guest.mount_layer(layer)?;
         }
-        pod.guest.mount_overlay(id, &workload.layers)?;
+        let on = pod.guest.mount_scratch(id, scratch)?;
+        pod.guest.mount_overlay(id, &workload.layers, on)?;
         let process = pod.guest.create(id, &workload.container, stdio)?;
         Ok((pod, process))
     }
@@ -165,14 +222,48 @@ impl Guest {
         self.done(Request::UnmountDevice { device: layer.serial.as_str() })
     }
 
-    /// Puts a container's root filesystem together from mounted layers, given bottom first.
+    /// Makes a disk the scratch space of this id, and gives the id back; nothing is to be done where it is memory.
     ///
     /// # Errors
     /// See [`Guest::ask`].
-    pub fn mount_overlay(&self, id: &ContainerId, layers: &[Layer]) -> Result<()> {
+    pub fn mount_scratch<'a>(
+        &self,
+        id: &'a ContainerId,
+        scratch: &Scratch,
+    ) -> Result<Option<&'a ContainerId>> {
+        let Scratch::Disk { serial, blocks, .. } = scratch else { return Ok(None) };
+        self.done(Request::MountScratch {
+            scratch: id.as_str(),
+            device: serial.as_str(),
+            data_blocks: *blocks,
+            tags: Tags::Memory,
+        })?;
+        Ok(Some(id))
+    }
+
+    /// Gives up the scratch space of this id.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn unmount_scratch(&self, id: &ContainerId) -> Result<()> {
+        self.done(Request::UnmountScratch { scratch: id.as_str() })
+    }
+
+    /// Puts a container's root filesystem together from mounted layers, given bottom first. It writes to the scratch space
+    /// of the id `scratch`, or to memory.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn mount_overlay(
+        &self,
+        id: &ContainerId,
+        layers: &[Layer],
+        scratch: Option<&ContainerId>,
+    ) -> Result<()> {
         let layers = layers.iter().rev().map(|layer| layer.serial.as_str()).collect();
         let layers = List::from_vec(layers).context("more layers than the guest takes: squash the image")?;
-        self.done(Request::MountOverlay { container: id.as_str(), layers })
+        let scratch = scratch.map(ContainerId::as_str);
+        self.done(Request::MountOverlay { container: id.as_str(), layers, scratch })
     }
 
     /// Takes a container's root filesystem apart.
@@ -189,7 +280,12 @@ impl Guest {
     /// See [`Guest::ask`].
     pub fn create(&self, id: &ContainerId, container: &Container, stdio: Stdio) -> Result<u32> {
         let process = process(container, &container.args, stdio)?;
-        self.started(Request::CreateContainer { container: id.as_str(), privileged: false, process })
+        self.started(Request::CreateContainer {
+            container: id.as_str(),
+            privileged: false,
+            mounts: List::new(),
+            process,
+        })
     }
 
     /// Starts a further process in a container; gives its number.
@@ -263,8 +359,9 @@ pub fn describe(request: &Request<'_>) -> String {
             format!("mount_device {device}: root hash {}, {data_blocks} blocks", hex(root_hash))
         }
         Request::UnmountDevice { device } => format!("unmount_device {device}"),
-        Request::MountOverlay { container, layers } => {
-            format!("mount_overlay {}: {}", short(container), layers.join(" on "))
+        Request::MountOverlay { container, layers, scratch } => {
+            let under = if scratch.is_some() { "scratch" } else { "memory" };
+            format!("mount_overlay {}: {under} on {}", short(container), layers.join(" on "))
         }
         Request::UnmountOverlay { container } => format!("unmount_overlay {}", short(container)),
         Request::CreateContainer { container, process, .. } => {
@@ -281,6 +378,14 @@ pub fn describe(request: &Request<'_>) -> String {
         Request::RuntimeLogging { enabled } => {
             format!("runtime_logging {}", if *enabled { "on" } else { "off" })
         }
+        Request::MountScratch { scratch, device, data_blocks, tags } => {
+            let tags = match tags {
+                Tags::Memory => "in memory",
+                Tags::Disk => "on the disk",
+            };
+            format!("mount_scratch {} on {device}: {data_blocks} blocks, tags {tags}", short(scratch))
+        }
+        Request::UnmountScratch { scratch } => format!("unmount_scratch {}", short(scratch)),
         Request::PowerOff => "power_off".to_owned(),
     }
 }

@@ -4,7 +4,7 @@ mod support;
 
 use parma_guest::wire::frame::{HEADER, MAX_FRAME, encode};
 use parma_guest::wire::{
-    Attach, CONTROL_PORT, ExitStatus, Phase, Reason, Request, STREAM_PORT, Stdio, Stream, ToGuest,
+    Attach, CONTROL_PORT, ExitStatus, List, Phase, Reason, Request, STREAM_PORT, Stdio, Stream, ToGuest,
 };
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::{Image, Machine, Reply};
@@ -106,10 +106,19 @@ fn t02_requests_out_of_order_are_refused_in_every_state() {
                 Request::MountOverlay {
                     container: &container,
                     layers: list(serials.iter().map(String::as_str)),
+                    scratch: None,
                 },
             ),
             ("unoverlay", Request::UnmountOverlay { container: &container }),
-            ("create", Request::CreateContainer { container: &container, privileged: false, process }),
+            (
+                "create",
+                Request::CreateContainer {
+                    container: &container,
+                    privileged: false,
+                    mounts: List::new(),
+                    process,
+                },
+            ),
             (
                 "exec",
                 Request::ExecInContainer {

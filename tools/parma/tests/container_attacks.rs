@@ -4,7 +4,9 @@ mod support;
 
 use parma_guest::point::Point;
 use parma_guest::policy;
-use parma_guest::wire::{Capabilities, Denied, ExitStatus, Field, Process, Reason, Request, Stdio, Stream};
+use parma_guest::wire::{
+    Capabilities, Denied, ExitStatus, Field, List, Process, Reason, Request, Stdio, Stream,
+};
 use parma_policy::generate::GenerateOptions;
 use std::io::Write;
 use support::{Guest, OUTPUT, Workload, id, joined, list, read_until, stage, strings};
@@ -14,7 +16,7 @@ fn denied_for(reason: &Reason, point: Point, check: policy::Reason) -> bool {
 }
 
 fn create<'a>(container: &'a str, process: Process<'a>) -> Request<'a> {
-    Request::CreateContainer { container, privileged: false, process }
+    Request::CreateContainer { container, privileged: false, mounts: List::new(), process }
 }
 
 /// A guest with the workload's overlay mounted as `1…`, ready for its container to be created.
@@ -118,7 +120,12 @@ fn c06_command_directory_user_and_privileges_are_the_policys() {
         let refused = guest.refused(create(&container, process));
         assert!(denied_for(&refused, Point::CreateContainer, check), "{check:?}: {refused:?}\n{shown:.300}");
     }
-    let privileged = Request::CreateContainer { container: &container, privileged: true, process: honest() };
+    let privileged = Request::CreateContainer {
+        container: &container,
+        privileged: true,
+        mounts: List::new(),
+        process: honest(),
+    };
     let refused = guest.refused(privileged);
     let check = policy::Reason::PrivilegedNotAllowed;
     assert!(denied_for(&refused, Point::CreateContainer, check), "{refused:?}");
@@ -169,7 +176,7 @@ fn c08_an_id_serves_one_container_ever() {
     guest.done(Request::UnmountOverlay { container: &container });
     let layers = workload.overlay_layers();
     let layers = list(layers.iter().map(String::as_str));
-    assert_eq!(guest.refused(Request::MountOverlay { container: &container, layers }), used);
+    assert_eq!(guest.refused(Request::MountOverlay { container: &container, layers, scratch: None }), used);
     // Another id is another container.
     guest.mount_overlay(&workload, &id('2'));
     let process = guest.create(&workload, &id('2'), OUTPUT);

@@ -362,7 +362,7 @@ fn i08_a_mount_that_fails_at_any_read_is_undone_and_can_be_tried_again() {
         let refused = guest.refused(Request::UnmountDevice { device: &device });
         assert!(matches!(refused, Reason::Unknown { .. }), "{refused:?}");
         let layers = list([&*device, &*bottom]);
-        let refused = guest.refused(Request::MountOverlay { container: &id('1'), layers });
+        let refused = guest.refused(Request::MountOverlay { container: &id('1'), layers, scratch: None });
         assert!(matches!(refused, Reason::Unknown { .. }), "{refused:?}");
     }
     assert!(steps.contains(&Step::LayerFilesystem) && steps.contains(&Step::Mount), "{steps:?}");
@@ -418,6 +418,7 @@ fn l08_a_layer_that_is_unplugged_under_a_container_leaves_the_guest_and_others_r
     let refused = guest.request(Request::CreateContainer {
         container: &id('1'),
         privileged: false,
+        mounts: parma_guest::wire::List::new(),
         process: workload.process(OUTPUT),
     });
     if let Err(refused) = &refused {

@@ -135,7 +135,7 @@ fn i02_a_changed_hash_block_or_superblock_is_not_mounted_and_the_verity_superblo
     let mut layers = honest.overlay_layers();
     layers[0] = "verity-superblock".to_owned();
     let layers = list(layers.iter().map(String::as_str));
-    guest.done(Request::MountOverlay { container: &id('1'), layers });
+    guest.done(Request::MountOverlay { container: &id('1'), layers, scratch: None });
     let process = guest.create(&honest, &id('1'), support::OUTPUT);
     assert_eq!(guest.finish(process), ("honest\n".to_owned(), ExitStatus::Code(0)));
 }
@@ -226,16 +226,16 @@ fn i05_only_the_exact_list_of_layers_of_one_container_is_stacked() {
     ];
     for layers in wrong {
         let layers = list(layers.iter().copied());
-        let refused = guest.refused(Request::MountOverlay { container: &container, layers });
+        let refused = guest.refused(Request::MountOverlay { container: &container, layers, scratch: None });
         assert!(denied_for(&refused, Point::MountOverlay, policy::Reason::InvalidLayers), "{refused:?}");
     }
     for (layers, rule) in [(&[][..], Rule::NotEmpty), (&[&*top, &*top, &*bottom], Rule::NoDuplicates)] {
         let layers = list(layers.iter().copied());
-        let refused = guest.refused(Request::MountOverlay { container: &container, layers });
+        let refused = guest.refused(Request::MountOverlay { container: &container, layers, scratch: None });
         assert!(matches!(refused, Reason::Invalid { rule: broken, .. } if broken == rule), "{refused:?}");
     }
     let layers = list(["not-mounted"]);
-    let refused = guest.refused(Request::MountOverlay { container: &container, layers });
+    let refused = guest.refused(Request::MountOverlay { container: &container, layers, scratch: None });
     assert_eq!(refused, Reason::Unknown { field: Field::Layers });
     honest_container_runs(&guest, &honest);
 }
@@ -289,7 +289,7 @@ fn i08_a_mount_that_fails_leaves_nothing_that_the_policy_believes_in() {
     let container = id('1');
     let bottom = honest.serial(0);
     let layers = list(["damaged", &*bottom]);
-    let refused = guest.refused(Request::MountOverlay { container: &container, layers });
+    let refused = guest.refused(Request::MountOverlay { container: &container, layers, scratch: None });
     assert_eq!(refused, Reason::Unknown { field: Field::Layers });
     let refused = guest.refused(Request::UnmountDevice { device: "damaged" });
     assert_eq!(refused, Reason::Unknown { field: Field::Device });
@@ -307,7 +307,11 @@ fn i09_a_name_that_could_be_a_path_is_refused_before_anything_else() {
     let long = "a".repeat(4096);
     for name in ["../../x", "/run/mounts/m1/../..", "", "a\0b", "a/", &long, &id('A'), &(id('1') + "/"), "é"]
     {
-        let refused = guest.refusal(Request::MountOverlay { container: name, layers: list(["busybox0"]) });
+        let refused = guest.refusal(Request::MountOverlay {
+            container: name,
+            layers: list(["busybox0"]),
+            scratch: None,
+        });
         assert!(
             matches!(refused.reason, Reason::Unknown { .. } | Reason::Invalid { .. }),
             "{name:.20}: {refused:?}"

@@ -4,7 +4,7 @@ mod support;
 
 use parma_guest::point::Point;
 use parma_guest::wire::frame::encode;
-use parma_guest::wire::{Denied, Phase, Reason, Request, ToGuest};
+use parma_guest::wire::{Denied, List, Phase, Reason, Request, ToGuest};
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::Reply;
 use support::{id, list, policy, stage};
@@ -42,9 +42,14 @@ fn p02_nothing_is_allowed_without_a_policy_and_no_bytes_mean_allow_all() {
     for request in [
         Request::MountDevice { device: "busybox0", root_hash: honest.layers[0].root_hash, data_blocks: 1 },
         Request::UnmountDevice { device: "busybox0" },
-        Request::MountOverlay { container: &container, layers },
+        Request::MountOverlay { container: &container, layers, scratch: None },
         Request::UnmountOverlay { container: &container },
-        Request::CreateContainer { container: &container, privileged: false, process: process.clone() },
+        Request::CreateContainer {
+            container: &container,
+            privileged: false,
+            mounts: List::new(),
+            process: process.clone(),
+        },
         Request::ExecInContainer { container: &container, process },
         Request::SignalContainerProcess { container: &container, process: 1, signal: 9 },
         Request::ShutdownContainer { container: &container },

@@ -54,11 +54,22 @@ policy_version := data.policy.framework_version
 
 policy_version := data.policy.framework_svn
 
-# Every layer of every container: what may be attached as a read-only device.
-known_layers := {layer |
+# Every layer of every container, and every read-only data volume: what may be attached as a read-only device.
+known_layers := container_layers | data_volumes
+
+container_layers := {layer |
 	some container in data.policy.containers
 	some layer in container.layers
 }
+
+data_volumes := {substring(mount.source, count(verity_prefix), -1) |
+	some container in data.policy.containers
+	some mount in container.mounts
+	startswith(mount.source, verity_prefix)
+}
+
+# Before the root hash of a read-only data volume, as the source of a mount.
+verity_prefix := "verity://"
 
 # The containers of the policy, complete. A policy for an older framework gets that version's meaning of
 # fields which it could not know; a policy without a version, or for a newer framework, has no containers.
@@ -139,11 +150,20 @@ device_path := "/run/mounts/scsi/m[0-9]+"
 
 default mount_device := {"allowed": false}
 
-mount_device := {"allowed": true, "metadata": [add("devices", input.target, input.deviceHash)]} if {
+mount_device := {
+	"allowed": true,
+	"panic_on_corruption": panic_on_corruption,
+	"metadata": [add("devices", input.target, input.deviceHash)],
+} if {
 	device_target_free
 	input.deviceHash in known_layers
 	device_path_ok
 }
+
+# Whether a block that does not match its root hash ends the machine, or is an error for its reader.
+default panic_on_corruption := false
+
+panic_on_corruption if data.policy.panic_on_corruption == true
 
 device_target_free if {
 	not data.metadata.devices[input.target]
@@ -174,11 +194,28 @@ rw_mount_device := {"allowed": true, "metadata": [add("rw_devices", input.target
 	input.ensureFilesystem == true
 	input.filesystem in {"ext4", "xfs"}
 	rw_device_path_ok
+	scratch_size_ok
+	rollback_protection_ok
 }
 
 encryption_ok if input.encrypted == true
 
 encryption_ok if data.policy.allow_unencrypted_scratch == true
+
+# A limit that is no number allows nothing.
+scratch_size_ok if not data.policy.max_scratch_size
+
+scratch_size_ok if data.policy.max_scratch_size - input.size >= 0
+
+# Other guests than ours do not say; ours always does.
+rollback_protection_ok if not input.rollbackProtection == false
+
+rollback_protection_ok if data.policy.allow_scratch_rollback == true
+
+# Space in the guest's memory instead of on a disk.
+scratch_memory_ok if not input.memory == true
+
+scratch_memory_ok if data.policy.allow_memory_scratch == true
 
 rw_device_path_ok if {
 	input.mountPathRegex == rw_device_path
@@ -207,6 +244,7 @@ scratch_mount := {
 } if {
 	not data.metadata.scratch_mounts[input.target]
 	encryption_ok
+	scratch_memory_ok
 }
 
 default scratch_unmount := {"allowed": false}
@@ -664,6 +702,12 @@ source_ok(constraint, source) if {
 	data.metadata.p9mounts[source] == input.containerID
 }
 
+# A read-only data volume is named by its root hash, wherever it is mounted.
+source_ok(constraint, source) if {
+	startswith(constraint, verity_prefix)
+	data.metadata.devices[source] == substring(constraint, count(verity_prefix), -1)
+}
+
 below(constraint, prefix, source, directory) if {
 	startswith(constraint, prefix)
 	startswith(source, directory)
@@ -737,6 +781,21 @@ errors contains "filesystem not ensured" if {
 errors contains "unencrypted scratch not allowed" if {
 	input.rule in {"rw_mount_device", "scratch_mount"}
 	not encryption_ok
+}
+
+errors contains "scratch in memory not allowed" if {
+	input.rule == "scratch_mount"
+	not scratch_memory_ok
+}
+
+errors contains "scratch too large" if {
+	input.rule == "rw_mount_device"
+	not scratch_size_ok
+}
+
+errors contains "scratch without rollback protection not allowed" if {
+	input.rule == "rw_mount_device"
+	not rollback_protection_ok
 }
 
 errors contains "scratch already mounted" if {

@@ -41,6 +41,8 @@ const USUAL_CAPABILITIES: [&str; 14] = [
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
 ];
+/// Largest scratch device, unless the user says otherwise: 16 GiB.
+const MAX_SCRATCH: u64 = 16 << 30;
 /// The points that a generated policy takes from the framework. The others stay denied.
 const POINTS: [&str; 15] = [
     "mount_device",
@@ -79,6 +81,10 @@ pub struct GenerateOptions {
     pub properties: bool,
     /// Whether the host may turn on the guest's own log.
     pub logging: bool,
+    /// Largest scratch device, in bytes.
+    pub max_scratch: u64,
+    /// Whether what the container writes may stay in the guest's memory instead of on a scratch device.
+    pub memory_scratch: bool,
 }
 
 impl Default for GenerateOptions {
@@ -92,6 +98,8 @@ impl Default for GenerateOptions {
             no_new_privileges: true,
             properties: true,
             logging: false,
+            max_scratch: MAX_SCRATCH,
+            memory_scratch: false,
         }
     }
 }
@@ -127,6 +135,10 @@ pub struct Container {
     pub properties: bool,
     /// Whether the host may turn on the guest's own log.
     pub logging: bool,
+    /// Largest scratch device, in bytes.
+    pub max_scratch: u64,
+    /// Whether what the container writes may stay in the guest's memory.
+    pub memory_scratch: bool,
 }
 
 /// The strict policy of `image`, whose layers have these dm-verity root hashes, bottom first.
@@ -177,6 +189,8 @@ impl Container {
                 .with_context(of_image)?,
             properties: options.properties,
             logging: options.logging,
+            max_scratch: options.max_scratch,
+            memory_scratch: options.memory_scratch,
         };
         Ok(container)
     }
@@ -204,7 +218,7 @@ impl Container {
         let groups = lines(self.identity.gids.iter().map(number));
         let umask = json!(format!("{:04o}", self.umask));
         let usual = json!(USUAL_CAPABILITIES);
-        let Self { no_new_privileges, stdio, properties, logging, .. } = self;
+        let Self { no_new_privileges, stdio, properties, logging, max_scratch, memory_scratch, .. } = self;
         let points: String =
             POINTS.iter().map(|point| format!("{point} := data.framework.{point}\n")).collect();
         format!(
@@ -254,8 +268,15 @@ allow_properties_access := {properties}
 allow_runtime_logging := {logging}
 allow_dump_stacks := false
 
-# Whether writable disks may be unencrypted.
+# Where what the container writes may go: to a disk of at most so many bytes, encrypted under a key that only the guest has,
+# and protected against roll-back; or to the guest's memory.
+max_scratch_size := {max_scratch}
 allow_unencrypted_scratch := false
+allow_scratch_rollback := false
+allow_memory_scratch := {memory_scratch}
+
+# Whether a corrupted block of a layer ends the guest. If not, it is an error for whoever reads it.
+panic_on_corruption := false
 
 # Whether the host may ask for more variables or capabilities than are allowed, and is given those that are.
 allow_environment_variable_dropping := false

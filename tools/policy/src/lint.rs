@@ -50,13 +50,14 @@ const SHELLS: [&str; 10] = ["ash", "bash", "busybox", "csh", "dash", "fish", "ks
 const SAME_PROGRAM: [&str; 2] = ["layers", "command"];
 
 /// Flags of a policy that weaken it, and what they give away.
-const FLAGS: [(&str, &str); 4] = [
+const FLAGS: [(&str, &str); 5] = [
     ("allow_dump_stacks", "the host may read the stacks of the guest"),
     (
         "allow_environment_variable_dropping",
         "the host may offer any environment; what no rule allows is left out silently",
     ),
     ("allow_host_network", "containers share the network of the guest"),
+    ("allow_scratch_rollback", "the host may put back what containers wrote earlier"),
     ("allow_unencrypted_scratch", "what containers write may reach the host's disk in the clear"),
 ];
 
@@ -73,6 +74,7 @@ external_processes := data.policy.external_processes
 flags contains "allow_dump_stacks" if data.policy.allow_dump_stacks == true
 flags contains "allow_environment_variable_dropping" if data.policy.allow_environment_variable_dropping == true
 flags contains "allow_host_network" if data.policy.allow_host_network == true
+flags contains "allow_scratch_rollback" if data.policy.allow_scratch_rollback == true
 flags contains "allow_unencrypted_scratch" if data.policy.allow_unencrypted_scratch == true
 
 policy := {"containers": containers, "external_processes": external_processes, "flags": flags}

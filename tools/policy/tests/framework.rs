@@ -834,6 +834,89 @@ fn scratch_is_encrypted_unless_the_policy_says_otherwise() {
 }
 
 #[test]
+fn l05_scratch_weaker_than_sealed_and_larger_than_the_limit_is_the_policys_to_allow() {
+    let device = json!({
+        "target": format!("/run/gcs/c/{}", id('a')),
+        "encrypted": true,
+        "ensureFilesystem": true,
+        "filesystem": "ext4",
+        "mountPathRegex": "/run/gcs/c/[0-9a-fA-F]{64}",
+        "rollbackProtection": true,
+        "size": 4096,
+    });
+    let unprotected = with(&device, "/rollbackProtection", false);
+    let memory = json!({"target": "/run/gcs/c/x/scratch", "encrypted": true, "memory": true});
+    each_engine(&strict(), |guest| {
+        let denied = guest.decide("rw_mount_device", &unprotected).denied();
+        assert_eq!(denied, ["scratch without rollback protection not allowed"]);
+        assert_eq!(guest.decide("scratch_mount", &memory).denied(), ["scratch in memory not allowed"]);
+        guest.decide("scratch_mount", &with(&memory, "/memory", false)).allowed();
+        guest.decide("rw_mount_device", &device).allowed();
+    });
+    let weak =
+        json!({"allow_scratch_rollback": true, "allow_memory_scratch": true, "max_scratch_size": 4096});
+    each_engine(&policy(&[container()], &weak), |guest| {
+        guest.decide("rw_mount_device", &unprotected).allowed();
+        guest.decide("scratch_mount", &memory).allowed();
+        guest.decide("rw_mount_device", &device).allowed();
+        let larger = with(&device, "/size", 4097);
+        assert_eq!(guest.decide("rw_mount_device", &larger).denied(), ["scratch too large"]);
+    });
+    for nonsense in [json!("4096"), json!(true), json!([4096]), json!(null)] {
+        each_engine(&policy(&[container()], &json!({"max_scratch_size": nonsense})), |guest| {
+            assert_eq!(
+                guest.decide("rw_mount_device", &device).denied(),
+                ["scratch too large"],
+                "{nonsense}"
+            );
+        });
+    }
+}
+
+#[test]
+fn a_data_volume_is_known_by_its_root_hash_and_mounted_only_as_the_entry_says() {
+    let volume = hash(9);
+    let constraint = json!({
+        "destination": "/data", "type": "bind", "options": ["rbind", "rshared", "ro"],
+        "source": format!("verity://{volume}"),
+    });
+    each_prepared(&policy(&[container_with("/mounts", json!([constraint]))], &json!({})), |guest| {
+        assert_eq!(guest.ask("mount_device", &mount_device(8, &hash(8))).denied(), ["invalid device hash"]);
+        guest.ask("mount_device", &mount_device(9, &volume)).allowed();
+        let mount = |number: u32, destination: &str, access: &str| {
+            json!([{
+                "destination": destination, "type": "bind", "options": ["rbind", "rshared", access],
+                "source": device_path(number),
+            }])
+        };
+        let asks = |mounts| with(&create_container(&id('a')), "/mounts", mounts);
+        for wrong in [
+            mount(9, "/etc", "ro"),
+            mount(9, "/data", "rw"),
+            mount(1, "/data", "ro"),
+            mount(7, "/data", "ro"),
+        ] {
+            assert_eq!(
+                guest.decide("create_container", &asks(wrong.clone())).denied(),
+                ["invalid mount list"],
+                "{wrong}"
+            );
+        }
+        guest.decide("create_container", &asks(mount(9, "/data", "ro"))).allowed();
+    });
+}
+
+#[test]
+fn a_corrupted_layer_ends_the_machine_where_the_policy_says_so() {
+    for (flag, panics) in [(json!(true), true), (json!(false), false), (json!("true"), false)] {
+        each_engine(&policy(&[container()], &json!({"panic_on_corruption": flag})), |guest| {
+            let result = guest.decide("mount_device", &mount_device(1, &hash(1))).allowed();
+            assert_eq!(result["panic_on_corruption"], panics, "{flag}");
+        });
+    }
+}
+
+#[test]
 fn host_directories_are_mounted_below_a_container_that_has_an_overlay() {
     each_prepared(&strict(), |guest| {
         let share = |target: String| json!({"rootPrefix": "/run/gcs/c", "mountPathPrefix": "/mounts/m[0-9]+", "target": target});

@@ -93,6 +93,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Stdio => "standard stream",
         Field::Process => "process",
         Field::Signal => "signal",
+        Field::Scratch => "scratch space",
     }
 }
 
@@ -109,6 +110,8 @@ fn rule_name(rule: Rule) -> &'static str {
         Rule::Range => "within its range",
         Rule::CapabilitySets => "capabilities that exist, in sets that fit together",
         Rule::NoDuplicates => "without duplicates",
+        Rule::DirectoryName => "1 to 64 of A-Z a-z 0-9 . _ -, and not begin with a dot",
+        Rule::MountPoint => "an absolute path without . and .., not at or below /dev, /proc or /sys",
     }
 }
 
@@ -133,6 +136,7 @@ fn step_name(step: Step) -> &'static str {
         Step::Signal => "sending the signal",
         Step::Reap => "waiting for the container's processes to end",
         Step::Memory => "allocating memory in the guest (give it more with --memory)",
+        Step::Format => "making the filesystem of the scratch space (does its disk take writes?)",
     }
 }
 

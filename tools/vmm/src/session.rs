@@ -9,7 +9,9 @@ use crate::refusal::Refused;
 use crate::vsock::Connector;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::gate::fields::{ContainerId, Serial};
-use parma_guest::wire::{self, ExitStatus, FromGuest, Phase, Refusal, Request, Stream, ToGuest, frame};
+use parma_guest::wire::{
+    self, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, frame,
+};
 use parma_psp::Report;
 use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
@@ -47,6 +49,8 @@ pub struct Properties {
     pub containers: Vec<ContainerId>,
     /// Processes of those containers, exited ones included.
     pub processes: Vec<ProcessState>,
+    /// Where what the containers write goes: each scratch device, then each container without one.
+    pub scratch: Vec<(ContainerId, ScratchKind)>,
 }
 
 /// One process.
@@ -282,6 +286,11 @@ fn checked(properties: &wire::Properties<'_>) -> Result<Properties> {
                 Ok(ProcessState { process, container: container(state.container)?, init, exited })
             })
             .collect::<Result<_>>()?,
+        scratch: properties
+            .scratch
+            .iter()
+            .map(|space| Ok((container(space.scratch)?, space.kind)))
+            .collect::<Result<_>>()?,
     })
 }
 
@@ -355,7 +364,12 @@ mod tests {
     fn t07_what_the_protocol_does_not_allow_ends_the_session_and_says_why() {
         let properties = |name: &'static str| {
             let devices = List::from_vec(vec![name]).unwrap();
-            wire::Properties { devices, containers: List::new(), processes: List::new() }
+            wire::Properties {
+                devices,
+                containers: List::new(),
+                processes: List::new(),
+                scratch: List::new(),
+            }
         };
         let reply = |sequence, result| message(FromGuest::Reply { sequence, result });
         let hello = message(FromGuest::Hello { protocol: 1, phase: Phase::Running });

@@ -46,12 +46,16 @@ pub struct Allow {
     /// Let programs gain privileges, as set-user-ID programs do
     #[arg(long)]
     allow_new_privileges: bool,
+    /// Allow what the container writes to stay in the guest's memory, instead of on a scratch disk
+    #[arg(long)]
+    allow_memory_scratch: bool,
 }
 
 impl Allow {
     /// As the generator takes it; `args` replace the image's own.
     pub fn options(&self, args: &[String]) -> GenerateOptions {
-        let Self { env, allow_exec, allow_signal, no_stdio, allow_new_privileges } = self;
+        let Self { env, allow_exec, allow_signal, no_stdio, allow_new_privileges, allow_memory_scratch } =
+            self;
         GenerateOptions {
             args: (!args.is_empty()).then(|| args.to_vec()),
             env: env.clone(),
@@ -59,6 +63,7 @@ impl Allow {
             signals: (!allow_signal.is_empty()).then(|| allow_signal.clone()),
             stdio: !no_stdio,
             no_new_privileges: !allow_new_privileges,
+            memory_scratch: *allow_memory_scratch,
             ..GenerateOptions::default()
         }
     }

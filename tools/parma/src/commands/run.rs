@@ -8,7 +8,7 @@ use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use parma::local::{Reserved, Served};
 use parma::output::hex;
-use parma::pod::{Observer, Pod, describe, new_container_id};
+use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
 use parma::workload::{Policy, Workload};
 use parma_guest::wire::{Request, Stdio};
 use parma_layer::oci::Reference;
@@ -53,6 +53,9 @@ pub struct Arguments {
     /// Processors of the guest
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     cpus: u32,
+    /// Where the container writes: the size of a disk that the guest encrypts, such as 4G or 512M, or `memory`
+    #[arg(long, value_name = "SIZE|memory", default_value = "4G", value_parser = Space::parse)]
+    scratch: Space,
     /// A name for exec, ps, kill and stop [default: the container id's first twelve digits]
     #[arg(long)]
     name: Option<String>,
@@ -86,7 +89,17 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
             "this image needs SEV-SNP hardware, which `run` does not use yet: build one with `cargo xtask image --emulated`"
         );
     }
-    let options = arguments.allow.options(&arguments.args);
+    let mut options = arguments.allow.options(&arguments.args);
+    let scratch = match arguments.scratch {
+        Space::Memory => {
+            options.memory_scratch = true;
+            Scratch::Memory
+        }
+        Space::Disk(bytes) => {
+            options.max_scratch = options.max_scratch.max(bytes);
+            Scratch::disk(bytes)?
+        }
+    };
     let workload = Workload::prepare(&arguments.image, &options, "layer", |number, count, bytes| {
         bar.set_message(format!("layer {number} of {count}: {}", HumanBytes(bytes)));
     })?;
@@ -119,7 +132,9 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     config.vcpus = arguments.cpus;
     bar.set_message("booting the guest");
     let observer = observer(arguments.verbose, arguments.json, bar.clone());
-    let (pod, process) = Pod::start(config, &policy, &workload, &id, stdio, observer)?;
+    let (pod, process) = Pod::start(config, &policy, &workload, &scratch, &id, stdio, observer)?;
+    // The machine has the file open: it needs no name any more.
+    drop(scratch);
     bar.finish_and_clear();
 
     let streams = options
@@ -163,6 +178,29 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         eprintln!("parma: {error:#}");
     }
     Ok(ExitCode::from(status.shell_code()))
+}
+
+/// What `--scratch` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Space {
+    Memory,
+    /// Bytes.
+    Disk(u64),
+}
+
+impl Space {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text == "memory" {
+            return Ok(Self::Memory);
+        }
+        let (digits, shift) = match (text.strip_suffix('M'), text.strip_suffix('G')) {
+            (Some(digits), _) => (digits, 20),
+            (_, Some(digits)) => (digits, 30),
+            _ => return Err("write a size in M or G, such as 512M, or `memory`".into()),
+        };
+        let count: u64 = digits.parse().map_err(|_| format!("{digits:?} is no number"))?;
+        count.checked_mul(1 << shift).map(Self::Disk).ok_or_else(|| "too large".into())
+    }
 }
 
 /// The directory of the guest's image.

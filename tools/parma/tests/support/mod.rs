@@ -103,7 +103,8 @@ impl Stage {
             })
             .collect();
         let hashes: Vec<[u8; 32]> = layers.iter().map(|layer| layer.root_hash).collect();
-        let options = GenerateOptions { args: Some(strings(args)), ..options };
+        // What most tests are about does not depend on where a container writes; a disk each would only cost time.
+        let options = GenerateOptions { args: Some(strings(args)), memory_scratch: true, ..options };
         let container = Container::new(&image, &hashes, &options).unwrap();
         let policy = policy(&edit(container.policy()));
         Workload { container, policy, layers, name: name.to_owned() }
@@ -283,9 +284,14 @@ impl Guest {
     }
 
     pub fn mount_overlay(&self, workload: &Workload, container: &str) {
+        self.mount_overlay_on(workload, container, None);
+    }
+
+    /// As [`Self::mount_overlay`], writing to a scratch device, or to memory.
+    pub fn mount_overlay_on(&self, workload: &Workload, container: &str, scratch: Option<&str>) {
         let layers = workload.overlay_layers();
         let layers: List<&str, MAX_LAYERS> = list(layers.iter().map(String::as_str));
-        self.done(Request::MountOverlay { container, layers });
+        self.done(Request::MountOverlay { container, layers, scratch });
     }
 
     /// Starts a process that must be allowed; returns its number.
@@ -305,7 +311,7 @@ impl Guest {
 
     pub fn create(&self, workload: &Workload, container: &str, stdio: Stdio) -> u32 {
         let process = workload.process(stdio);
-        self.started(Request::CreateContainer { container, privileged: false, process })
+        self.started(Request::CreateContainer { container, privileged: false, mounts: List::new(), process })
     }
 
     /// Executes a further command to its end; returns its output and status.

@@ -44,7 +44,20 @@ fn honest_life(container: &Container) -> Vec<(Point, Value)> {
         ));
     }
     let layers: Vec<String> = devices.clone().rev().map(device).collect();
+    let scratch = format!("/run/gcs/c/{ID}");
+    let writable = format!("{scratch}/scratch/{ID}");
+    life.push((
+        Point::RwMountDevice,
+        json!({
+            "target": scratch, "encrypted": true, "ensureFilesystem": true, "filesystem": "ext4",
+            "mountPathRegex": "/run/gcs/c/[0-9a-fA-F]{64}", "rollbackProtection": true, "size": container.max_scratch,
+        }),
+    ));
     life.push((Point::MountOverlay, json!({"containerID": ID, "layerPaths": layers, "target": rootfs})));
+    life.push((
+        Point::ScratchMount,
+        json!({"target": writable, "encrypted": true, "memory": container.memory_scratch}),
+    ));
     life.push((Point::CreateContainer, process(container, &container.args)));
     for command in &container.exec {
         life.push((Point::ExecInContainer, process(container, command)));
@@ -64,6 +77,8 @@ fn honest_life(container: &Container) -> Vec<(Point, Value)> {
     }
     life.push((Point::ShutdownContainer, json!({"containerID": ID})));
     life.push((Point::UnmountOverlay, json!({"unmountTarget": rootfs})));
+    life.push((Point::ScratchUnmount, json!({"unmountTarget": writable})));
+    life.push((Point::RwUnmountDevice, json!({"unmountTarget": scratch})));
     life.extend(devices.map(|number| (Point::UnmountDevice, json!({"unmountTarget": device(number)}))));
     life
 }

@@ -1,0 +1,416 @@
+//! The host reads, changes, moves and restores what containers wrote: attacks L01–L07 and L09 on the real VM.
+//!
+//! The disk is one that the test scripts: it sees every request of the guest and changes blocks under its feet.
+
+mod support;
+
+use parma_guest::point::Point;
+use parma_guest::policy;
+use parma_guest::wire::{Denied, Field, Reason, Request, ScratchKind, Stdio, Step, Stream, Tags};
+use parma_policy::generate::GenerateOptions;
+use parma_vmm::scripted::{Operation, ScriptedDisk};
+use parma_vmm::{Disk, Reply};
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::net::UnixStream;
+use support::{Guest, Stage, Workload, id, read_until, serial, stage};
+
+const BLOCK: u64 = 4096;
+/// Blocks of a test's disk: 32 MiB.
+const BLOCKS: u64 = 8192;
+/// Bytes of a file that the container writes, and its blocks.
+const FILE: usize = 65536;
+const FILE_BLOCKS: u64 = FILE as u64 / BLOCK;
+
+/// A program that writes and reads files past the guest's cache, as it is told, and says what came of it.
+const CLERK: &str = "\
+import errno, os, sys
+SIZE = 65536
+def open_file(name, flags):
+    fd = os.open('/tmp/' + name, flags, 0o600)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    return fd
+def write(name, byte):
+    fd = open_file(name, os.O_RDWR | os.O_CREAT)
+    count = os.pwrite(fd, byte.encode() * SIZE, 0)
+    os.fsync(fd)
+    os.close(fd)
+    return str(count)
+def read(name):
+    fd = open_file(name, os.O_RDONLY)
+    try:
+        page = os.pread(fd, SIZE, 0)
+    finally:
+        os.close(fd)
+    seen = set(page)
+    return chr(seen.pop()) * 2 if len(seen) == 1 and len(page) == SIZE else 'mixed'
+def remove(name):
+    os.unlink('/tmp/' + name)
+    os.sync()
+    return 'removed'
+for line in sys.stdin:
+    what, *how = line.split()
+    try:
+        print({'write': write, 'read': read, 'remove': remove}[what](*how), flush=True)
+    except OSError as error:
+        print(errno.errorcode[error.errno], flush=True)
+";
+
+/// What a reader gets of a block that does not match its tag.
+const REFUSED: &str = "EIO";
+
+/// The program in a container.
+struct Clerk {
+    input: UnixStream,
+    output: UnixStream,
+}
+
+impl Clerk {
+    fn ask(&mut self, what: &str) -> String {
+        writeln!(self.input, "{what}").unwrap();
+        read_until(&mut self.output, "\n").trim_end().to_owned()
+    }
+
+    fn write(&mut self, name: &str, byte: char) {
+        assert_eq!(self.ask(&format!("write {name} {byte}")), FILE.to_string());
+    }
+
+    fn read(&mut self, name: &str) -> String {
+        self.ask(&format!("read {name}"))
+    }
+}
+
+fn workload(stage: &Stage, edit: impl FnOnce(String) -> String) -> Workload {
+    let options = GenerateOptions::default();
+    stage.workload_with("python", &["python3", "-c", CLERK], options, edit)
+}
+
+/// A machine whose policy is in force and whose layers are mounted, with these disks beside them: `scratch0`, `scratch1`, …
+fn machine(stage: &Stage, workload: &Workload, disks: &[&ScriptedDisk]) -> Guest {
+    let scratch = disks.iter().enumerate();
+    let scratch = scratch.map(|(at, disk)| Disk::scripted(disk, serial(&format!("scratch{at}"))));
+    let guest =
+        stage.boot(workload.policy.host_data(), workload.disks().into_iter().chain(scratch).collect());
+    guest.accept(&workload.policy.image);
+    guest.mount_layers(workload);
+    guest
+}
+
+fn scratch<'a>(id: &'a str, device: &'a str, tags: Tags) -> Request<'a> {
+    Request::MountScratch { scratch: id, device, data_blocks: BLOCKS, tags }
+}
+
+/// A container that writes to the scratch space of this id.
+fn clerk(guest: &Guest, workload: &Workload, container: &str, scratch: &str) -> Clerk {
+    guest.mount_overlay_on(workload, container, Some(scratch));
+    let process = guest.create(workload, container, Stdio { stdin: true, stdout: true, stderr: false });
+    Clerk { input: guest.attach(process, Stream::Stdin), output: guest.attach(process, Stream::Stdout) }
+}
+
+fn disk() -> ScriptedDisk {
+    ScriptedDisk::zeroed(BLOCKS * BLOCK).unwrap()
+}
+
+fn content(disk: &ScriptedDisk) -> Vec<u8> {
+    disk.read(0, (BLOCKS * BLOCK) as usize).unwrap()
+}
+
+fn block(content: &[u8], at: u64) -> &[u8] {
+    &content[(at * BLOCK) as usize..][..BLOCK as usize]
+}
+
+/// Where a file's blocks are: those in a row that are others after it was written again.
+fn file_blocks(before: &[u8], after: &[u8]) -> Range<u64> {
+    let differs = |at: u64| block(before, at) != block(after, at);
+    let start = (0..=BLOCKS - FILE_BLOCKS).find(|&at| (at..at + FILE_BLOCKS).all(differs));
+    let start = start.expect("the file's blocks changed");
+    start..start + FILE_BLOCKS
+}
+
+fn denied_for(reason: &Reason, point: Point, check: policy::Reason) -> bool {
+    matches!(reason, Reason::Denied { point: at, how: Denied::No, failed, .. } if *at == point && failed.contains(&check))
+}
+
+/// L02 (Parma, section 6; dm-integrity's replay): a host that restores a sector with an older state of itself. The tags are
+/// in guest memory, so the older state matches none.
+#[test]
+fn l02_a_block_that_the_host_restores_is_an_error_to_its_reader() {
+    let Some(stage) = stage() else { return };
+    let (workload, disk) = (workload(&stage, |policy| policy), disk());
+    let guest = machine(&stage, &workload, &[&disk]);
+    guest.done(scratch(&id('1'), "scratch0", Tags::Memory));
+    let mut clerk = clerk(&guest, &workload, &id('1'), &id('1'));
+    clerk.write("ledger", 'a');
+    clerk.write("other", 'x');
+    let old = content(&disk);
+    clerk.write("ledger", 'b');
+    let new = content(&disk);
+    let file = file_blocks(&old, &new);
+    assert_eq!(clerk.read("ledger"), "bb", "the honest twin");
+    // One sector of the file, one block, all of it, the whole disk.
+    let sector = file.start * BLOCK + 512..file.start * BLOCK + 1024;
+    let one = file.start * BLOCK..(file.start + 1) * BLOCK;
+    let whole = file.start * BLOCK..file.end * BLOCK;
+    for range in [sector, one, whole, 0..BLOCKS * BLOCK] {
+        let bytes = |content: &[u8]| content[range.start as usize..range.end as usize].to_vec();
+        disk.write(range.start, &bytes(&old)).unwrap();
+        assert_eq!(clerk.read("ledger"), REFUSED, "{range:?}");
+        disk.write(range.start, &bytes(&new)).unwrap();
+        assert_eq!(clerk.read("ledger"), "bb", "{range:?} as the guest wrote it");
+    }
+    assert_eq!(clerk.read("other"), "xx", "what was not touched");
+    assert!(guest.console().contains("AEAD ERROR"), "the kernel says why");
+}
+
+/// L04: a host that puts a block where another belongs. A block's position is part of what its tag authenticates.
+#[test]
+fn l04_a_block_that_the_host_moves_is_an_error_to_its_reader() {
+    let Some(stage) = stage() else { return };
+    let (workload, disk) = (workload(&stage, |policy| policy), disk());
+    let guest = machine(&stage, &workload, &[&disk]);
+    guest.done(scratch(&id('1'), "scratch0", Tags::Memory));
+    let mut clerk = clerk(&guest, &workload, &id('1'), &id('1'));
+    clerk.write("first", 'a');
+    clerk.write("second", 'a');
+    let states = ["first", "second"].map(|name| {
+        let before = content(&disk);
+        clerk.write(name, 'b');
+        file_blocks(&before, &content(&disk))
+    });
+    let [first, second] = states;
+    let at = |number: u64| number * BLOCK;
+    let (one, two) = (disk.read(at(first.start), FILE).unwrap(), disk.read(at(second.start), FILE).unwrap());
+    // The same plaintext, and each valid where it is.
+    disk.write(at(first.start), &two).unwrap();
+    disk.write(at(second.start), &one).unwrap();
+    assert_eq!((clerk.read("first").as_str(), clerk.read("second").as_str()), (REFUSED, REFUSED));
+    disk.write(at(first.start), &one).unwrap();
+    disk.write(at(second.start), &two).unwrap();
+    assert_eq!((clerk.read("first").as_str(), clerk.read("second").as_str()), ("bb", "bb"));
+}
+
+/// L01, L03 (CVE-2025-59054 and its kin): headers that a host wrote. Nothing on a scratch disk is a header: whatever is
+/// there, the guest reads no block that it did not write itself.
+#[test]
+fn l01_l03_what_the_host_put_on_the_disk_is_never_read() {
+    let Some(stage) = stage() else { return };
+    let (workload, disk) = (workload(&stage, |policy| policy), disk());
+    // A LUKS2 header that says "no cipher", dm-integrity's superblock, an ext4 superblock.
+    disk.write(0, b"LUKS\xba\xbe\x00\x02 {\"segments\":{\"0\":{\"encryption\":\"cipher_null-ecb\"}}}")
+        .unwrap();
+    disk.write(16384, b"SKUL\xba\xbe\x00\x02").unwrap();
+    disk.write(8192, b"integrt\0\x04\x00\x1c\x00").unwrap();
+    disk.write(1024 + 0x38, &[0x53, 0xef]).unwrap();
+    let guest = machine(&stage, &workload, &[&disk]);
+    disk.forget_accesses();
+    guest.done(scratch(&id('1'), "scratch0", Tags::Memory));
+    let mut clerk = clerk(&guest, &workload, &id('1'), &id('1'));
+    clerk.write("file", 'a');
+    assert_eq!(clerk.read("file"), "aa");
+    let mut written = vec![false; BLOCKS as usize];
+    for access in disk.accesses() {
+        let blocks = (access.offset / BLOCK) as usize
+            ..(access.offset + u64::from(access.length)).div_ceil(BLOCK) as usize;
+        match access.operation {
+            Operation::Write => written[blocks].fill(true),
+            Operation::Read => {
+                assert!(written[blocks].iter().all(|&own| own), "reads the host's bytes: {access:?}")
+            }
+            _ => {}
+        }
+    }
+    assert!(written.iter().any(|&own| own), "the honest twin: the guest did write");
+}
+
+/// L05 (hcsshim 0a55db758): no request says "unencrypted". What a host can choose is the policy's to allow.
+#[test]
+fn l05_scratch_is_encrypted_and_anything_weaker_is_the_policys_to_allow() {
+    let Some(stage) = stage() else { return };
+    let (strict, disk) = (
+        workload(&stage, |policy| {
+            policy.replace("allow_memory_scratch := true", "allow_memory_scratch := false")
+        }),
+        disk(),
+    );
+    let guest = machine(&stage, &strict, &[&disk]);
+    // Every field there is.
+    let Request::MountScratch { scratch: _, device: _, data_blocks: _, tags: _ } =
+        scratch("", "", Tags::Memory)
+    else {
+        unreachable!()
+    };
+    let layers = strict.overlay_layers();
+    let memory = Request::MountOverlay {
+        container: &id('1'),
+        layers: support::list(layers.iter().map(String::as_str)),
+        scratch: None,
+    };
+    let refused = guest.refused(memory);
+    assert!(denied_for(&refused, Point::ScratchMount, policy::Reason::ScratchInMemory), "{refused:?}");
+    let refused = guest.refused(scratch(&id('1'), "scratch0", Tags::Disk));
+    assert!(denied_for(&refused, Point::RwMountDevice, policy::Reason::ScratchUnprotected), "{refused:?}");
+    let large = Request::MountScratch {
+        scratch: &id('1'),
+        device: "scratch0",
+        data_blocks: (16 << 30) / BLOCK + 1,
+        tags: Tags::Memory,
+    };
+    let refused = guest.refused(large);
+    assert!(denied_for(&refused, Point::RwMountDevice, policy::Reason::ScratchTooLarge), "{refused:?}");
+    guest.done(scratch(&id('1'), "scratch0", Tags::Memory));
+    let mut clerk = clerk(&guest, &strict, &id('1'), &id('1'));
+    clerk.write("secret", 'S');
+    assert_eq!(clerk.read("secret"), "SS", "the honest twin");
+    let disk = content(&disk);
+    assert!(!disk.windows(32).any(|window| window == [b'S'; 32]), "the host reads what the container wrote");
+    let Reply::Properties(properties) = guest.done(Request::GetProperties) else { panic!("no properties") };
+    let scratch: Vec<_> =
+        properties.scratch.iter().map(|(id, kind)| (id.as_str().to_owned(), *kind)).collect();
+    assert_eq!(scratch, [(id('1'), ScratchKind::Sealed)]);
+}
+
+/// What the policy allows is what there is: space in memory, and space without protection against roll-back, both of which
+/// the list of properties names.
+#[test]
+fn l05_weaker_scratch_that_the_policy_allows_works_and_is_named() {
+    let Some(stage) = stage() else { return };
+    let rollback =
+        |policy: String| policy.replace("allow_scratch_rollback := false", "allow_scratch_rollback := true");
+    let (weak, disk) = (workload(&stage, rollback), disk());
+    let guest = machine(&stage, &weak, &[&disk]);
+    assert_eq!(
+        guest.refused(scratch(&id('1'), "scratch0", Tags::Disk)),
+        Reason::Failed { step: Step::DeviceSize, errno: 28 },
+        "no room for tags"
+    );
+    let data_blocks = parma_guest::target::volume::Layout::of(BLOCKS * BLOCK).data_blocks;
+    guest.done(Request::MountScratch {
+        scratch: &id('1'),
+        device: "scratch0",
+        data_blocks,
+        tags: Tags::Disk,
+    });
+    let mut on_disk = clerk(&guest, &weak, &id('1'), &id('1'));
+    on_disk.write("file", 'a');
+    assert_eq!(on_disk.read("file"), "aa");
+    let image = content(&disk);
+    assert!(!image.windows(32).any(|window| window == [b'a'; 32]), "encrypted all the same");
+    // A changed block is an error here too.
+    on_disk.write("file", 'b');
+    let file = file_blocks(&image, &content(&disk));
+    disk.write(file.start * BLOCK, &[0; 512]).unwrap();
+    assert_eq!(on_disk.read("file"), REFUSED);
+    guest.mount_overlay(&weak, &id('2'));
+    let Reply::Properties(properties) = guest.done(Request::GetProperties) else { panic!("no properties") };
+    let kinds: Vec<ScratchKind> = properties.scratch.iter().map(|&(_, kind)| kind).collect();
+    assert_eq!(kinds, [ScratchKind::SealedWithoutRollbackProtection, ScratchKind::Memory]);
+}
+
+/// L06: one disk for two purposes. By one serial it is refused; by two it is noise to whoever did not write it.
+#[test]
+fn l06_a_disk_that_serves_twice_shows_nobody_anothers_data() {
+    let Some(stage) = stage() else { return };
+    let (workload, disk) = (workload(&stage, |policy| policy), disk());
+    let largest = workload.layers.iter().max_by_key(|layer| layer.data_blocks).unwrap();
+    let layer = ScriptedDisk::copy_of(&largest.path).unwrap();
+    let guest = machine(&stage, &workload, &[&disk, &disk, &layer]);
+    let (one, two) = (id('1'), id('2'));
+    guest.done(scratch(&one, "scratch0", Tags::Memory));
+    let device = Reason::InUse { field: Field::Device };
+    assert_eq!(guest.refused(scratch(&two, "scratch0", Tags::Memory)), device);
+    let taken = Reason::InUse { field: Field::Scratch };
+    assert_eq!(guest.refused(scratch(&one, "scratch1", Tags::Memory)), taken);
+    assert_eq!(guest.refused(scratch(&two, &workload.serial(0), Tags::Memory)), device, "a mounted layer");
+    let mut first = clerk(&guest, &workload, &one, &one);
+    first.write("file", 'a');
+    assert_eq!(first.read("file"), "aa", "the honest twin");
+    // The same disk again, by another name: the guest makes a filesystem over the first one's.
+    guest.done(scratch(&two, "scratch1", Tags::Memory));
+    let mut second = clerk(&guest, &workload, &two, &two);
+    second.write("file", 'b');
+    assert_eq!(second.read("file"), "bb");
+    assert_ne!(first.read("file"), "bb");
+    // A layer as scratch space is overwritten, and is no layer any more.
+    let small = Request::MountScratch {
+        scratch: &id('3'),
+        device: "scratch2",
+        data_blocks: 4096,
+        tags: Tags::Memory,
+    };
+    guest.done(small);
+    let mount = Request::MountDevice {
+        device: "scratch2",
+        root_hash: largest.root_hash,
+        data_blocks: largest.data_blocks,
+    };
+    assert_eq!(guest.refused(mount.clone()), device);
+    guest.done(Request::UnmountScratch { scratch: &id('3') });
+    let refused = guest.refused(mount);
+    assert!(matches!(refused, Reason::Failed { step: Step::LayerFilesystem, .. }), "{refused:?}");
+}
+
+/// L07: keys that come again, in another boot or for another disk, would let a host put back what it kept.
+#[test]
+fn l07_the_same_content_is_other_ciphertext_in_each_boot_and_on_each_mount() {
+    let Some(stage) = stage() else { return };
+    let workload = workload(&stage, |policy| policy);
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    for _ in 0..2 {
+        let disk = disk();
+        let guest = machine(&stage, &workload, &[&disk]);
+        for _ in 0..2 {
+            guest.done(scratch(&id('f'), "scratch0", Tags::Memory));
+            // Where the filesystem's metadata is, which the guest makes the same each time.
+            let superblock = disk.read(0, BLOCK as usize).unwrap();
+            assert!(!seen.contains(&superblock));
+            seen.push(superblock);
+            guest.done(Request::UnmountScratch { scratch: &id('f') });
+        }
+    }
+}
+
+/// L09: which blocks are free is nobody's business; a discard would tell.
+#[test]
+fn l09_no_discard_reaches_the_disk() {
+    let Some(stage) = stage() else { return };
+    let (workload, disk) = (workload(&stage, |policy| policy), disk());
+    let guest = machine(&stage, &workload, &[&disk]);
+    guest.done(scratch(&id('1'), "scratch0", Tags::Memory));
+    let mut clerk = clerk(&guest, &workload, &id('1'), &id('1'));
+    clerk.write("file", 'a');
+    assert_eq!(clerk.ask("remove file"), "removed");
+    drop(clerk);
+    guest.done(Request::ShutdownContainer { container: &id('1') });
+    guest.done(Request::UnmountOverlay { container: &id('1') });
+    guest.done(Request::UnmountScratch { scratch: &id('1') });
+    let accesses = disk.accesses();
+    assert!(accesses.iter().any(|access| access.operation == Operation::Flush), "the honest twin");
+    let other: Vec<_> = accesses
+        .iter()
+        .filter(|access| !matches!(access.operation, Operation::Read | Operation::Write | Operation::Flush))
+        .collect();
+    assert!(other.is_empty(), "{other:?}");
+}
+
+/// A pod's containers share a scratch device, each with files of its own, and leave it usable for those that follow.
+#[test]
+fn containers_of_a_pod_share_a_device_and_nothing_on_it() {
+    let Some(stage) = stage() else { return };
+    let (workload, disk) = (workload(&stage, |policy| policy), disk());
+    let guest = machine(&stage, &workload, &[&disk]);
+    let pod = id('f');
+    guest.done(scratch(&pod, "scratch0", Tags::Memory));
+    let mut one = clerk(&guest, &workload, &id('1'), &pod);
+    let mut two = clerk(&guest, &workload, &id('2'), &pod);
+    one.write("file", 'a');
+    two.write("file", 'b');
+    assert_eq!((one.read("file").as_str(), two.read("file").as_str()), ("aa", "bb"));
+    let in_use = Reason::InUse { field: Field::Scratch };
+    assert_eq!(guest.refused(Request::UnmountScratch { scratch: &pod }), in_use);
+    for container in [id('1'), id('2')] {
+        guest.done(Request::ShutdownContainer { container: &container });
+        guest.done(Request::UnmountOverlay { container: &container });
+    }
+    let mut three = clerk(&guest, &workload, &id('3'), &pod);
+    assert_eq!(three.read("file"), "ENOENT");
+}
