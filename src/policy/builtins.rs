@@ -516,16 +516,33 @@ fn number(text: &[u8]) -> Result<Option<i64>, Fault> {
         });
         return value.map(Some).ok_or(Fault::Overflow);
     }
-    let unsigned = match text {
-        [b'-' | b'+', rest @ ..] => rest,
-        _ => text,
-    };
-    let number = match unsigned {
-        [b'0'..=b'9', ..] | [b'.', b'0'..=b'9', ..] => true,
-        _ => [&b"inf"[..], b"infinity", b"nan"].iter().any(|name| unsigned.eq_ignore_ascii_case(name)),
-    };
-    // Digits first: be it a float or not, do not guess.
-    if number { Err(Fault::Unsupported) } else { Ok(None) }
+    if is_float(text) { Err(Fault::Unsupported) } else { Ok(None) }
+}
+
+/// Whether Go's `ParseFloat` takes it, or might: of hexadecimal floats and digits with underscores only the start is
+/// looked at.
+fn is_float(text: &[u8]) -> bool {
+    fn digits(text: &[u8]) -> (bool, &[u8]) {
+        let count = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (count > 0, text.get(count..).unwrap_or_default())
+    }
+    let unsigned = text.strip_prefix(b"-").or(text.strip_prefix(b"+")).unwrap_or(text);
+    let named = [&b"inf"[..], b"infinity", b"nan"].iter().any(|name| unsigned.eq_ignore_ascii_case(name));
+    let (whole, mut rest) = digits(unsigned);
+    if named || whole && rest.iter().any(|byte| b"_xX".contains(byte)) {
+        return true;
+    }
+    let mut some = whole;
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let (more, after) = digits(fraction);
+        (some, rest) = (whole || more, after);
+    }
+    if let Some(exponent) = rest.strip_prefix(b"e").or(rest.strip_prefix(b"E")) {
+        let unsigned = exponent.strip_prefix(b"-").or(exponent.strip_prefix(b"+")).unwrap_or(exponent);
+        let (power, after) = digits(unsigned);
+        return some && power && after.is_empty();
+    }
+    some && rest.is_empty()
 }
 
 /// A semantic version as OPA reads it: a leading `v` and leading zeros are allowed.

@@ -18,9 +18,9 @@ pub const LEAST: u64 = 64 << 20;
 
 const PAGE: u64 = 0x1000;
 const FOUR_GIB: u64 = 1 << 32;
-/// What is no memory for Linux, whatever the host says: what the PSP filled; the table of processors; the legacy hole.
+/// What is no memory for Linux, whatever the host says: what the PSP filled, and what says where; the table of processors; the legacy hole.
 const HOLES: [(u64, u64); 3] = [
-    (rom::SECRETS_PAGE as u64, rom::CPUID_PAGE as u64 + PAGE),
+    (rom::BLOB_PAGE as u64, rom::CPUID_PAGE as u64 + PAGE),
     (rom::PROCESSORS_PAGE as u64, 0xa_0000),
     (0xa_0000, 0x10_0000),
 ];
@@ -179,8 +179,8 @@ mod tests {
         assert_eq!(
             linux,
             [
-                (0, 0x8_0000, 1),
-                (0x8_0000, 0x8_2000, 2),
+                (0, 0x7_f000, 1),
+                (0x7_f000, 0x8_2000, 2),
                 (0x8_2000, 0x9_f000, 1),
                 (0x9_f000, 0xa_0000, 2),
                 (0xa_0000, 0x10_0000, 2),

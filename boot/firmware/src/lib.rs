@@ -9,9 +9,12 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod accept;
 pub mod e820;
 pub mod fw_cfg;
+pub mod ghcb;
 pub mod linux;
 pub mod measure;
 pub mod processors;
+pub mod reason;
 pub mod rom;

@@ -2,6 +2,7 @@
 //! refusal is the image's fault. Source: Linux `Documentation/arch/x86/boot.rst`, `zero-page.rst`.
 
 use crate::e820::{self, Map};
+use crate::rom;
 
 /// Bytes of `boot_params`.
 pub const PARAMS_SIZE: usize = 4096;
@@ -104,6 +105,28 @@ impl<'a> Kernel<'a> {
     }
 }
 
+/// Bytes of [`confidential`].
+pub const CONFIDENTIAL_SIZE: usize = 0x60;
+
+/// What tells Linux that it is an SNP guest, and where the PSP's pages are: an element of `setup_data` (the last), and the
+/// blob to which it points. It is for [`rom::BLOB_PAGE`]. Source: Linux `arch/x86/include/asm/sev.h`, `cc_blob_sev_info`.
+#[must_use]
+pub fn confidential() -> [u8; CONFIDENTIAL_SIZE] {
+    const SETUP_CC_BLOB: u32 = 7;
+    const BLOB: usize = 0x20;
+    let mut bytes = [0; CONFIDENTIAL_SIZE];
+    let mut put = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    put(8, SETUP_CC_BLOB);
+    put(12, 4);
+    put(16, rom::BLOB_PAGE + BLOB as u32);
+    put(BLOB, u32::from_le_bytes(*b"AMDE"));
+    put(BLOB + 8, rom::SECRETS_PAGE);
+    put(BLOB + 16, PAGE as u32);
+    put(BLOB + 24, rom::CPUID_PAGE);
+    put(BLOB + 32, PAGE as u32);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,7 +169,10 @@ mod tests {
         assert_eq!(params[0x228..0x22c], [0, 0x10, 7, 0]);
         assert_eq!(params[0x250..0x258], [0, 0x20, 7, 0, 0, 0, 0, 0]);
         assert_eq!(params[0x1e8], 6);
-        assert_eq!(params[0x2d0..0x2d0 + 20], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(
+            params[0x2d0..0x2d0 + 20],
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0xf0, 7, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+        );
         // Nothing that was not set: no video mode, no EFI, no ACPI tables, a clean sentinel.
         assert!(params[..0x1e8].iter().all(|b| *b == 0) && params[0x1e9..0x1f1].iter().all(|b| *b == 0));
     }
@@ -171,6 +197,18 @@ mod tests {
         assert_eq!(kernel.place_initrd(16 << 20, &map(64)), Ok(0x300_0000));
         assert_eq!(kernel.place_initrd((16 << 20) + 1, &map(64)), Err(Error::Memory));
         assert_eq!(kernel.place_initrd(usize::MAX, &map(64)), Err(Error::Memory));
+    }
+
+    #[test]
+    fn a_confidential_guest_is_told_where_the_psps_pages_are() {
+        let bytes = confidential();
+        // The one element of its list, of type 7, whose four bytes are the blob's address.
+        assert_eq!(bytes[..20], [0, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 4, 0, 0, 0, 0x20, 0xf0, 7, 0]);
+        #[rustfmt::skip]
+        assert_eq!(bytes[0x20..0x48], [
+            b'A', b'M', b'D', b'E', 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0,
+            0, 0x10, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0,
+        ]);
     }
 
     proptest! {

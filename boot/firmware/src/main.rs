@@ -1,10 +1,11 @@
 //! The firmware's instructions: from the reset vector to Linux. Everything that decides is in the library.
 //!
 //! 1. `reset.s`: 64-bit mode, everything mapped one to one, this code copied to low memory.
-//! 2. The host's memory map is checked.
-//! 3. Kernel, initrd and command line are each copied to memory, hashed, and compared with the ROM's slot. Nothing else of
-//!    them is looked at before.
-//! 4. Linux is started by its 64-bit entry.
+//! 2. In an SNP guest: the protocol is agreed on, and the window shared with the host.
+//! 3. The host's memory map is checked; an SNP guest takes all that memory.
+//! 4. Kernel, initrd and command line are each copied to private memory, hashed, and compared with the ROM's slot. Nothing
+//!    else of them is looked at before.
+//! 5. An SNP guest takes the window back. Linux is started by its 64-bit entry.
 //!
 //! Any surprise ends the machine. Linux gets no ACPI tables and nothing else of the host but the memory map and the number
 //! of processors.
@@ -15,15 +16,18 @@
 
 mod machine;
 mod memory;
+mod snp;
 
-use machine::{fail, file, jump, processor};
+use machine::{fail, file, processor, start_linux};
 use parma_firmware::e820::{self, Map};
 use parma_firmware::fw_cfg::{self, File, Transfer};
-use parma_firmware::linux::{Kernel, MAX_COMMAND_LINE};
+use parma_firmware::linux::{self, Kernel, MAX_COMMAND_LINE};
+use parma_firmware::reason::Reason;
 use parma_firmware::{processors, rom};
 use sha2::{Digest, Sha256};
 
 core::arch::global_asm!(include_str!("reset.s"), options(att_syntax));
+core::arch::global_asm!(include_str!("snp.s"), options(att_syntax));
 
 /// The slot, the metadata and the table of GUIDs.
 #[used]
@@ -34,7 +38,7 @@ static TAIL: [u8; rom::TAIL_SIZE] = rom::tail();
 const PARAMS: u64 = 0x7_0000;
 const COMMAND_LINE: u64 = 0x7_1000;
 /// Where the kernel is verified, and how large it may be: behind the window, before the place where it runs.
-const STAGING: u64 = 0x60_0000;
+const STAGING: u64 = rom::WINDOW + rom::WINDOW_SIZE;
 const MAX_KERNEL: usize = 10 << 20;
 
 /// The digests of the slot, in its order.
@@ -48,90 +52,110 @@ enum Digested {
 /// Called by `reset.s` once, with the C-bit, or 0 without SNP.
 #[unsafe(no_mangle)]
 extern "C" fn start(c_bit: u64) -> ! {
-    if c_bit != 0 {
-        // SECURITY: without the protocol of GHCB and RMP, nothing may be started in an SNP guest.
-        fail("SEV-SNP is not supported by this ROM");
+    match boot(c_bit) {
+        // SAFETY: the kernel was verified, and lies with all that it needs where its boot protocol says.
+        Ok(entry) => unsafe { start_linux(entry, PARAMS) },
+        Err(reason) => fail(reason),
     }
-    processor();
+}
+
+/// Everything up to Linux's first instruction; its address.
+fn boot(c_bit: u64) -> Result<u64, Reason> {
+    if c_bit != 0 {
+        snp::begin(c_bit)?;
+    }
+    processor()?;
 
     let mut directory = [0; fw_cfg::MAX_FILES * fw_cfg::ENTRY_SIZE];
-    let directory = read_directory(&mut directory);
-    let find = |name| fw_cfg::find(directory, name).unwrap_or_else(|| fail("a file is missing"));
+    let directory = read_directory(&mut directory)?;
+    let find = |name| fw_cfg::find(directory, name).ok_or(Reason::Missing);
 
     let mut map = [0; e820::MAX_HOST * e820::ENTRY_SIZE];
-    let map_file = find("etc/e820");
-    let Some(map) = map.get_mut(..map_file.size as usize) else { fail("the memory map is too long") };
-    file(Transfer::Start(map_file.key), map);
-    let Ok(map) = Map::new(map) else { fail("the memory map is refused") };
+    let map_file = find("etc/e820")?;
+    let map = map.get_mut(..map_file.size as usize).ok_or(Reason::MapSize)?;
+    file(Transfer::Start(map_file.key), map)?;
+    let map = Map::new(map).map_err(|_| Reason::Map)?;
+    if snp::active() {
+        snp::take_memory(&map)?;
+    }
+    // Linux looks here for tables of the machine, and finds none.
+    // SAFETY: RAM, to which nothing refers.
+    unsafe { memory::clear(0, 0x1000) };
 
-    let kernel = find("opt/parma/kernel");
+    let kernel = find("opt/parma/kernel")?;
     if kernel.size as usize > MAX_KERNEL {
-        fail("the kernel is too large");
+        return Err(Reason::KernelSize);
     }
     // SAFETY: RAM that the map has (at least 64 MiB), used for nothing else, and this once.
-    let kernel = read(kernel, unsafe { memory::range(STAGING, kernel.size as usize) }, Digested::Kernel);
-    let Ok(kernel) = Kernel::new(kernel) else { fail("the kernel has no 64-bit entry") };
+    let kernel = read(kernel, unsafe { memory::range(STAGING, kernel.size as usize) }, Digested::Kernel)?;
+    let kernel = Kernel::new(kernel).map_err(|_| Reason::KernelEntry)?;
     if kernel.address < STAGING + MAX_KERNEL as u64 || kernel.end > map.low_end() {
-        fail("the kernel has no place");
+        return Err(Reason::KernelPlace);
     }
 
-    let initrd = find("opt/parma/initrd");
-    let Ok(initrd_address) = kernel.place_initrd(initrd.size as usize, &map) else {
-        fail("the initrd has no place");
-    };
+    let initrd = find("opt/parma/initrd")?;
+    let initrd_address = kernel.place_initrd(initrd.size as usize, &map).map_err(|_| Reason::InitrdPlace)?;
     // SAFETY: RAM of the map behind all that the kernel uses, used for nothing else, and this once.
     let initrd_memory = unsafe { memory::range(initrd_address, initrd.size as usize) };
-    let initrd_size = read(initrd, initrd_memory, Digested::Initrd).len();
+    let initrd_size = read(initrd, initrd_memory, Digested::Initrd)?.len();
 
-    let command_line = find("opt/parma/cmdline");
+    let command_line = find("opt/parma/cmdline")?;
     if command_line.size as usize >= MAX_COMMAND_LINE {
-        fail("the command line is too long");
+        return Err(Reason::CommandLineSize);
     }
     // SAFETY: firmware memory of 4 KiB that is zero, used for nothing else, and this once.
     let command_line_memory = unsafe { memory::range(COMMAND_LINE, command_line.size as usize) };
-    read(command_line, command_line_memory, Digested::CommandLine);
+    read(command_line, command_line_memory, Digested::CommandLine)?;
 
     let mut count = [0; 2];
-    file(Transfer::Start(fw_cfg::PROCESSORS), &mut count);
-    let Some(count) = processors::Count::new(count) else { fail("the number of processors is refused") };
+    file(Transfer::Start(fw_cfg::PROCESSORS), &mut count)?;
+    let count = processors::Count::new(count).ok_or(Reason::Processors)?;
     // SAFETY: a page of RAM, used for nothing else, and this once.
     unsafe { memory::range(rom::PROCESSORS_PAGE.into(), processors::SIZE) }
         .copy_from_slice(&processors::page(count));
 
+    let mut setup_data = 0;
+    if snp::active() {
+        setup_data = rom::BLOB_PAGE.into();
+        // SAFETY: firmware memory, used for nothing else, and this once.
+        unsafe { memory::range(setup_data, linux::CONFIDENTIAL_SIZE) }
+            .copy_from_slice(&linux::confidential());
+        snp::end()?;
+    }
+
     // SAFETY: RAM of the map, used for nothing else, and this once.
     unsafe { memory::range(kernel.address, kernel.payload.len()) }.copy_from_slice(kernel.payload);
     let initrd = (initrd_address as u32, initrd_size as u32);
-    let params = kernel.params(&map, COMMAND_LINE as u32, initrd, 0);
+    let params = kernel.params(&map, COMMAND_LINE as u32, initrd, setup_data);
     // SAFETY: firmware memory of 4 KiB, used for nothing else, and this once.
     unsafe { memory::range(PARAMS, params.len()) }.copy_from_slice(&params);
-    // SAFETY: the kernel was verified, and lies with all that it needs where its boot protocol says.
-    unsafe { jump(kernel.address + parma_firmware::linux::ENTRY, PARAMS) }
+    Ok(kernel.address + linux::ENTRY)
 }
 
-fn read_directory(buffer: &mut [u8]) -> &[u8] {
+fn read_directory(buffer: &mut [u8]) -> Result<&[u8], Reason> {
     let mut count = [0; fw_cfg::COUNT_SIZE];
-    file(Transfer::Start(fw_cfg::DIRECTORY), &mut count);
+    file(Transfer::Start(fw_cfg::DIRECTORY), &mut count)?;
     let directory = fw_cfg::directory_size(count).and_then(|size| buffer.get_mut(..size));
-    let Some(directory) = directory else { fail("the directory of files is too long") };
-    file(Transfer::Continue, directory);
-    directory
+    let directory = directory.ok_or(Reason::Directory)?;
+    file(Transfer::Continue, directory)?;
+    Ok(directory)
 }
 
 /// Copies a file to memory that the host cannot change, then verifies it there.
-fn read(from: File, to: &mut [u8], what: Digested) -> &[u8] {
-    file(Transfer::Start(from.key), to);
+fn read(from: File, to: &mut [u8], what: Digested) -> Result<&[u8], Reason> {
+    file(Transfer::Start(from.key), to)?;
     let digest: [u8; rom::DIGEST_SIZE] = Sha256::digest(&*to).into();
-    if digest != memory::slot()[what as usize] {
-        fail(match what {
-            Digested::Kernel => "the kernel's digest is not the ROM's",
-            Digested::Initrd => "the initrd's digest is not the ROM's",
-            Digested::CommandLine => "the command line's digest is not the ROM's",
-        });
+    if digest == memory::slot()[what as usize] {
+        return Ok(to);
     }
-    to
+    Err(match what {
+        Digested::Kernel => Reason::Kernel,
+        Digested::Initrd => Reason::Initrd,
+        Digested::CommandLine => Reason::CommandLine,
+    })
 }
 
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    fail("a bug")
+    fail(Reason::Bug)
 }

@@ -1,6 +1,8 @@
 //! Memory by its address, and the functions on memory that compiled Rust calls.
 
 use core::arch::asm;
+use core::ptr::with_exposed_provenance_mut;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use parma_firmware::rom;
 
 /// Memory as bytes.
@@ -9,7 +11,65 @@ use parma_firmware::rom;
 /// It must be RAM that is mapped private, that nothing else refers to, and that the host cannot change.
 pub unsafe fn range(address: u64, size: usize) -> &'static mut [u8] {
     // SAFETY: the caller's promise; any bytes are valid.
-    unsafe { core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(address as usize), size) }
+    unsafe { core::slice::from_raw_parts_mut(with_exposed_provenance_mut(address as usize), size) }
+}
+
+/// Where `reset.s` has the page tables: one of the second level for each GiB below 4, each entry 2 MiB.
+const SECOND_LEVEL: usize = 0x6_2000;
+/// The entry of the third level for the GiB above.
+const FIFTH_GIB: usize = 0x6_1000 + 4 * 8;
+/// The table of the second level behind it.
+const FAR: usize = 0x6_6000;
+const GIB: u64 = 1 << 30;
+const LARGE: u64 = 2 << 20;
+/// Present, writable.
+const TABLE: u64 = 0x3;
+/// Present, writable, of 2 MiB.
+const LEAF: u64 = 0x83;
+
+/// Where an address of memory is mapped, privately; what is above 4 GiB, only until the next call.
+pub fn map(address: u64, c_bit: u64) -> u64 {
+    if address < 4 * GIB {
+        return address;
+    }
+    let start = address & !(GIB - 1);
+    // 0 is no GiB above 4.
+    static MAPPED: AtomicU64 = AtomicU64::new(0);
+    if MAPPED.swap(start, Relaxed) == start {
+        return 4 * GIB + address % GIB;
+    }
+    for index in 0..512 {
+        let entry = (start + index as u64 * LARGE) | LEAF | c_bit;
+        // SAFETY: a page of the firmware's memory that is this table and nothing else.
+        unsafe { with_exposed_provenance_mut::<u64>(FAR + index * 8).write_volatile(entry) };
+    }
+    // SAFETY: the entry for addresses that nothing uses but what is mapped here.
+    unsafe { with_exposed_provenance_mut::<u64>(FIFTH_GIB).write_volatile(FAR as u64 | TABLE | c_bit) };
+    flush();
+    4 * GIB + address % GIB
+}
+
+/// Maps the window as what it is from now on.
+pub fn make_window_private(c_bit: u64) {
+    let entry = SECOND_LEVEL + (rom::WINDOW / LARGE) as usize * 8;
+    // SAFETY: the entry of the window, to which nothing refers.
+    unsafe { with_exposed_provenance_mut::<u64>(entry).write_volatile(rom::WINDOW | LEAF | c_bit) };
+    flush();
+}
+
+/// Makes the processor forget what it knows of the page tables.
+fn flush() {
+    // SAFETY: the same tables as before, in which only addresses have changed to which nothing refers.
+    unsafe { asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _, options(nostack, preserves_flags)) };
+}
+
+/// Makes memory zero, whether it is shared or private.
+///
+/// # Safety
+/// It must be mapped, and nothing may refer to it.
+pub unsafe fn clear(address: u64, size: usize) {
+    // SAFETY: the caller's promise; the direction flag is clear.
+    unsafe { fill(address, 0, size) };
 }
 
 /// The digests in the ROM, as they were patched.
@@ -30,6 +90,22 @@ pub unsafe fn copy_ascending(to: *mut u8, from: *const u8, n: usize) {
             "rep movsq", "mov rcx, {rest}", "rep movsb",
             rest = in(reg) n % 8,
             inout("rcx") n / 8 => _, inout("rdi") to => _, inout("rsi") from => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Fills memory. It takes an address, not a pointer: to the compiler, a call of `memset` proves that its pointer is not 0.
+///
+/// # Safety
+/// The memory must be mapped, and the direction flag clear.
+unsafe fn fill(address: u64, value: u8, n: usize) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "rep stosq", "mov rcx, {rest}", "rep stosb",
+            rest = in(reg) n % 8,
+            inout("rcx") n / 8 => _, inout("rdi") address => _, in("rax") u64::from(value) * 0x0101_0101_0101_0101,
             options(nostack, preserves_flags),
         );
     }
@@ -64,14 +140,7 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, n: usize) -> *mut u8 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, value: i32, n: usize) -> *mut u8 {
     // SAFETY: the caller's promise of `memset`; the direction flag is clear.
-    unsafe {
-        asm!(
-            "rep stosq", "mov rcx, {rest}", "rep stosb",
-            rest = in(reg) n % 8,
-            inout("rcx") n / 8 => _, inout("rdi") to => _, in("rax") u64::from(value as u8) * 0x0101_0101_0101_0101,
-            options(nostack, preserves_flags),
-        );
-    }
+    unsafe { fill(to.expose_provenance() as u64, value as u8, n) };
     to
 }
 

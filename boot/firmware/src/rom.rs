@@ -36,12 +36,23 @@ const PAGE: u32 = 0x1000;
 pub const RAM_START: u32 = 0x1_0000;
 /// Where it ends.
 pub const RAM_END: u32 = 0x8_0000;
+/// The last page of the firmware's memory, of which Linux is told that it is there: what [`crate::linux::confidential`] makes.
+pub const BLOB_PAGE: u32 = 0x7_f000;
 /// The page that the PSP fills with the secrets of the guest.
 pub const SECRETS_PAGE: u32 = 0x8_0000;
 /// The page that the PSP fills with the CPUID leaves that it vouches for.
 pub const CPUID_PAGE: u32 = 0x8_1000;
 /// The page with the table of processors, where Linux looks for it: 639 KiB.
 pub const PROCESSORS_PAGE: u32 = 0x9_f000;
+
+/// What the host may read and write as long as the firmware runs: a large page of which the first part is shared.
+pub const WINDOW: u64 = 0x40_0000;
+/// Bytes of that page.
+pub const WINDOW_SIZE: u64 = 2 << 20;
+/// Most bytes of one transfer.
+pub const MAX_TRANSFER: usize = 1 << 20;
+/// Bytes of the window that are shared: the GHCB, a page for a transfer's descriptor, and its data.
+pub const SHARED_SIZE: u64 = 0x2000 + MAX_TRANSFER as u64;
 
 /// What the PSP is told of a range of pages; the numbers are those of the metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -212,6 +212,7 @@ fn probe(entries: &[&Json]) -> Result<Vec<Vec<Risk>>> {
         entries: vec![rule.clone()],
         framework: true,
         optimise: false,
+        known_inputs: Default::default(),
     };
     let compiled = compile(&inputs).context("the environment rules")?;
     let mut session = Session::new(&compiled.image)?;

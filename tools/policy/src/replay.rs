@@ -73,14 +73,50 @@ impl<'p> Session<'p> {
         };
         let view = self.engine.view(&arena);
         let json = to_json(&view, value);
-        if json.get("allowed") == Some(&Json::Bool(true))
-            && let Some(operations) = view.field(value, "metadata")
-        {
+        if json.get("allowed") != Some(&Json::Bool(true)) {
+            return Ok(Evaluation::Value(json));
+        }
+        if let Some(operations) = view.field(value, "metadata") {
             let failed = |error| anyhow!("{rule}: the result's metadata cannot be applied: {error:?}");
             let delta = self.engine.delta(&view, operations).map_err(failed)?;
             self.engine.commit(delta).map_err(failed)?;
         }
+        if let Some(Json::Array(operations)) = json.get("ops") {
+            self.patch(operations).with_context(|| format!("{rule}: the result's ops cannot be applied"))?;
+        }
         Ok(Evaluation::Value(json))
+    }
+
+    /// Does to `data.pstate` what a JSON patch of its entries says, as policies of other agents return it.
+    fn patch(&mut self, operations: &[Json]) -> Result<()> {
+        let mut delta = Delta::default();
+        let mut arena = Arena::new(&mut self.memory);
+        for operation in operations {
+            let field = |name: &str| operation.get(name).and_then(Json::as_str);
+            let (action, path) = (field("op"), field("path"));
+            let key = path.and_then(|path| path.strip_prefix("/pstate/")).filter(|key| !key.contains('/'));
+            let key = key.with_context(|| format!("{operation} is not on an entry of /pstate"))?;
+            let key = key.replace("~1", "/").replace("~0", "~");
+            let view = self.engine.view(&arena);
+            let there = view
+                .field(self.engine.metadata(), "pstate")
+                .is_some_and(|map| view.field(map, &key).is_some());
+            let action = match action {
+                Some("add") if !there => Action::Add,
+                Some("add" | "replace") => Action::Update,
+                Some("remove") => Action::Remove,
+                _ => bail!("{operation} neither adds, replaces nor removes"),
+            };
+            let fault = |fault: Fault| anyhow!("{operation}: {fault:?}");
+            let value = operation.get("value").cloned().unwrap_or(Json::Null);
+            let (key, value) =
+                (arena.string(&key).map_err(fault)?, from_json(&mut arena, &value).map_err(fault)?);
+            let view = self.engine.view(&arena);
+            let pushed = delta.push(&view, action, "pstate", Some(key), value);
+            pushed.map_err(|error| anyhow!("{operation}: {error:?}"))?;
+        }
+        self.engine.commit(delta).map_err(|error| anyhow!("{error:?}"))?;
+        Ok(())
     }
 
     /// All of metadata.
@@ -167,6 +203,9 @@ pub fn replay_sources(inputs: &Inputs, trace: impl BufRead, out: impl Write) -> 
     let known = compile::rules(inputs)?;
     let asked: BTreeSet<String> = requests.iter().map(|request| request.rule.clone()).collect();
     let mut entries: Vec<String> = asked.intersection(&known).cloned().collect();
+    let mut inputs = inputs.clone();
+    requests.iter().filter_map(|request| request.input.as_ref()).for_each(|input| inputs.know(input));
+    let inputs = &inputs;
     let with = |entries: Vec<String>| compile(&Inputs { entries, ..inputs.clone() });
     let mut refused: BTreeMap<String, CompileError> = BTreeMap::new();
     let image = match (entries.is_empty(), with(entries.clone())) {

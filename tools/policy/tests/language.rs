@@ -1,5 +1,6 @@
 //! The language: OPA's recorded answers, agreement with regorus, and what is refused.
 
+use parma_guest::policy::value::Fault;
 use parma_policy::{Evaluation, Inputs, Session, compile, disassemble, host_data, replay, replay_sources};
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ fn inputs(text: &str, entries: &[&str]) -> Inputs {
         entries: entries.iter().map(|entry| entry.to_string()).collect(),
         framework: false,
         optimise: true,
+        known_inputs: Default::default(),
     }
 }
 
@@ -240,7 +242,11 @@ fn what_is_not_supported_is_refused_with_file_line_and_construct() {
         ("r := opa.runtime()", 2, "call"),
         ("r if s\ns if r", 3, "recursion"),
         ("r := h(1)\nh(x) := h(x)", 3, "recursion"),
-        ("r := data[input.x].y", 2, "package as a value"),
+        ("r := data[input.x]", 2, "package as a value"),
+        ("r := data[input.x][input.y]", 2, "package as a value"),
+        ("r := data.t[input.x].y", 2, "package as a value"),
+        ("r := data[input.x].r", 2, "recursion"),
+        ("r if { some x; data[x].s }\ns := 1", 2, "variable"),
         ("r := data", 2, "package as a value"),
         ("r := data.t", 2, "package as a value"),
         ("r if nope", 2, "variable"),
@@ -290,6 +296,238 @@ fn what_is_not_supported_is_refused_with_file_line_and_construct() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Evaluates `data.t.r` here and by regorus.
+fn both(module: &str, input: &Value) -> (Evaluation, Option<Value>) {
+    let compiled =
+        compile(&inputs(module, &["data.t.r"])).unwrap_or_else(|error| panic!("{error}: {module}"));
+    let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(input));
+    let mut oracle = regorus::Engine::new();
+    oracle.set_strict_builtin_errors(false);
+    oracle.add_policy("t.rego".into(), module.into()).unwrap();
+    oracle.set_input_json(&input.to_string()).unwrap();
+    let theirs = oracle.eval_rule("data.t.r".into()).unwrap();
+    let theirs = (theirs != regorus::Value::Undefined)
+        .then(|| serde_json::from_str(&theirs.to_json_str().unwrap()).unwrap());
+    (ours, theirs)
+}
+
+/// Patterns into which a string of the request is put.
+const TEMPLATES: &str = r#"package t
+import rego.v1
+patterns := [
+    "^/run/$(id)/rootfs$", "^/a/$(id)-[a-z0-9]{4}$", "x$(id)|y$", "^($(id)/)+z$", "$(id)", "^(a|$(id))b$", "^$(id)$(id)$",
+    "^[^/]*$(id)é$", "plain", "[a-z]+",
+]
+filled(p) := replace(p, "$(id)", input.id)
+r contains ["part", i] if { some i, p in patterns; regex.match(filled(p), input.text) }
+r contains ["concat", i] if { some i, p in patterns; regex.match(concat("", ["^", filled(p), "$"]), input.text) }
+r contains ["whole", i] if {
+    some i, p in patterns
+    q := replace(p, "$(id)", input.id)
+    regex.match(concat("", ["^(?:", q, ")$"]), input.text)
+}
+r contains ["other", x] if { some x in {"q", "w"}; regex.match(sprintf("^%s-%s$", [x, input.id]), input.text) }
+"#;
+
+#[test]
+fn a_run_time_string_in_a_pattern_means_what_it_means_to_opa() {
+    let mut matches = 0;
+    let compiled = compile(&inputs(TEMPLATES, &["data.t.r"])).unwrap();
+    let mut session = Session::new(&compiled.image).unwrap();
+    let mut oracle = regorus::Engine::new();
+    oracle.add_policy("t.rego".into(), TEMPLATES.into()).unwrap();
+    for id in ["abc", "a.c", "", "9", "a-b", "é", "x_y", ".", "a b"] {
+        let texts = [
+            format!("/run/{id}/rootfs"),
+            format!("/a/{id}-00ff"),
+            format!("/a/{id}-00f"),
+            format!("x{id}"),
+            "zy".into(),
+            format!("{id}/{id}/z"),
+            "z".into(),
+            format!("{id}b"),
+            "ab".into(),
+            format!("{id}{id}"),
+            format!("{id}"),
+            format!("q{id}é"),
+            "plain".into(),
+            "abc".into(),
+            "aéc".into(),
+            "a\nc".into(),
+            format!("q-{id}"),
+            format!("w-{id}x"),
+            "/run/abc/rootfs".into(),
+            "/run/axc/rootfs".into(),
+            String::new(),
+        ];
+        for text in texts {
+            let input = json!({"id": id, "text": text});
+            let ours = session.evaluate("data.t.r", Some(&input));
+            let mut oracle = oracle.clone();
+            oracle.set_input_json(&input.to_string()).unwrap();
+            let theirs = oracle.eval_rule("data.t.r".into()).unwrap().to_json_str().unwrap();
+            let theirs: Value = serde_json::from_str(&theirs).unwrap();
+            matches += theirs.as_array().unwrap().len();
+            assert_eq!(ours, Evaluation::Value(theirs), "{input}");
+        }
+    }
+    assert!(matches > 300, "{matches} matches");
+    // What could be read as a part of the pattern is not put into it: a denial, whatever the text.
+    for id in ["a|b", "(", ".*", "[a]", "a+", "^", "a$", "\\\\d", "{2}"] {
+        let input = json!({"id": id, "text": "anything"});
+        let ours = session.evaluate("data.t.r", Some(&input));
+        assert_eq!(ours, Evaluation::Fault(Fault::Pattern), "{id}");
+    }
+    // Nothing to put in: the rules that need it do not hold.
+    let ours = session.evaluate("data.t.r", Some(&json!({"text": "q-1"})));
+    assert_eq!(ours, Evaluation::Value(json!([])));
+}
+
+#[test]
+fn a_run_time_string_that_would_not_be_plain_text_in_its_pattern_is_a_fault() {
+    let patterns = [
+        "$(id)*",
+        "$(id){2}",
+        "[$(id)]",
+        "a{$(id)}",
+        "(?i)$(id)",
+        r"\\b$(id)",
+        "a$(id)^b",
+        "a$b$(id)",
+        r"\\Q$(id)\\E",
+    ];
+    for pattern in patterns {
+        let module =
+            format!("package t\nr if regex.match(replace(\"{pattern}\", \"$(id)\", input.id), input.text)\n");
+        let compiled = compile(&inputs(&module, &["data.t.r"])).unwrap();
+        let input = json!({"id": "2", "text": "2"});
+        let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&input));
+        assert_eq!(ours, Evaluation::Fault(Fault::Pattern), "{pattern}");
+    }
+}
+
+#[test]
+fn matches_with_groups_are_those_of_opa() {
+    let patterns = [
+        "([a-z]+)=([0-9]*)",
+        "(a|ab)(c|bcd)?",
+        "a*",
+        "()",
+        "(?i)x(y)?",
+        "^/run/([0-9a-f]{4})/rootfs$",
+        r"\\b([a-z0-9]+)\\b",
+        "(é)|(.)",
+        "(?P<k>[^=]+)=(?P<v>.*)",
+        "x*?(y+?)",
+        "(a*)*",
+        "(?m)^(.*)$",
+        "[",
+        "((a)|b)+",
+    ];
+    let texts = [
+        "",
+        "a=1 bb=22",
+        "abcd",
+        "xyXYxz",
+        "/run/00ff/rootfs",
+        "é x é",
+        "k=v=w",
+        "xxyyy",
+        "aabab",
+        "one\\ntwo\\n",
+    ];
+    let module = format!(
+        "package t\nimport rego.v1\nr := [m | some p in {}; some t in {}; some n in [-1, 0, 1, 2]; \
+         m := [p, t, n, regex.find_all_string_submatch_n(p, t, n)]]\n",
+        json!(patterns.map(|pattern| pattern.replace("\\\\", "\\"))),
+        json!(texts.map(|text| text.replace("\\n", "\n"))),
+    );
+    let (ours, theirs) = both(&module, &json!({}));
+    let theirs = theirs.unwrap();
+    let Evaluation::Value(ours) = ours else { panic!("{ours:?}") };
+    assert_eq!(ours.as_array().unwrap().len(), 13 * 10 * 4, "the pattern that is none is undefined");
+    for (ours, theirs) in ours.as_array().unwrap().iter().zip(theirs.as_array().unwrap()) {
+        assert_eq!(ours, theirs);
+    }
+    assert_eq!(ours.as_array().unwrap().len(), theirs.as_array().unwrap().len());
+}
+
+#[test]
+fn a_package_can_be_chosen_at_run_time() {
+    let modules = [
+        (
+            "t.rego",
+            "package t\nimport rego.v1\ndefault r := \"none\"\nr := data[input.ns].xs\n\
+                    n if not data[input.ns].svn\nm if not data[input.ns].svn == 1\nall contains x if some x in data[input.ns].xs\n",
+        ),
+        ("a.rego", "package a\nxs := [1, 2]\nsvn := 1\n"),
+        ("b.rego", "package b\nimport rego.v1\nxs := [input.n] if input.n > 0\n"),
+        ("c.rego", "package c\nys := 1\n"),
+    ];
+    let mut all = inputs("", &["data.t.r", "data.t.n", "data.t.m", "data.t.all"]);
+    all.modules = modules.map(|(name, text)| (name.to_string(), text.to_string())).into();
+    all.data = Some(json!({"d": {"xs": "static"}, "e": 7}));
+    let compiled = compile(&all).unwrap();
+    let mut session = Session::new(&compiled.image).unwrap();
+    session.set_metadata(&json!({"xs": {"k": "state"}})).unwrap();
+    let mut ask = |rule: &str, input: Value| match session.evaluate(&format!("data.t.{rule}"), Some(&input)) {
+        Evaluation::Value(value) => value,
+        Evaluation::Undefined => json!("UNDEFINED"),
+        Evaluation::Fault(fault) => panic!("{fault:?}"),
+    };
+    assert_eq!(ask("r", json!({"ns": "a"})), json!([1, 2]));
+    assert_eq!(ask("r", json!({"ns": "b", "n": 5})), json!([5]));
+    assert_eq!(ask("r", json!({"ns": "b", "n": 0})), json!("none"));
+    assert_eq!(ask("r", json!({"ns": "d"})), json!("static"));
+    assert_eq!(ask("r", json!({"ns": "metadata"})), json!({"k": "state"}));
+    for ns in [json!("c"), json!("e"), json!("nowhere"), json!(1), json!(null)] {
+        assert_eq!(ask("r", json!({"ns": ns})), json!("none"));
+        assert_eq!(ask("n", json!({"ns": ns})), json!(true));
+        assert_eq!(ask("m", json!({"ns": ns})), json!(true));
+    }
+    assert_eq!(ask("r", json!({})), json!("none"));
+    // The package's name is an index: it is evaluated outside of `not`.
+    assert_eq!(ask("n", json!({})), json!("UNDEFINED"));
+    assert_eq!(ask("m", json!({})), json!("UNDEFINED"));
+    assert_eq!(ask("n", json!({"ns": "a"})), json!("UNDEFINED"));
+    assert_eq!(ask("m", json!({"ns": "a"})), json!("UNDEFINED"));
+    assert_eq!(ask("all", json!({"ns": "a"})), json!([1, 2]));
+}
+
+#[test]
+fn a_number_in_text_is_read_as_go_reads_it() {
+    let read = |text: &str| {
+        let module = "package t\nr := to_number(input.t)\n";
+        let compiled = compile(&inputs(module, &["data.t.r"])).unwrap();
+        Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&json!({"t": text})))
+    };
+    for (text, number) in [("0", 0), ("12", 12), ("-3", -3), ("007", 7)] {
+        assert_eq!(read(text), Evaluation::Value(json!(number)), "{text}");
+    }
+    // No numbers.
+    for text in ["", "-", "abc", " 1", "1 ", "2.6.0", "1.2.3", "v1", "1a", "1e", "e5", ".", "--1", "1-2", "é"]
+    {
+        assert_eq!(read(text), Evaluation::Undefined, "{text}");
+    }
+    // Numbers that there are not here.
+    for text in [
+        "1.5",
+        "1.0",
+        ".5",
+        "5.",
+        "+1",
+        "1e3",
+        "1E-3",
+        "inf",
+        "-Infinity",
+        "NaN",
+        "0x1p4",
+        "99999999999999999999",
+    ] {
+        assert!(matches!(read(text), Evaluation::Fault(_)), "{text}: {:?}", read(text));
+    }
 }
 
 /// Faults deny: they are no value, and not undefined either, so no `not` around them holds.

@@ -6,29 +6,13 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::{Command, Stdio};
 
-use common::{Decision, Engine, Guest, Machine, Oracle};
+use common::{Decision, Engine, Guest, Machine, Oracle, recorded};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// Points that are the next issue's: a session is followed up to the first of them.
 const LATER: [&str; 2] = ["load_fragment", "load_transparency_trust_list"];
-
-/// The JSON values of an xz-packed file, one a line; `None`, with a note, where there is no such file.
-fn recorded(name: &str) -> Option<Vec<Value>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors/policy").join(name);
-    if !path.exists() {
-        println!("skipped: {} is not there", path.display());
-        return None;
-    }
-    let output = Command::new("xz").arg("-dc").arg(&path).stderr(Stdio::inherit()).output();
-    let output = output.expect("xz unpacks the recordings: install xz-utils");
-    assert!(output.status.success(), "xz failed on {}", path.display());
-    let text = String::from_utf8(output.stdout).unwrap();
-    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
-}
 
 /// SHA-256 of a value as JSON with sorted keys and without spaces.
 fn digest(value: &Value) -> String {

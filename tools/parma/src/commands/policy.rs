@@ -411,7 +411,14 @@ impl Modules {
                 Some(value.with_context(|| format!("{} is not JSON", path.display()))?)
             }
         };
-        Ok(Inputs { modules, data, entries, framework: !self.no_framework, optimise: true })
+        Ok(Inputs {
+            modules,
+            data,
+            entries,
+            framework: !self.no_framework,
+            optimise: true,
+            known_inputs: Default::default(),
+        })
     }
 }
 

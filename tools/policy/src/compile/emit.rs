@@ -20,7 +20,7 @@ use super::hir::{
     Variable,
 };
 use super::order::{Bound, binds, flow, flows, loops, mentioned};
-use super::patterns::{Computed, Language};
+use super::patterns::{Computed, Language, Patterns};
 use super::regex;
 
 /// What has been put into an image so far.
@@ -166,6 +166,21 @@ impl<'a> Image<'a> {
         if let Some((automaton, pattern)) = self.automata.place(language) {
             let dfa = self.shared_automaton(automaton).0;
             let number = Some(self.builder.pattern(Pattern::Member { dfa, pattern }));
+            self.languages.insert(language.clone(), number);
+            return Ok(number);
+        }
+        if language.span == Span::Find {
+            let number = match regex::program(&language.text, Span::Find) {
+                Ok(steps) => {
+                    let program = self.builder.program(&steps);
+                    Some(self.builder.pattern(Pattern::Program(program)))
+                }
+                Err(regex::Refused::Invalid(_)) => None,
+                Err(regex::Refused::Unsupported(why)) => {
+                    let message = format!("{:?}: {why}", language.text);
+                    return Err(Refusal::new(pos, "regular expression", message));
+                }
+            };
             self.languages.insert(language.clone(), number);
             return Ok(number);
         }
@@ -636,11 +651,15 @@ impl<'i, 'a> Emitter<'i, 'a> {
 
     /// Of a side of `==` under `not`, a reference itself stays inside, but not what it is made of.
     fn ahead_of_side(&mut self, side: &Node) -> Result<()> {
-        let Expr::Ref(base, path) = &side.expr else {
-            return if self.stays_inside(side) { Ok(()) } else { self.evaluate_ahead(side) };
+        let (base, path) = match &side.expr {
+            Expr::Ref(base, path) => (&**base, path.as_slice()),
+            _ => (side, &[][..]),
         };
         if !self.stays_inside(base) {
             self.evaluate_ahead(base)?;
+        } else if let Expr::Call(_, arguments) = &base.expr {
+            // Of a package that is chosen at run time, its name.
+            arguments.iter().try_for_each(|argument| self.evaluate_ahead(argument))?;
         }
         path.iter().try_for_each(|part| self.evaluate_ahead(part))
     }
@@ -860,6 +879,14 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 self.regex(Some(dst), pattern, text, *span)?;
                 Ok(dst)
             }
+            Expr::Submatches(parts) => {
+                let [pattern, text, limit] = &**parts;
+                let pattern = self.named(pattern, Span::Find)?.0;
+                let (text, limit) = (self.value(text)?, self.value(limit)?);
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Submatches { dst, text, pattern, limit });
+                Ok(dst)
+            }
             Expr::MatchAll { automaton, text } => {
                 let text = self.value(text)?;
                 let dst = self.register(pos)?;
@@ -1014,27 +1041,77 @@ impl<'i, 'a> Emitter<'i, 'a> {
             }
             return Ok(());
         }
-        let Some(texts) = self.image.computed.of(pattern) else {
-            return Err(Refusal::new(
-                pos,
-                "regular expression",
-                "the pattern is only known at run time; patterns are constants of the policy",
-            ));
+        let (pattern, holes) = self.named(pattern, span)?;
+        let text = self.value(text)?;
+        let part = span == Span::Part;
+        self.code.emit(Instruction::MatchBy { dst, text, pattern, part, holes: Args(&holes) });
+        Ok(())
+    }
+
+    /// The text of a pattern, and the strings for its holes. All patterns that it can be are known by
+    /// their texts afterwards.
+    fn named(&mut self, pattern: &Node, span: Span) -> Result<(Reg, Vec<Reg>)> {
+        let pos = pattern.pos;
+        let known = match pattern.as_constant() {
+            Some(constant) => Patterns::one(constant),
+            None => self.image.computed.of(pattern).ok_or_else(|| {
+                let message = "the pattern is only known at run time; patterns are constants of the policy, \
+                               with run-time strings put into them at most";
+                Refusal::new(pos, "regular expression", message)
+            })?,
         };
         let class = match span {
             Span::Whole => Class::Whole,
             Span::Part => Class::Part,
+            Span::Find => Class::Find,
         };
-        for text in texts {
-            let language = Language { span, text };
+        for text in &known.texts {
+            let language = Language { span, text: text.clone() };
             let pattern = self.image.pattern(pos, &language)?;
-            self.image.builder.named(class, &language.text, pattern);
+            self.image.builder.named(class, text, pattern);
         }
-        let pattern = self.value(pattern)?;
-        let text = self.value(text)?;
-        let part = span == Span::Part;
-        self.code.emit(Instruction::MatchBy { dst, text, pattern, part, holes: Args(&[]) });
-        Ok(())
+        if let Some(class) = class.with_holes() {
+            for text in &known.templates {
+                // One that cannot be compiled is not known: a fault, should it come up.
+                if let Ok(program) = regex::program(text, span) {
+                    let program = self.image.builder.program(&program);
+                    let pattern = self.image.builder.pattern(Pattern::Program(program));
+                    self.image.builder.named(class, text, Some(pattern));
+                }
+            }
+        }
+        let register = self.value(pattern)?;
+        let holes = known.holes.iter().map(|hole| self.hole(hole)).collect::<Result<_>>()?;
+        Ok((register, holes))
+    }
+
+    /// What a hole is filled with; the empty string, if that is no string or undefined: the pattern has it
+    /// nowhere then.
+    fn hole(&mut self, node: &Node) -> Result<Reg> {
+        let pos = node.pos;
+        if let Expr::Variable(variable) = node.expr {
+            return self.variables[variable].ok_or_else(|| unsafe_variable(pos));
+        }
+        if !flow(node, &mut self.bound(), false) {
+            return Err(unsafe_variable(pos));
+        }
+        let list = self.register(pos)?;
+        let collect = self.open(Instruction::Collect { dst: list, kind: code::Collection::Array, body: 0 });
+        let value = self.value(node)?;
+        let strings = [Constant::string(""), Constant::Array(Default::default())];
+        for (relation, constant) in [Relation::GreaterOrEqual, Relation::Less].into_iter().zip(&strings) {
+            let right = self.image.constant(constant);
+            self.code.emit(Instruction::CompareConst { relation, dst: None, left: value, right });
+        }
+        self.code.emit(Instruction::Yield { value });
+        self.close(collect);
+        let nothing = self.image.constant(&strings[0]);
+        let separator = self.register(pos)?;
+        self.code.emit(Instruction::Const { dst: separator, value: nothing });
+        let dst = self.register(pos)?;
+        let args = Args(&[separator, list]);
+        self.code.emit(Instruction::Builtin { dst: Some(dst), builtin: Builtin::Concat, args });
+        Ok(dst)
     }
 }
 

@@ -112,6 +112,8 @@ pub(crate) enum Expr {
         text: Box<Node>,
         span: Span,
     },
+    /// `regex.find_all_string_submatch_n`: pattern, text, limit.
+    Submatches(Box<[Node; 3]>),
     /// The numbers of the patterns of this shared automaton that match; undefined for what is no string.
     MatchAll {
         automaton: usize,
@@ -137,6 +139,8 @@ pub(crate) enum Span {
     Part,
     /// All of it: the pattern stands between `^(?:` and `)$`.
     Whole,
+    /// Matches are looked for, with their groups.
+    Find,
 }
 
 #[derive(Clone)]
@@ -190,6 +194,7 @@ impl Node {
             }
             Expr::Compare(_, sides) => sides.iter().collect(),
             Expr::Match { pattern, text, .. } => vec![pattern, text],
+            Expr::Submatches(parts) => parts.iter().collect(),
             Expr::MatchAll { text, .. } => vec![text],
             Expr::Object(fields) => fields.iter().flat_map(|(key, value)| [key, value]).collect(),
         }

@@ -21,7 +21,7 @@ mod patterns;
 mod regex;
 mod resolve;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use parma_guest::point::Point;
 use parma_guest::policy::builder::BuildError;
@@ -69,6 +69,9 @@ pub struct Inputs {
     pub framework: bool,
     /// Whether to make the image fast and small. Its meaning is the same without; tests compare.
     pub optimise: bool,
+    /// Values that fields of requests may have where patterns are made of them: by the field's name. What the
+    /// guest puts into requests is known anyway.
+    pub known_inputs: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Inputs {
@@ -80,11 +83,31 @@ impl Inputs {
             entries: Vec::new(),
             framework: true,
             optimise: true,
+            known_inputs: BTreeMap::new(),
         }
     }
 }
 
 impl Inputs {
+    /// Takes note of what the fields of a request have. A policy may make patterns of them; the compiler has to know
+    /// them then, unless they are plain text.
+    pub fn know(&mut self, input: &Json) {
+        match input {
+            Json::Object(fields) => {
+                for (name, value) in fields {
+                    match value {
+                        Json::String(text) => {
+                            self.known_inputs.entry(name.clone()).or_default().insert(text.clone());
+                        }
+                        other => self.know(other),
+                    }
+                }
+            }
+            Json::Array(items) => items.iter().for_each(|item| self.know(item)),
+            _ => {}
+        }
+    }
+
     /// Adds to a policy, in a module of its own, what it lacks: an alias to our framework's rule for each
     /// enforcement point that it does not define. The module is part of what is measured.
     ///
@@ -218,15 +241,16 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
     }
 
     let ids: Vec<_> = roots.iter().map(|(_, id)| *id).collect();
+    let known = known_inputs(&inputs.known_inputs);
     let automata = if inputs.optimise {
-        let computed = patterns::computed(&resolver.program, &ids);
+        let computed = patterns::computed(&resolver.program, &ids, &known);
         let automata = automata::Automata::new(&computed.languages);
         index::optimise(&mut resolver.program, &ids, &automata);
         automata
     } else {
         automata::Automata::default()
     };
-    let computed = patterns::computed(&resolver.program, &ids);
+    let computed = patterns::computed(&resolver.program, &ids, &known);
     let mut image = emit::Image::new(COMPILER_VERSION, &resolver.program, &computed, &automata);
     let built = |error: BuildError| whole("policy", format!("does not fit an image: {error:?}"));
     for (name, text) in &texts {
@@ -251,6 +275,19 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
         error => built(error),
     })?;
     Ok(Compiled { image, warnings })
+}
+
+/// What is known of requests: what the guest fills in, and what `more` says.
+fn known_inputs(more: &BTreeMap<String, BTreeSet<String>>) -> patterns::KnownInputs {
+    let fixed =
+        patterns::KNOWN_INPUTS.iter().flat_map(|(field, texts)| texts.iter().map(|text| (*field, *text)));
+    let more =
+        more.iter().flat_map(|(field, texts)| texts.iter().map(|text| (field.as_str(), text.as_str())));
+    let mut known = patterns::KnownInputs::new();
+    for (field, text) in fixed.chain(more) {
+        known.entry(field.to_string()).or_default().insert(Constant::string(text));
+    }
+    known
 }
 
 fn parsed(texts: &[(String, &str)]) -> Result<Vec<ast::Module>, CompileError> {

@@ -6,6 +6,11 @@
 //! of something unknown is taken to be any value of a field of that name in the policy. It heeds what
 //! was checked before, so that `rule.strategy == "re2"` leaves out the rules that are no patterns. Should
 //! a pattern come up at run time that is not in the set, that is a fault, never a mismatch.
+//!
+//! A string of a request that is put into a pattern, as in `replace(rule.source, "$(id)", input.id)`, is a
+//! *hole* in it: it is followed as a character of a private use area that stands for it, and what comes of
+//! that is a template. At run time the pattern has to be a template with the string in its hole,
+//! exactly, so what is guessed here decides what can be answered, never what the answer is.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,6 +19,8 @@ use std::rc::Rc;
 use super::constant::Constant;
 use super::emit::reached;
 use super::evaluate::{self, Outcome};
+use super::regex;
+use parma_guest::policy::format::{Class, MAX_HOLES};
 use parma_guest::policy::instruction::Relation;
 
 use super::hir::{Cause, Expr, FunctionId, Literal, LiteralKind, Node, Program, Span, Variable};
@@ -32,17 +39,46 @@ pub(crate) struct Language {
     pub text: Rc<str>,
 }
 
+/// What one computed pattern can be.
+#[derive(Clone, Default)]
+pub(crate) struct Patterns {
+    /// Whole patterns.
+    pub texts: BTreeSet<Rc<str>>,
+    /// Patterns into which run-time strings are put: those of `holes`, whose places have the characters from
+    /// [`Class::HOLE`] on.
+    pub templates: BTreeSet<Rc<str>>,
+    pub holes: Vec<Node>,
+}
+
+impl Patterns {
+    /// A pattern that is known.
+    pub fn one(pattern: &Constant) -> Patterns {
+        let texts = pattern.as_str().map(Rc::from).into_iter().collect();
+        Patterns { texts, ..Patterns::default() }
+    }
+}
+
 /// The possible patterns of each computed pattern, by the expression's address.
 #[derive(Default)]
 pub(crate) struct Computed {
     /// What texts of requests are matched against.
     pub languages: BTreeSet<Language>,
-    found: HashMap<*const Node, BTreeSet<Rc<str>>>,
+    found: HashMap<*const Node, Patterns>,
 }
+
+/// Values of fields of requests that are known before: by the field's name.
+pub(crate) type KnownInputs = BTreeMap<String, BTreeSet<Constant>>;
+
+/// Fields that the guest itself fills, always with the same patterns, whatever the host asks.
+pub(crate) const KNOWN_INPUTS: [(&str, &[&str]); 3] = [
+    ("mountPathRegex", &["/run/mounts/scsi/m[0-9]+", "/run/gcs/c/[0-9a-fA-F]{64}"]),
+    ("mountPathPrefix", &["/mounts/m[0-9]+"]),
+    ("rootPrefix", &["/run/gcs/c"]),
+];
 
 impl Computed {
     /// The patterns that this expression can be; `None` if they cannot be told.
-    pub fn of(&self, pattern: &Node) -> Option<BTreeSet<Rc<str>>> {
+    pub fn of(&self, pattern: &Node) -> Option<Patterns> {
         self.found.get(&std::ptr::from_ref(pattern)).cloned()
     }
 }
@@ -54,7 +90,8 @@ pub(crate) fn arguments(
     roots: &[FunctionId],
     wanted: &[(FunctionId, usize)],
 ) -> Vec<Option<BTreeSet<Constant>>> {
-    let search = Search::new(program, roots, &mut Vec::new());
+    let known = KnownInputs::new();
+    let search = Search::new(program, roots, &known, &mut Vec::new());
     wanted
         .iter()
         .map(|&(function, index)| {
@@ -93,43 +130,63 @@ struct Search<'p> {
     calls: HashMap<FunctionId, Vec<(Place, &'p [Node])>>,
     constants: Vec<&'p Constant>,
     fields: RefCell<Found>,
+    known: &'p KnownInputs,
+    /// Run-time strings that are put into patterns, by their number, and where they have a value.
+    holes: RefCell<Vec<(Place, &'p Node)>>,
+    /// What functions return for constants.
+    called: RefCell<BTreeMap<(FunctionId, Vec<Constant>), Values>>,
 }
 
 type Values = Option<BTreeSet<Constant>>;
 
 /// Finds the patterns of all computed matches in the functions that `roots` reach.
-pub(crate) fn computed(program: &Program, roots: &[FunctionId]) -> Computed {
+pub(crate) fn computed(program: &Program, roots: &[FunctionId], known: &KnownInputs) -> Computed {
     let mut wanted: Vec<(Place, &Node)> = Vec::new();
-    let search = Search::new(program, roots, &mut wanted);
+    let search = Search::new(program, roots, known, &mut wanted);
     let mut computed = Computed::default();
     for (place, node) in wanted {
-        let Expr::Match { pattern, text, span } = &node.expr else { continue };
+        let (pattern, text, span) = match &node.expr {
+            Expr::Match { pattern, text, span } => (&**pattern, &**text, *span),
+            Expr::Submatches(parts) => (&parts[0], &parts[1], Span::Find),
+            _ => continue,
+        };
         let Some(values) = search.values(pattern, place, &Fields::new(), 0) else { continue };
-        let texts: BTreeSet<Rc<str>> = values
-            .into_iter()
-            .filter_map(|value| match value {
-                Constant::Str(text) => Some(text),
-                _ => None,
-            })
-            .collect();
-        if text.as_constant().is_none() {
-            let languages = texts.iter().map(|text| Language { span: *span, text: text.clone() });
+        let Some(patterns) = search.patterns(values, place) else { continue };
+        if text.as_constant().is_none() && span != Span::Find {
+            let languages = patterns.texts.iter().map(|text| Language { span, text: text.clone() });
             computed.languages.extend(languages);
         }
-        computed.found.insert(std::ptr::from_ref(&**pattern), texts);
+        computed.found.insert(std::ptr::from_ref(pattern), patterns);
     }
     computed
 }
 
+/// The character that stands for hole `number` among those of all expressions.
+fn marker(number: usize) -> Option<char> {
+    char::from_u32(u32::from(Class::HOLE) + u32::try_from(number).ok()?)
+}
+
+fn is_marker(c: char) -> bool {
+    c >= Class::HOLE
+}
+
 impl<'p> Search<'p> {
     /// Notes what is in the functions that `roots` reach, and their matches against computed patterns.
-    fn new(program: &'p Program, roots: &[FunctionId], wanted: &mut Vec<(Place, &'p Node)>) -> Search<'p> {
+    fn new(
+        program: &'p Program,
+        roots: &[FunctionId],
+        known: &'p KnownInputs,
+        wanted: &mut Vec<(Place, &'p Node)>,
+    ) -> Search<'p> {
         let mut search = Search {
             program,
             bindings: HashMap::new(),
             calls: HashMap::new(),
             constants: Vec::new(),
             fields: RefCell::default(),
+            known,
+            holes: RefCell::default(),
+            called: RefCell::default(),
         };
         for id in reached(program, roots) {
             let function = &program.functions[id];
@@ -203,6 +260,7 @@ impl<'p> Search<'p> {
             Expr::Constant(value) => self.constants.push(value),
             Expr::Call(id, arguments) => self.calls.entry(*id).or_default().push((place, arguments)),
             Expr::Match { pattern, .. } if pattern.as_constant().is_none() => wanted.push((place, node)),
+            Expr::Submatches(parts) if parts[0].as_constant().is_none() => wanted.push((place, node)),
             Expr::Ref(base, path) => {
                 // An unbound variable in a path takes the keys of what it indexes.
                 if let [Node { expr: Expr::Variable(variable), .. }] = path.as_slice() {
@@ -232,8 +290,14 @@ impl<'p> Search<'p> {
             Expr::Undefined(_) => Some(BTreeSet::new()),
             Expr::Variable(variable) => self.variable(*variable, place, fields, next),
             Expr::Ref(base, path) => self.part(base, path, place, fields, next),
-            Expr::Call(id, _) => {
+            Expr::Call(id, arguments) => {
                 let function = &self.program.functions[*id];
+                if function.pure
+                    && !function.matches_computed
+                    && let Some(results) = self.results(*id, arguments, place, next)
+                {
+                    return Some(results);
+                }
                 let default = function.default.clone().map(|value| Some(BTreeSet::from([value])));
                 let mut values = Vec::new();
                 for (number, chain) in function.chains.iter().enumerate() {
@@ -253,12 +317,21 @@ impl<'p> Search<'p> {
     fn variable(&self, variable: Variable, place: Place, fields: &Fields, steps: usize) -> Values {
         let none = Fields::new();
         let sources = self.bindings.get(&(place.function, place.chain, variable))?;
-        self.union(sources.iter().map(|(place, source)| match source {
-            Source::Is(node) => self.values(node, *place, fields, steps),
-            Source::ElementOf(node) => elements(self.values(node, *place, &none, steps)?),
-            Source::KeyOf(node) => keys(self.values(node, *place, &none, steps)?),
-            Source::Parameter(index) => self.argument(*index, *place, steps),
-        }))
+        // All of them hold at once, so any one that tells is enough.
+        let mut told = None;
+        for (place, source) in sources {
+            let values = match source {
+                Source::Is(node) => self.values(node, *place, fields, steps),
+                Source::ElementOf(node) => self.values(node, *place, &none, steps).and_then(elements),
+                Source::KeyOf(node) => self.values(node, *place, &none, steps).and_then(keys),
+                Source::Parameter(index) => self.argument(*index, *place, steps),
+            };
+            told = values.or(told);
+            if told.as_ref().is_some_and(|values| !values.is_empty()) {
+                break;
+            }
+        }
+        told
     }
 
     /// What callers give for a parameter, as far as that definition accepts their other arguments.
@@ -279,15 +352,153 @@ impl<'p> Search<'p> {
         }))
     }
 
+    /// What is left of the values of a pattern at this place: patterns, and those with holes. `None` if a hole's
+    /// string cannot be told here, or there are too many.
+    fn patterns(&self, values: BTreeSet<Constant>, place: Place) -> Option<Patterns> {
+        let mut patterns = Patterns::default();
+        let mut numbers: Vec<usize> = Vec::new();
+        for value in values {
+            let Constant::Str(text) = value else { continue };
+            if !text.contains(is_marker) {
+                patterns.texts.insert(text);
+                continue;
+            }
+            let mut template = String::new();
+            for c in text.chars() {
+                if !is_marker(c) {
+                    template.push(c);
+                    continue;
+                }
+                let number = (u32::from(c) - u32::from(Class::HOLE)) as usize;
+                let at = numbers.iter().position(|&other| other == number).unwrap_or(numbers.len());
+                if at == numbers.len() {
+                    numbers.push(number);
+                }
+                template.push(marker(at).filter(|_| at < MAX_HOLES)?);
+            }
+            patterns.templates.insert(template.into());
+        }
+        for number in numbers {
+            let (at, node) = *self.holes.borrow().get(number)?;
+            let here = (at.function, at.chain) == (place.function, place.chain);
+            let mut local = false;
+            node.walk(&mut |node| local |= matches!(node.expr, Expr::Variable(_)));
+            if local && !here {
+                return None;
+            }
+            patterns.holes.push(node.clone());
+        }
+        Some(patterns)
+    }
+
+    /// Makes an expression a hole: its value is only known at run time. `None` for what cannot be asked for again
+    /// where the pattern is matched.
+    fn hole(&self, node: &'p Node, place: Place) -> Values {
+        if !matches!(node.expr, Expr::Variable(_) | Expr::Ref(..)) {
+            return None;
+        }
+        let mut holes = self.holes.borrow_mut();
+        let is = |(at, other): &(Place, &Node)| {
+            (at.function, at.chain) == (place.function, place.chain) && same(other, node)
+        };
+        let number = holes.iter().position(is).unwrap_or(holes.len());
+        if number == holes.len() {
+            holes.push((place, node));
+        }
+        Some(BTreeSet::from([Constant::string(&marker(number)?.to_string())]))
+    }
+
+    /// What a function of these arguments alone returns, one after another of their values.
+    fn results(&self, id: FunctionId, arguments: &'p [Node], place: Place, steps: usize) -> Values {
+        let mut assignments = vec![Vec::new()];
+        for argument in arguments {
+            let values = self.leaf(argument, place, steps)?;
+            if assignments.len().saturating_mul(values.len()) > MAX_VALUES {
+                return None;
+            }
+            let extended = assignments.iter().flat_map(|assignment: &Vec<Constant>| {
+                values.iter().map(move |value| assignment.iter().chain([value]).cloned().collect())
+            });
+            assignments = extended.collect();
+        }
+        self.union(assignments.into_iter().map(|arguments| {
+            let key = (id, arguments);
+            if let Some(values) = self.called.borrow().get(&key) {
+                return values.clone();
+            }
+            let values = match evaluate::call(self.program, id, &key.1) {
+                Outcome::Value(value) => Some(BTreeSet::from([value])),
+                Outcome::Undefined => Some(BTreeSet::new()),
+                Outcome::Unknown => None,
+            };
+            self.called.borrow_mut().insert(key, values.clone());
+            values
+        }))
+    }
+
+    /// The values of a part of a computed pattern; one that has none before there is a request is a hole.
+    fn leaf(&self, node: &'p Node, place: Place, steps: usize) -> Values {
+        match self.values(node, place, &Fields::new(), steps) {
+            Some(values) if !values.is_empty() => {
+                if !self.requested(node, place, steps) {
+                    return Some(values);
+                }
+                let is_pattern = |value: &Constant| !value.as_str().is_some_and(regex::is_literal);
+                let mut values: BTreeSet<Constant> = values.into_iter().filter(is_pattern).collect();
+                values.extend(self.hole(node, place)?);
+                Some(values)
+            }
+            _ => self.hole(node, place),
+        }
+    }
+
+    /// Whether an expression's value comes from the request and nowhere else.
+    fn requested(&self, node: &'p Node, place: Place, steps: usize) -> bool {
+        if steps == MAX_STEPS {
+            return false;
+        }
+        let next = steps + 1;
+        match &node.expr {
+            Expr::Input => true,
+            Expr::Ref(base, _) => self.requested(base, place, next),
+            Expr::Builtin(_, parts) => {
+                let unknown = |part: &&Node| part.as_constant().is_none();
+                parts.iter().any(|part| unknown(&part))
+                    && parts.iter().filter(unknown).all(|part| self.requested(part, place, next))
+            }
+            Expr::Variable(variable) => {
+                let Some(sources) = self.bindings.get(&(place.function, place.chain, *variable)) else {
+                    return false;
+                };
+                sources.iter().all(|(place, source)| match source {
+                    Source::Is(node) | Source::ElementOf(node) | Source::KeyOf(node) => {
+                        self.requested(node, *place, next)
+                    }
+                    Source::Parameter(index) => {
+                        let calls = self.calls.get(&place.function).map_or(&[][..], Vec::as_slice);
+                        !calls.is_empty()
+                            && calls.iter().all(|(caller, arguments)| {
+                                arguments.get(*index).is_some_and(|it| self.requested(it, *caller, next))
+                            })
+                    }
+                })
+            }
+            _ => false,
+        }
+    }
+
     fn part(&self, base: &'p Node, path: &'p [Node], place: Place, fields: &Fields, steps: usize) -> Values {
         let none = Fields::new();
         let Some((last, front)) = path.split_last() else { return self.values(base, place, &none, steps) };
         match base.expr {
-            // What the host sends is never a pattern.
-            Expr::Input => return None,
             // The state's maps, and what is in them, have no values before there are decisions.
             Expr::State if path.len() <= STATE_LEVELS => return None,
             _ => {}
+        }
+        if self.requested(base, place, steps) {
+            // What the host sends is no pattern, but for what the guest is known to put there.
+            let field = last.as_constant().and_then(Constant::as_str)?;
+            return self.known.get(field).cloned();
         }
         let inside = self.part(base, front, place, &none, steps);
         let Some(Constant::Str(field)) = last.as_constant() else { return elements(inside?) };
@@ -342,7 +553,7 @@ impl<'p> Search<'p> {
         }
         let mut assignments = vec![Vec::new()];
         for leaf in &leaves {
-            let values = self.values(leaf, place, &Fields::new(), steps)?;
+            let values = self.leaf(leaf, place, steps)?;
             if assignments.len().saturating_mul(values.len()) > MAX_VALUES {
                 return None;
             }
@@ -426,10 +637,13 @@ fn has_fields(value: &Constant, fields: &Fields) -> bool {
 
 /// Whether two expressions are one and the same, of those that matter here.
 fn same(one: &Node, other: &Node) -> bool {
+    if std::ptr::eq(one, other) {
+        return true;
+    }
     match (&one.expr, &other.expr) {
         (Expr::Variable(one), Expr::Variable(other)) => one == other,
         (Expr::Constant(one), Expr::Constant(other)) => one == other,
-        (Expr::State, Expr::State) => true,
+        (Expr::State, Expr::State) | (Expr::Input, Expr::Input) => true,
         (Expr::Ref(one, front), Expr::Ref(other, path)) => {
             same(one, other) && front.len() == path.len() && front.iter().zip(path).all(|(a, b)| same(a, b))
         }
@@ -451,7 +665,7 @@ fn sibling(one: &Node, other: &Node) -> Option<Rc<str>> {
 fn simple<'n>(node: &'n Node, leaves: &mut Vec<&'n Node>) -> bool {
     match &node.expr {
         Expr::Constant(_) => true,
-        Expr::Variable(_) | Expr::Ref(..) => {
+        Expr::Variable(_) | Expr::Ref(..) | Expr::Call(..) => {
             if !leaves.iter().any(|leaf| same(leaf, node)) {
                 leaves.push(node);
             }

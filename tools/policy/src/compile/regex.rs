@@ -5,7 +5,9 @@
 //! [`Refused::Invalid`] (at run time: undefined); what RE2 accepts and this compiler does not, such as
 //! `\p{…}`, is [`Refused::Unsupported`] (the policy does not compile).
 
+use parma_guest::policy::format::{Class, Look, MAX_GROUPS, MAX_HOLES, MAX_PROGRAM, Step};
 use regex_automata::dfa::{Automaton, StartKind, dense, sparse};
+use regex_automata::nfa::thompson;
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, MatchKind};
 
@@ -47,7 +49,7 @@ pub(crate) fn is_literal(pattern: &str) -> bool {
 
 /// Whether RE2 and this compiler accept the pattern.
 pub(crate) fn is_valid(pattern: &str) -> bool {
-    translate(pattern).is_ok()
+    translate(pattern, Captures::None).is_ok()
 }
 
 /// Whether the pattern matches the text.
@@ -65,9 +67,9 @@ fn sparse_automaton(patterns: &[(&str, Span)]) -> Result<sparse::DFA<Vec<u8>>> {
     // The expression is parsed by itself before anything is put around it: the translation balances
     // its parentheses, so what is around cannot change its meaning.
     let whole = |&(pattern, span): &(&str, Span)| {
-        let inner = translate(pattern)?;
+        let inner = translate(pattern, Captures::None)?;
         Ok(match span {
-            Span::Whole => format!("(?:{inner})"),
+            Span::Whole | Span::Find => format!("(?:{inner})"),
             Span::Part => format!("(?s:.)*(?:{inner})(?s:.)*"),
         })
     };
@@ -100,6 +102,175 @@ fn sparse_automaton(patterns: &[(&str, Span)]) -> Result<sparse::DFA<Vec<u8>>> {
     Ok(sparse)
 }
 
+/// The program of a pattern with holes (characters from [`Class::HOLE`] on), or of one whose groups are asked for.
+pub(crate) fn program(pattern: &str, span: Span) -> Result<Vec<Step>> {
+    let captures = if span == Span::Find { Captures::Groups } else { Captures::Holes };
+    let inner = translate(pattern, captures)?;
+    let whole = match span {
+        Span::Whole => format!("(?:{inner})\\z"),
+        Span::Part => format!("(?s:.)*?(?:{inner})"),
+        Span::Find => inner,
+    };
+    let unsupported = |why: &str| Refused::Unsupported(why.to_string());
+    let wanted =
+        if span == Span::Find { thompson::WhichCaptures::All } else { thompson::WhichCaptures::None };
+    let config = thompson::Config::new().utf8(false).which_captures(wanted).nfa_size_limit(Some(MAX_MEMORY));
+    let nfa = thompson::Compiler::new()
+        .configure(config)
+        .syntax(syntax::Config::new().unicode(true).utf8(false))
+        .build(&whole)
+        .map_err(|error| unsupported(&error.to_string()))?;
+    if nfa.group_info().group_len(regex_automata::PatternID::ZERO) > MAX_GROUPS {
+        return Err(unsupported("more than 31 groups"));
+    }
+    Steps::of(&nfa)
+}
+
+/// The states of a Thompson automaton as steps: one that has several ways out takes several steps.
+#[derive(Default)]
+struct Steps {
+    steps: Vec<Step>,
+    /// The first step of each state.
+    first: Vec<u32>,
+}
+
+impl Steps {
+    fn of(nfa: &thompson::NFA) -> Result<Vec<Step>> {
+        let mut steps = Steps::default();
+        // The way in comes first, then the states in their order.
+        let mut next = 1;
+        for state in nfa.states() {
+            steps.first.push(next);
+            next += steps.size(state);
+        }
+        if next as usize > MAX_PROGRAM {
+            return Err(Refused::Unsupported(format!("needs a program of more than {MAX_PROGRAM} steps")));
+        }
+        let start = steps.to(nfa.start_anchored());
+        steps.steps.push(Step::Split { first: start, second: start });
+        nfa.states().iter().try_for_each(|state| steps.state(state))?;
+        Ok(steps.steps)
+    }
+
+    fn to(&self, state: regex_automata::util::primitives::StateID) -> u32 {
+        self.first[state.as_usize()]
+    }
+
+    fn size(&self, state: &thompson::State) -> u32 {
+        let ways = match state {
+            thompson::State::Sparse(transitions) => transitions.transitions.len() * 2 - 1,
+            thompson::State::Union { alternates } => alternates.len().saturating_sub(1).max(1),
+            thompson::State::Dense(_) => 256 * 2 - 1,
+            _ => 1,
+        };
+        u32::try_from(ways).unwrap_or(u32::MAX)
+    }
+
+    fn state(&mut self, state: &thompson::State) -> Result<()> {
+        use thompson::State as S;
+        let here = u32::try_from(self.steps.len()).unwrap_or(u32::MAX);
+        match state {
+            S::ByteRange { trans } => {
+                let step = self.range(trans);
+                self.steps.push(step);
+            }
+            S::Sparse(transitions) => {
+                let ranges: Vec<Step> = transitions.transitions.iter().map(|way| self.range(way)).collect();
+                self.any(here, &ranges);
+            }
+            S::Dense(transitions) => {
+                let ranges: Vec<Step> = (0u8..=255)
+                    .zip(transitions.transitions.iter())
+                    .map(|(byte, &next)| Step::Range { low: byte, high: byte, next: self.to(next) })
+                    .collect();
+                self.any(here, &ranges);
+            }
+            S::Look { look, next } => {
+                use regex_automata::util::look::Look as L;
+                let look = match look {
+                    L::Start => Look::Start,
+                    L::End => Look::End,
+                    L::StartLF => Look::LineStart,
+                    L::EndLF => Look::LineEnd,
+                    L::WordAscii => Look::Boundary,
+                    L::WordAsciiNegate => Look::NoBoundary,
+                    other => return Err(Refused::Unsupported(format!("the assertion {other:?}"))),
+                };
+                let next = self.to(*next);
+                self.steps.push(Step::Assert { look, next });
+            }
+            S::Union { alternates } => match &**alternates {
+                [] => self.never(here),
+                [only] => {
+                    let only = self.to(*only);
+                    self.steps.push(Step::Split { first: only, second: only });
+                }
+                [ways @ .., last] => {
+                    for (number, way) in ways.iter().enumerate() {
+                        let second = match ways.len() - number {
+                            1 => self.to(*last),
+                            _ => here + u32::try_from(number).unwrap_or(u32::MAX) + 1,
+                        };
+                        let first = self.to(*way);
+                        self.steps.push(Step::Split { first, second });
+                    }
+                }
+            },
+            S::BinaryUnion { alt1, alt2 } => {
+                let (first, second) = (self.to(*alt1), self.to(*alt2));
+                self.steps.push(Step::Split { first, second });
+            }
+            S::Capture { next, slot, .. } => {
+                let slot = u8::try_from(slot.as_usize())
+                    .map_err(|_| Refused::Unsupported("too many groups".into()))?;
+                let next = self.to(*next);
+                self.steps.push(Step::Save { slot, next });
+            }
+            S::Fail => self.never(here),
+            S::Match { .. } => self.steps.push(Step::Match),
+        }
+        Ok(())
+    }
+
+    fn range(&self, way: &thompson::Transition) -> Step {
+        match way.start.checked_sub(HOLE_BYTE) {
+            // No text has such bytes.
+            Some(hole) if usize::from(hole) < MAX_HOLES && way.start == way.end => {
+                Step::Hole { hole, next: self.to(way.next) }
+            }
+            _ => Step::Range { low: way.start, high: way.end, next: self.to(way.next) },
+        }
+    }
+
+    /// A byte that no text has.
+    fn never(&mut self, here: u32) {
+        self.steps.push(Step::Range { low: u8::MAX, high: u8::MAX, next: here });
+    }
+
+    /// One of these, which exclude each other.
+    fn any(&mut self, here: u32, ranges: &[Step]) {
+        let count = ranges.len();
+        for (number, range) in ranges.iter().enumerate() {
+            let at = here + u32::try_from(number * 2).unwrap_or(u32::MAX);
+            if number + 1 < count {
+                self.steps.push(Step::Split { first: at + 1, second: at + 2 });
+            }
+            self.steps.push(*range);
+        }
+    }
+}
+
+/// What stands for hole 0 in the bytes that a translated pattern matches; no UTF-8 has it.
+const HOLE_BYTE: u8 = 0xf8;
+
+/// What a translation keeps of groups, and whether it has holes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Captures {
+    None,
+    Groups,
+    Holes,
+}
+
 /// One open group: what of it matters for repetition.
 #[derive(Default)]
 struct Group {
@@ -112,16 +283,29 @@ struct Group {
 }
 
 struct Translator<'p> {
+    whole: &'p str,
     rest: &'p str,
+    captures: Captures,
+    /// A hole, and an assertion of the end, has been read.
+    hole: bool,
+    end: bool,
     out: String,
     groups: Vec<Group>,
     names: Vec<&'p str>,
 }
 
 /// Writes a pattern of RE2 anew for Rust's parser.
-fn translate(pattern: &str) -> Result<String> {
-    let mut translator =
-        Translator { rest: pattern, out: String::new(), groups: vec![Group::default()], names: Vec::new() };
+fn translate(pattern: &str, captures: Captures) -> Result<String> {
+    let mut translator = Translator {
+        whole: pattern,
+        rest: pattern,
+        captures,
+        hole: false,
+        end: false,
+        out: String::new(),
+        groups: vec![Group::default()],
+        names: Vec::new(),
+    };
     while !translator.rest.is_empty() {
         translator.step()?;
     }
@@ -162,11 +346,19 @@ impl<'p> Translator<'p> {
     fn step(&mut self) -> Result<()> {
         if let Some(rest) = self.rest.strip_prefix("\\Q") {
             let (text, after) = rest.split_once("\\E").unwrap_or((rest, ""));
+            if self.captures == Captures::Holes && text.chars().any(|c| hole_number(c).is_some()) {
+                return Err(awkward());
+            }
             text.chars().for_each(|c| self.literal(c));
             self.rest = after;
             return Ok(());
         }
         let Some(c) = self.next() else { return Ok(()) };
+        if self.captures == Captures::Holes
+            && let Some(hole) = hole_number(c)
+        {
+            return self.hole(hole);
+        }
         match c {
             '(' => self.open_group(),
             ')' => {
@@ -204,6 +396,7 @@ impl<'p> Translator<'p> {
             },
             '[' => self.class(),
             '.' | '^' | '$' => {
+                self.assertion(c)?;
                 self.out.push(c);
                 self.atom(1);
                 Ok(())
@@ -214,6 +407,37 @@ impl<'p> Translator<'p> {
                 Ok(())
             }
         }
+    }
+
+    /// A run-time string. It has to be text wherever it stands, whatever it is.
+    fn hole(&mut self, hole: u8) -> Result<()> {
+        let before = &self.whole[..self.whole.len() - self.rest.len()];
+        let before = &before[..before.len() - Class::HOLE.len_utf8()];
+        let count = before.trim_end_matches(|c: char| c.is_ascii_digit() || c == ',').ends_with('{');
+        let digits = before.trim_end_matches(|c: char| c.is_digit(8));
+        let octal = (1..=2).contains(&(before.len() - digits.len())) && digits.ends_with('\\');
+        let repeated = self.rest.starts_with(['*', '+', '?'])
+            || self.rest.strip_prefix('{').is_some_and(|rest| counted(rest).is_some());
+        if count || octal || repeated || self.end {
+            return Err(awkward());
+        }
+        self.hole = true;
+        self.out.push_str(&format!("(?-u:\\x{:02X})", HOLE_BYTE + hole));
+        self.atom(1);
+        Ok(())
+    }
+
+    /// Assertions look at their neighbours, which a hole is not: beside holes, they are the first and the last.
+    fn assertion(&mut self, c: char) -> Result<()> {
+        if self.captures == Captures::Holes {
+            match c {
+                '^' | 'A' if self.hole => return Err(awkward()),
+                '$' | 'z' => self.end = true,
+                'b' | 'B' => return Err(awkward()),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn repeat(&mut self, operator: &str, times: u32) -> Result<()> {
@@ -240,8 +464,9 @@ impl<'p> Translator<'p> {
     }
 
     fn open_group(&mut self) -> Result<()> {
+        let open = if self.captures == Captures::Groups { "(" } else { "(?:" };
         if !self.rest.starts_with('?') {
-            self.out.push_str("(?:");
+            self.out.push_str(open);
             self.groups.push(Group::default());
             return Ok(());
         }
@@ -257,12 +482,15 @@ impl<'p> Translator<'p> {
                 }
                 self.names.push(name);
                 self.rest = after;
-                self.out.push_str("(?:");
+                self.out.push_str(open);
                 self.groups.push(Group::default());
                 return Ok(());
             }
         }
         self.next();
+        if self.captures == Captures::Holes && !self.rest.starts_with(':') {
+            return Err(awkward());
+        }
         // Flags up to `:` (for a group) or `)` (from here to the end of the group).
         let (mut on, mut off, mut negated, mut since_sign) = (String::new(), String::new(), false, true);
         loop {
@@ -304,6 +532,7 @@ impl<'p> Translator<'p> {
             _ => "",
         };
         if !assertion.is_empty() {
+            self.assertion(c)?;
             self.next();
             self.out.push_str(assertion);
             self.atom(1);
@@ -429,10 +658,21 @@ impl<'p> Translator<'p> {
     fn class_character(&mut self) -> Result<char> {
         match self.next() {
             Some('\\') => self.escaped(),
+            Some(c) if self.captures == Captures::Holes && hole_number(c).is_some() => Err(awkward()),
             Some(c) => Ok(c),
             None => Err(Refused::Invalid("missing closing ]")),
         }
     }
+}
+
+/// The number of the hole that a character stands for.
+fn hole_number(c: char) -> Option<u8> {
+    let number = u32::from(c).checked_sub(u32::from(Class::HOLE))?;
+    u8::try_from(number).ok().filter(|&number| usize::from(number) < MAX_HOLES)
+}
+
+fn awkward() -> Refused {
+    Refused::Unsupported("a run-time string where it is not plainly text".into())
 }
 
 fn code_point(c: char) -> String {

@@ -20,6 +20,9 @@ use super::hir::{
     LiteralKind, Node, Program, Span, Variable,
 };
 
+/// The map of the state that is also `data.pstate`, as some policies call their memory.
+const STATE_MAP: &str = "pstate";
+
 /// How many rules may depend on each other in a row.
 const MAX_CHAIN: usize = 200;
 
@@ -53,6 +56,8 @@ pub(crate) struct Resolver<'a> {
     data: &'a Constant,
     pub warnings: Vec<(Pos, String)>,
     depth: usize,
+    /// The functions for `data[…].<name>`.
+    dispatches: BTreeMap<String, Progress>,
 }
 
 /// The names of one body, or of a rule's parameters.
@@ -145,6 +150,7 @@ impl<'a> Resolver<'a> {
             data,
             warnings: Vec::new(),
             depth: 0,
+            dispatches: BTreeMap::new(),
         })
     }
 
@@ -706,6 +712,19 @@ impl<'a> Resolver<'a> {
             let rest = path.into_iter().skip(1).collect();
             return Ok(subscript(Node::new(pos, Expr::State), rest));
         }
+        if names.first().is_some_and(|name| name == STATE_MAP) && !self.packages.contains(STATE_MAP) {
+            frame.pure = false;
+            return Ok(subscript(Node::new(pos, Expr::State), path));
+        }
+        if names.is_empty()
+            && let [_, field, ..] = path.as_slice()
+            && let Some(field) = field.as_constant().and_then(Constant::as_str)
+        {
+            let id = self.dispatch(pos, &field.to_string(), frame)?;
+            let mut path = path.into_iter();
+            let value = self.call_node(pos, id, path.next().into_iter().collect(), frame);
+            return Ok(subscript(value, path.skip(1).collect()));
+        }
         let here = names.join(".");
         let within = |package: &String| *package == here || package.starts_with(&format!("{here}."));
         if names.is_empty() || (names.len() <= path.len() && self.packages.iter().any(within)) {
@@ -730,6 +749,68 @@ impl<'a> Resolver<'a> {
         }
         let rest = path.into_iter().skip(names.len()).collect();
         Ok(subscript(Node::constant(pos, value.clone()), rest))
+    }
+
+    /// The function of a package's name that gives `data[<package>].<field>`: one definition for each package, map of
+    /// the state and object of the static data that has the field.
+    fn dispatch(&mut self, pos: Pos, field: &str, frame: &Frame) -> Result<FunctionId> {
+        match self.dispatches.get(field) {
+            Some(Progress::Done(id)) => return Ok(*id),
+            Some(Progress::Open) => {
+                return Err(Refusal::new(pos, "recursion", format!("data[…].{field} depends on itself")));
+            }
+            Some(Progress::New) | None => {}
+        }
+        self.dispatches.insert(field.to_string(), Progress::Open);
+        let mut names: BTreeSet<String> = ["metadata", STATE_MAP].map(str::to_string).into();
+        names
+            .extend(self.packages.iter().filter_map(|package| package.split('.').next()).map(str::to_string));
+        if let Constant::Object(data) = self.data {
+            names.extend(data.keys().filter_map(|key| key.as_str().map(str::to_string)));
+        }
+        let mut function = Function {
+            name: format!("data[_].{field}"),
+            pos,
+            parameters: 1,
+            called: false,
+            kind: FunctionKind::Value,
+            chains: Vec::new(),
+            default: None,
+            pure: true,
+            matches_computed: false,
+        };
+        for name in names {
+            let inside = format!("{name}.{field}");
+            let is_package = self.packages.contains(&name)
+                || self.packages.iter().any(|package| package.starts_with(&format!("{name}.")));
+            let within = |package: &String| *package == inside || package.starts_with(&format!("{inside}."));
+            if is_package && !self.defines(&name, field) && !self.packages.iter().any(within) {
+                continue;
+            }
+            let mut frame = Frame {
+                module: frame.module,
+                names: vec![Names::default()],
+                variables: 0,
+                pure: true,
+                matches_computed: false,
+            };
+            let path = [name.as_str(), field].map(|part| Node::constant(pos, Constant::string(part)));
+            let value = self.data_reference(pos, path.into(), &mut frame)?;
+            if is_undefined(&value) {
+                continue;
+            }
+            function.pure &= frame.pure;
+            function.matches_computed |= frame.matches_computed;
+            function.chains.push(Chain {
+                parameters: vec![Node::constant(pos, Constant::string(&name))],
+                branches: vec![Branch { body: Vec::new(), value }],
+                variables: 0,
+            });
+        }
+        let id = self.program.functions.len();
+        self.program.functions.push(Rc::new(function));
+        self.dispatches.insert(field.to_string(), Progress::Done(id));
+        Ok(id)
     }
 
     fn call(&mut self, pos: Pos, name: &[String], arguments: &'a [Term], frame: &mut Frame) -> Result<Node> {
@@ -783,6 +864,12 @@ impl<'a> Resolver<'a> {
             let node = Node::new(pos, Expr::Match { pattern: Box::new(pattern), text: Box::new(text), span });
             return Ok(self.folded(node));
         }
+        if dotted == "regex.find_all_string_submatch_n" {
+            arity(3)?;
+            frame.matches_computed |= arguments[0].as_constant().is_none();
+            let Ok(parts) = <[Node; 3]>::try_from(arguments) else { return Ok(Node::undefined(pos)) };
+            return Ok(self.folded(Node::new(pos, Expr::Submatches(Box::new(parts)))));
+        }
         let Some(&builtin) = Builtin::ALL.iter().find(|builtin| builtin.name() == dotted) else {
             return Err(Refusal::new(
                 pos,
@@ -828,7 +915,8 @@ impl<'a> Resolver<'a> {
         {
             match evaluate::call(&self.program, id, &arguments) {
                 Outcome::Value(value) => return Node::constant(pos, value),
-                Outcome::Undefined => return Node::undefined_call(pos),
+                Outcome::Undefined if function.called => return Node::undefined_call(pos),
+                Outcome::Undefined => return Node::undefined(pos),
                 Outcome::Unknown => {}
             }
         }

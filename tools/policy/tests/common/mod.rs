@@ -5,6 +5,8 @@ pub mod layout;
 pub mod requests;
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use parma_policy::{Evaluation, Session};
 use serde_json::{Map, Value, json};
@@ -13,6 +15,20 @@ use serde_json::{Map, Value, json};
 pub const FRAMEWORK: &str = include_str!("../../framework/framework.rego");
 /// The data that the framework refers to.
 pub const DATA: &str = include_str!("../../framework/data.json");
+
+/// The JSON values of an xz-packed file, one a line; `None`, with a note, where there is no such file.
+pub fn recorded(name: &str) -> Option<Vec<Value>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/vectors/policy").join(name);
+    if !path.exists() {
+        println!("skipped: {} is not there", path.display());
+        return None;
+    }
+    let output = Command::new("xz").arg("-dc").arg(&path).stderr(Stdio::inherit()).output();
+    let output = output.expect("xz unpacks the recordings: install xz-utils");
+    assert!(output.status.success(), "xz failed on {}", path.display());
+    let text = String::from_utf8(output.stdout).unwrap();
+    Some(text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
 
 /// Answers queries against one policy: the oracle, or the compiler and machine.
 pub trait Engine {
