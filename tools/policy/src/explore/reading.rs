@@ -19,21 +19,26 @@ use crate::{Evaluation, FRAMEWORK_DATA, Inputs, Session, compile};
 const FRAMEWORK_VERSION: [u64; 3] = [0, 5, 0];
 
 /// What is read of a policy.
-const DATA: [&str; 13] = [
+const DATA: [&str; 15] = [
     "allow_capability_dropping",
     "allow_dump_stacks",
     "allow_environment_variable_dropping",
     "allow_host_network",
+    "allow_memory_scratch",
     "allow_properties_access",
     "allow_runtime_logging",
+    "allow_scratch_rollback",
     "allow_unencrypted_scratch",
     "containers",
     "external_processes",
     "fragments",
     "framework_svn",
     "framework_version",
-    "obligations",
+    "max_scratch_size",
 ];
+
+/// Before the root hash of a read-only volume, as the source of a mount.
+const VOLUME: &str = "verity://";
 
 /// The five capability sets.
 pub(super) const SETS: [&str; 5] = ["ambient", "bounding", "effective", "inheritable", "permitted"];
@@ -44,7 +49,7 @@ pub(super) struct Reading {
     pub containers: Vec<Json>,
     /// Their names, for people.
     pub names: Vec<String>,
-    /// Every layer of every container.
+    /// Every layer of every container, and every read-only volume.
     pub layers: BTreeSet<String>,
     /// Processes of the guest itself.
     pub external: Vec<Json>,
@@ -101,7 +106,12 @@ impl Reading {
         };
         let raw = items(&reading.flag("containers")).to_vec();
         let layers = raw.iter().flat_map(|container| items(&container["layers"]).to_vec());
-        reading.layers = layers.filter_map(|layer| layer.as_str().map(str::to_string)).collect();
+        let volumes = raw.iter().flat_map(|container| items(&container["mounts"]));
+        let volumes = volumes.filter_map(|mount| mount["source"].as_str()?.strip_prefix(VOLUME));
+        reading.layers = layers
+            .filter_map(|layer| layer.as_str().map(str::to_string))
+            .chain(volumes.map(str::to_string))
+            .collect();
         reading.env_dropping = reading.allows("allow_environment_variable_dropping");
         let version = ["framework_version", "framework_svn"].map(|name| reading.flag(name));
         let version = version.iter().find_map(Json::as_str).and_then(version_of);
@@ -125,6 +135,11 @@ impl Reading {
         self.flags.get(flag) == Some(&Json::Bool(true))
     }
 
+    /// The most bytes of a scratch device.
+    pub fn max_scratch_size(&self) -> Option<i64> {
+        self.flags.get("max_scratch_size").map(|size| size.as_i64().unwrap_or(i64::MIN))
+    }
+
     /// Whether the policy names fragments, which are not explored.
     pub fn has_fragments(&self) -> bool {
         !items(&self.flag("fragments")).is_empty()
@@ -145,14 +160,24 @@ impl Reading {
         }
     }
 
-    /// The first field of the request to create a container that the entry does not allow.
-    pub fn refuses_create(&self, entry: &Json, input: &Json, runs: &Runs<'_>) -> Option<&'static str> {
+    /// The first field of the request to create a container that the entry does not allow. `devices` are those that are
+    /// mounted, by path.
+    pub fn refuses_create(
+        &self,
+        entry: &Json,
+        input: &Json,
+        runs: &Runs<'_>,
+        devices: &BTreeMap<String, String>,
+    ) -> Option<&'static str> {
         let elevated = entry["allow_elevated"] == true;
         let checks = [
             ("argList", entry["command"] == input["argList"]),
             ("privileged", input["privileged"] == false || input["privileged"] == true && elevated),
             ("seccompProfileSHA256", entry["seccomp_profile_sha256"] == input["seccompProfileSHA256"]),
-            ("mounts", items(&input["mounts"]).iter().all(|mount| self.mount_allowed(entry, input, mount))),
+            (
+                "mounts",
+                items(&input["mounts"]).iter().all(|mount| self.mount_allowed(entry, input, mount, devices)),
+            ),
             ("devices", input["devices"] == json!([])),
         ];
         let failed = checks.into_iter().find(|(_, passed)| !passed).map(|(field, _)| field);
@@ -273,7 +298,13 @@ impl Reading {
             && env.iter().collect::<BTreeSet<_>>().len() == env.len()
     }
 
-    fn mount_allowed(&self, entry: &Json, input: &Json, mount: &Json) -> bool {
+    fn mount_allowed(
+        &self,
+        entry: &Json,
+        input: &Json,
+        mount: &Json,
+        devices: &BTreeMap<String, String>,
+    ) -> bool {
         let of = |name: &str| items(&self.constants[name]).to_vec();
         let privileged = if entry["allow_elevated"] == true { of("privilegedMounts") } else { Vec::new() };
         let sandbox = json!({"type": "sysfs", "source": "sysfs", "destination": "/sys",
@@ -286,13 +317,22 @@ impl Reading {
                 && mount["destination"] != ""
                 && same_set(&constraint["options"], &mount["options"])
                 && items(&constraint["options"]).len() == items(&mount["options"]).len()
-                && self.source_allowed(&constraint["source"], input, &mount["source"])
+                && self.source_allowed(&constraint["source"], input, &mount["source"], devices)
         })
     }
 
-    fn source_allowed(&self, constraint: &Json, input: &Json, source: &Json) -> bool {
+    fn source_allowed(
+        &self,
+        constraint: &Json,
+        input: &Json,
+        source: &Json,
+        devices: &BTreeMap<String, String>,
+    ) -> bool {
         let (Some(allowed), Some(asked)) = (constraint.as_str(), source.as_str()) else { return false };
-        if allowed == asked {
+        let volume = allowed.strip_prefix(VOLUME);
+        if allowed == asked
+            || volume.is_some_and(|hash| devices.get(asked).is_some_and(|mounted| mounted == hash))
+        {
             return true;
         }
         [("sandboxPrefix", "sandboxDir"), ("hugePagesPrefix", "hugePagesDir")].iter().any(

@@ -221,10 +221,14 @@ impl<'p> Requests<'p> {
     fn writable(&self, world: &World, memory: &Json, ask: &mut impl FnMut(Point, Json)) {
         let device = format!("/run/gcs/c/{}", "d".repeat(64));
         let scratch = format!("{device}/scratch");
+        let most = self.policy.max_scratch_size().unwrap_or(1 << 30);
         let mount = |encrypted: bool, ensure: bool, filesystem: &str, pattern: &str| {
             json!({"target": device, "encrypted": encrypted, "ensureFilesystem": ensure, "filesystem": filesystem,
-                "mountPathRegex": pattern})
+                "mountPathRegex": pattern, "rollbackProtection": true, "size": most})
         };
+        let honest = mount(true, true, "ext4", WRITABLE_PATTERN);
+        ask(Point::RwMountDevice, with(&honest, "rollbackProtection", json!(false)));
+        ask(Point::RwMountDevice, with(&honest, "size", json!(most.saturating_add(1))));
         for (encrypted, ensure, filesystem, pattern) in [
             (true, true, "ext4", WRITABLE_PATTERN),
             (false, true, "xfs", WRITABLE_PATTERN),
@@ -234,8 +238,9 @@ impl<'p> Requests<'p> {
         ] {
             ask(Point::RwMountDevice, mount(encrypted, ensure, filesystem, pattern));
         }
-        for encrypted in [true, false] {
-            ask(Point::ScratchMount, json!({"target": scratch, "encrypted": encrypted}));
+        for (encrypted, memory) in [(true, false), (false, false), (true, true)] {
+            let input = json!({"target": scratch, "encrypted": encrypted, "memory": memory});
+            ask(Point::ScratchMount, input);
         }
         for id in self.known_ids(world) {
             let share = format!("/run/gcs/c/{id}/mounts/m0");
@@ -498,6 +503,9 @@ impl<'p> Requests<'p> {
     /// Mounts that the entry's constraints allow.
     fn mounts(&self, entry: &Json, input: &Json) -> Vec<Json> {
         let place = |source: &str| {
+            if source.starts_with("verity://") {
+                return Some(slot(0));
+            }
             [("sandbox://", "sandboxDir"), ("hugepages://", "hugePagesDir")].iter().find_map(
                 |(prefix, field)| {
                     let below = self.sample(source.strip_prefix(prefix)?, false)?;

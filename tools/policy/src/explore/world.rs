@@ -149,6 +149,13 @@ impl World {
             Point::RwMountDevice => {
                 require(free, OneDevicePerPath, format!("a second device at {target}"))?;
                 require(secret, OnlyWhatThePolicyNames, "a writable device that is not encrypted")?;
+                let large = policy
+                    .max_scratch_size()
+                    .is_some_and(|most| input["size"].as_i64().is_none_or(|size| size > most));
+                require(!large, OnlyWhatThePolicyNames, "a writable device that is too large")?;
+                let protected =
+                    input["rollbackProtection"] != false || policy.allows("allow_scratch_rollback");
+                require(protected, OnlyWhatThePolicyNames, "a writable device that can be rolled back")?;
                 let known = ["ext4", "xfs"].contains(&text(input, "filesystem"));
                 require(
                     known && input["ensureFilesystem"] == true,
@@ -163,6 +170,8 @@ impl World {
             }
             Point::ScratchMount => {
                 require(secret, OnlyWhatThePolicyNames, "scratch space that is not encrypted")?;
+                let disk = input["memory"] != true || policy.allows("allow_memory_scratch");
+                require(disk, OnlyWhatThePolicyNames, "scratch space in the guest's memory")?;
                 let new = self.scratch.insert(target.into());
                 require(new, OneDevicePerPath, format!("a second scratch space at {target}"))?;
             }
@@ -272,6 +281,7 @@ impl World {
         let id = text(input, "containerID");
         let (env, capabilities) = runs(policy, input, result)?;
         let runs = Runs { env: &env, capabilities: &capabilities };
+        let devices = &self.devices;
         let Some(container) = self.containers.get_mut(id) else {
             return Err((OnlyWhatThePolicyNames, format!("the container {id:.8}… without an overlay")));
         };
@@ -280,7 +290,7 @@ impl World {
             BurnedIdsStayBurned,
             format!("a second container with the id {id:.8}…"),
         )?;
-        narrow(container, policy, |entry| policy.refuses_create(entry, input, &runs))?;
+        narrow(container, policy, |entry| policy.refuses_create(entry, input, &runs, devices))?;
         let stdio = &result["allow_stdio_access"];
         let agreed =
             container.entries.iter().all(|&entry| policy.containers[entry]["allow_stdio_access"] == *stdio);
