@@ -4,10 +4,12 @@
 //! has every path of the machine mapped away, the archive has no dates. `manifest.json` lists what is in it.
 
 use crate::process::{self, Step};
-use crate::{cache, cpio, firmware, kernel};
+use crate::{cache, cpio, firmware, kernel, measure};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,7 +64,13 @@ struct Manifest {
     /// Whether the init believes an emulated PSP.
     emulated: bool,
     components: Vec<Component>,
+    /// The launch digests, by processor model and number of processors.
+    measurements: BTreeMap<&'static str, BTreeMap<u32, String>>,
 }
+
+/// The models and numbers of processors whose launch digests the manifest lists.
+const CPUS: [&str; 4] = ["EPYC-v4", "EPYC-Milan", "EPYC-Genoa", "EPYC-Turin"];
+const VCPUS: RangeInclusive<u32> = 1..=8;
 
 #[derive(Serialize)]
 struct Component {
@@ -124,9 +132,16 @@ fn build_into(emulated: bool, out: Option<PathBuf>) -> Result<ImageDir> {
         });
     }
     fs::set_permissions(staging.path().join("init"), fs::Permissions::from_mode(0o755))?;
-    let manifest = serde_json::to_string_pretty(&Manifest { emulated, components })? + "\n";
+    let measurements = measurements(&rom)?;
+    let manifest = serde_json::to_string_pretty(&Manifest { emulated, components, measurements })? + "\n";
     cache::write(&staging.path().join("manifest.json"), manifest.as_bytes())?;
     Ok(ImageDir { dir: staging.publish()? })
+}
+
+/// The launch digests of a ROM.
+fn measurements(rom: &[u8]) -> Result<BTreeMap<&'static str, BTreeMap<u32, String>>> {
+    let of = |cpu| VCPUS.map(|vcpus| Ok((vcpus, measure::digest(rom, cpu, vcpus)?))).collect::<Result<_>>();
+    CPUS.into_iter().map(|cpu| Ok((cpu, of(cpu)?))).collect()
 }
 
 /// The fixed command line of `boot/cmdline`, without the newline that ends the file.

@@ -25,13 +25,8 @@ pub struct Arguments {
 pub fn main(arguments: Arguments) -> Result<()> {
     let path = arguments.rom.unwrap_or_else(|| cache::root().join("target/image/rom"));
     let rom = cache::read(&path).context("build it with `cargo xtask image`, or name one with --rom")?;
-    let signature = measure::signature(&arguments.cpu).ok_or_else(|| {
-        let known = CPUS.map(|(name, _)| name).join(", ");
-        anyhow!("unknown processor {:?}: use one of {known}, or a version of it like EPYC-v4", arguments.cpu)
-    })?;
-    let digest = measure::launch_digest(&rom, arguments.vcpus, signature)
-        .with_context(|| format!("{} cannot be launched with SEV-SNP", path.display()))?;
-    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = digest(&rom, &arguments.cpu, arguments.vcpus)
+        .with_context(|| format!("{} cannot be measured", path.display()))?;
     if arguments.json {
         let (vcpus, cpu) = (arguments.vcpus, arguments.cpu);
         let rom_sha256 = cache::sha256(&rom);
@@ -43,4 +38,14 @@ pub fn main(arguments: Arguments) -> Result<()> {
         println!("{digest}");
     }
     Ok(())
+}
+
+/// The launch digest of a ROM in hex.
+pub fn digest(rom: &[u8], cpu: &str, vcpus: u32) -> Result<String> {
+    let signature = measure::signature(cpu).ok_or_else(|| {
+        let known = CPUS.map(|(name, _)| name).join(", ");
+        anyhow!("unknown processor {cpu:?}: use one of {known}, or a version of it like EPYC-v4")
+    })?;
+    let digest = measure::launch_digest(rom, vcpus, signature)?;
+    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -164,6 +164,15 @@ pub const fn tail() -> [u8; TAIL_SIZE] {
     bytes
 }
 
+/// Makes a ROM start what has these digests, of kernel, initrd and command line, and nothing else. `None` if it has not
+/// [`ROM_SIZE`] bytes.
+#[must_use]
+pub fn patch(rom: &mut [u8], digests: &[[u8; DIGEST_SIZE]; DIGESTS]) -> Option<()> {
+    let rom: &mut [u8; ROM_SIZE] = rom.try_into().ok()?;
+    rom[SLOT_OFFSET..SLOT_OFFSET + DIGESTS * DIGEST_SIZE].copy_from_slice(digests.as_flattened());
+    Some(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use support::{Guest, LONG, OUTPUT, arguments, id, list, read_until, stage, strings};
+use support::{Guest, LONG, OUTPUT, arguments, id, list, memory_of, read_until, stage, strings};
 
 /// The guest's reply to a frame that it cannot read: Reply (1) to request 0, refused (1) by Host (0), Malformed (0).
 const MALFORMED: [u8; 5] = [1, 0, 1, 0, 0];
@@ -281,21 +281,6 @@ fn t08_an_image_for_snp_hardware_powers_off_where_there_is_no_report() {
 
 fn workspace_file(image: &Image, name: &str) -> PathBuf {
     image.kernel.with_file_name(name)
-}
-
-/// The file that is the memory of the machine with this name.
-fn memory_of(name: &str) -> PathBuf {
-    let wanted = format!("-name\0{name}\0");
-    let qemu = std::fs::read_dir("/proc").unwrap().flatten().find(|process| {
-        let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(&wanted)
-    });
-    let descriptors = std::fs::read_dir(qemu.expect("QEMU runs").path().join("fd")).unwrap();
-    let memory = descriptors.flatten().map(|fd| fd.path()).find(|fd| {
-        std::fs::read_link(fd)
-            .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:memory-backend"))
-    });
-    memory.expect("QEMU holds the guest's memory")
 }
 
 /// Replaces every page of memory that is a page of this program's code; returns how many.

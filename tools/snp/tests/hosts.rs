@@ -5,7 +5,7 @@
 //! valid, and was validated once.
 
 use parma_firmware::reason::Reason;
-use parma_firmware::rom::{DIGEST_SIZE, ROM_BASE, SLOT_OFFSET};
+use parma_firmware::rom::{self, ROM_BASE};
 use parma_snp::{C_BIT, Change, Config, Ended, Host, Report, Swap, run};
 use sha2::{Digest, Sha256};
 use std::path::PathBuf;
@@ -33,9 +33,8 @@ fn talkative(host: Host) -> Option<Config> {
     let mut config = config(host)?;
     let line = String::from_utf8(config.files[2].1.clone()).unwrap().replace(" quiet", "");
     config.files[2].1 = line.into_bytes();
-    for (slot, file) in config.rom[SLOT_OFFSET..].chunks_mut(DIGEST_SIZE).zip(&config.files) {
-        slot.copy_from_slice(&Sha256::digest(&file.1));
-    }
+    let digests = [0, 1, 2].map(|index: usize| Sha256::digest(&config.files[index].1).into());
+    rom::patch(&mut config.rom, &digests).unwrap();
     config.until = Some("Run /init as init process".to_owned());
     Some(config)
 }

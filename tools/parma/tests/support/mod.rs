@@ -13,6 +13,7 @@ use parma_policy::generate::{Container, GenerateOptions};
 use parma_policy::{Compiled, Inputs, compile};
 use parma_vmm::{Config, Disk, Image, Machine, Outcome, Reply, Session};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
@@ -176,6 +177,18 @@ impl Stage {
         fs::write(&path, content).unwrap();
         path
     }
+}
+
+/// This image with another command line, and a ROM that starts it.
+pub fn with_command_line(stage: &Stage, edit: impl FnOnce(String) -> String) -> Image {
+    let image = &stage.image;
+    let read = |path: &Path| fs::read(path).unwrap();
+    let line = edit(String::from_utf8(read(&image.command_line)).unwrap());
+    let digests = [read(&image.kernel), read(&image.initrd), line.clone().into_bytes()];
+    let mut rom = read(&image.rom);
+    parma_firmware::rom::patch(&mut rom, &digests.map(|content| Sha256::digest(content).into())).unwrap();
+    let (rom, command_line) = (stage.file("rom", &rom), stage.file("cmdline", line.as_bytes()));
+    Image { rom, command_line, ..image.clone() }
 }
 
 /// Compiles a policy with the framework.
@@ -380,4 +393,18 @@ pub fn tar(entries: &[(tar::EntryType, &str, &str, &[u8])]) -> Vec<u8> {
 /// Further arguments of QEMU.
 pub fn arguments(arguments: &[&str]) -> Vec<OsString> {
     arguments.iter().map(OsString::from).collect()
+}
+
+/// The file that is the memory of the machine with this name.
+pub fn memory_of(name: &str) -> PathBuf {
+    let wanted = format!("-name\0{name}\0");
+    let qemu = fs::read_dir("/proc").unwrap().flatten().find(|process| {
+        let line = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&wanted)
+    });
+    let descriptors = fs::read_dir(qemu.expect("QEMU runs").path().join("fd")).unwrap();
+    let memory = descriptors.flatten().map(|fd| fd.path()).find(|fd| {
+        fs::read_link(fd).is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:memory-backend"))
+    });
+    memory.expect("QEMU holds the guest's memory")
 }
