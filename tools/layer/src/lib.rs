@@ -2,6 +2,8 @@
 //!
 //! * [`oci`] reads an image layout as skopeo, umoci, buildah and docker write it, and checks every digest.
 //! * [`mod@build`] turns a layer's tar into the image that the guest mounts, and gives its root hash.
+//! * [`verity`] checks such an image against its root hash.
+//! * [`volume`] makes and reads encrypted data volumes.
 //! * [`cache`] keeps the images of layers that were converted before.
 
 pub mod build;
@@ -11,7 +13,8 @@ mod gosort;
 pub mod oci;
 mod tar;
 mod time;
-mod verity;
+pub mod verity;
+pub mod volume;
 mod xattr;
 
 pub use tar::End;

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use parma_guest::target::ext4::{self, BLOCK};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
@@ -89,6 +89,69 @@ pub fn describe(image: &fs::File) -> io::Result<Option<Protected>> {
     image.read_exact_at(&mut top, data_bytes + BLOCK as u64)?;
     let root = hash_block(&top);
     Ok((found == superblock(data_blocks, &root)).then_some(Protected { root, data_blocks, tree_bytes }))
+}
+
+/// Checks every block of an image: its data, tree and superblock must be those that this root hash names. Gives the number
+/// of data blocks. `progress` is called with the bytes read so far.
+///
+/// # Errors
+/// They are not; or the image cannot be read.
+pub fn check(image: &fs::File, root: &Hash, progress: &mut dyn FnMut(u64)) -> Result<u64> {
+    let Some(said) = describe(image)? else { bail!("no image of ours, or cut short") };
+    let mut same = Same { image, position: 0 };
+    let limit = said.data_blocks * BLOCK as u64;
+    let mut stream = Stream::new(&mut same, 0, limit, progress)?;
+    stream.copy(&mut At { image, position: 0 }.take(limit), limit)?;
+    let found = stream.finish().context("the hash tree is not that of the data")?;
+    ensure!(found.root == *root, "the data is not what the root hash names");
+    Ok(said.data_blocks)
+}
+
+/// Takes only what is in the image already.
+struct Same<'a> {
+    image: &'a fs::File,
+    position: u64,
+}
+
+impl Write for Same<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut found = vec![0; bytes.len()];
+        self.image.read_exact_at(&mut found, self.position)?;
+        if found != bytes {
+            let message = format!("bytes from {} on differ", self.position);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        self.position += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Same<'_> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        match to {
+            SeekFrom::Start(position) => self.position = position,
+            _ => return Err(io::ErrorKind::Unsupported.into()),
+        }
+        Ok(self.position)
+    }
+}
+
+/// Reads an image from a place on.
+struct At<'a> {
+    image: &'a fs::File,
+    position: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.image.read_at(bytes, self.position)?;
+        self.position += count as u64;
+        Ok(count)
+    }
 }
 
 /// Blocks of an image on their way to `out` and into the tree, front to back.

@@ -24,6 +24,9 @@ enum Command {
     /// Convert images to disks that the guest can verify
     #[command(subcommand)]
     Image(commands::image::Command),
+    /// Make data volumes, and look at them without a guest
+    #[command(subcommand)]
+    Volume(commands::volume::Command),
     /// Convert single layers of images to disks that the guest can verify
     #[command(subcommand)]
     Layer(commands::layer::Command),
@@ -40,6 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Image(command) => commands::image::main(command),
+        Command::Volume(command) => commands::volume::main(command),
         Command::Layer(command) => commands::layer::main(command),
         Command::Policy(command) => commands::policy::main(command),
         Command::Run(arguments) => commands::run::main(arguments),

@@ -39,7 +39,7 @@ fn wrong_usage_ends_with_2_and_help_with_0() {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
     }
-    for command in ["run", "exec", "ps", "kill", "stop", "image", "layer", "policy"] {
+    for command in ["run", "exec", "ps", "kill", "stop", "image", "layer", "policy", "volume"] {
         let output = run(&[command, "--help"]);
         assert!(output.status.success() && stdout(&output).contains("Usage:"), "{command}");
     }

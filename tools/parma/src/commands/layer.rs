@@ -96,7 +96,7 @@ fn text(built: &Built, json: bool) -> String {
 }
 
 /// A number of bytes: `131072`, `128K`, `128G`.
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.find(|c: char| !c.is_ascii_digit()).map(|at| text.split_at(at)) {
         None => (text, 0),
         Some((digits, "K")) => (digits, 10),

@@ -6,6 +6,7 @@ pub mod policy;
 pub mod remote;
 pub mod run;
 mod streams;
+pub mod volume;
 
 use parma_policy::Warning;
 
