@@ -92,11 +92,12 @@ pub(super) fn filled(
         fuel.take(1)?;
         fuel.bytes(text.len())?;
         let Some((name, _, Some(pattern))) = image.name(index) else { continue };
-        if image.string(name).is_some_and(|name| fits(name, text, holes)) {
+        if let Some(used) = image.string(name).and_then(|name| fits(name, text, holes)) {
             // What is put in is text. It can be read as nothing else if it has no character that means
             // something in a pattern; but for the dot, which is heeded.
             let means = |byte: &u8| br"\+*?()|[]{}^$".contains(byte);
-            if holes.iter().flatten().any(|hole| hole.iter().any(means)) {
+            let used = holes.iter().zip(used).filter(|(_, used)| *used);
+            if used.filter_map(|(hole, _)| *hole).any(|hole| hole.iter().any(means)) {
                 return Err(Fault::Pattern);
             }
             return Ok(Some(pattern));
@@ -105,31 +106,29 @@ pub(super) fn filled(
     Ok(None)
 }
 
-/// Whether a name with the strings for its holes put in is `text`.
-fn fits(name: &[u8], mut text: &[u8], holes: &Holes<'_>) -> bool {
+/// Whether a name with the strings for its holes put in is `text`, and if so, which holes it has.
+fn fits(name: &[u8], mut text: &[u8], holes: &Holes<'_>) -> Option<[bool; MAX_HOLES]> {
+    let mut used = [false; MAX_HOLES];
     let mut buffer = [0; 4];
     let marker = Class::HOLE.encode_utf8(&mut buffer).as_bytes();
-    let Some((&last, marker)) = marker.split_last() else { return false };
+    let (&last, marker) = marker.split_last()?;
     let mut name = name;
     while let Some((&byte, rest)) = name.split_first() {
         let hole = name.strip_prefix(marker).and_then(|rest| rest.split_first());
         let number = hole.map_or(MAX_HOLES, |(&byte, _)| usize::from(byte.wrapping_sub(last)));
-        let piece = match (holes.get(number), hole) {
-            (Some(hole), Some((_, rest))) => {
-                name = rest;
-                *hole
+        let piece = match (holes.get(number), used.get_mut(number), hole) {
+            (Some(hole), Some(used), Some((_, rest))) => {
+                (name, *used) = (rest, true);
+                (*hole)?
             }
             _ => {
                 name = rest;
-                Some(core::slice::from_ref(&byte))
+                core::slice::from_ref(&byte)
             }
         };
-        match piece.and_then(|piece| text.strip_prefix(piece)) {
-            Some(rest) => text = rest,
-            None => return false,
-        }
+        text = text.strip_prefix(piece)?;
     }
-    text.is_empty()
+    text.is_empty().then_some(used)
 }
 
 /// Where each group of a match starts and ends; `None` for one that has no part in it.

@@ -135,7 +135,12 @@ impl Delta {
                 _ => return Err(StateError::Malformed),
             };
             let (key, value) = (view.field(operation, "key"), view.field(operation, "value"));
-            let known = 2 + usize::from(key.is_some()) + usize::from(value.is_some());
+            // What is changed need not be said, but it must not be something else.
+            let (kind, is_set) = (view.field(operation, "type").is_some(), key.is_none());
+            if kind && text("type")? != if is_set { "set" } else { "map" } {
+                return Err(StateError::Malformed);
+            }
+            let known = 2 + usize::from(key.is_some()) + usize::from(value.is_some()) + usize::from(kind);
             if fields.len() != known || value.is_none() && (action != Action::Remove || key.is_none()) {
                 return Err(StateError::Malformed);
             }

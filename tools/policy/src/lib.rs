@@ -16,6 +16,7 @@ pub mod explain;
 pub mod explore;
 pub mod generate;
 pub mod lint;
+pub mod reference;
 mod replay;
 mod value;
 

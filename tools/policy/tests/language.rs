@@ -1,6 +1,7 @@
 //! The language: OPA's recorded answers, agreement with regorus, and what is refused.
 
 use parma_guest::policy::value::Fault;
+use parma_policy::reference::Reference;
 use parma_policy::{Evaluation, Inputs, Session, compile, disassemble, host_data, replay, replay_sources};
 use serde_json::{Value, json};
 
@@ -48,6 +49,7 @@ fn every_probe_gives_opas_answer_or_is_refused() {
         };
         let mut session = Session::new(&compiled.image).unwrap();
         let ours = session.evaluate(&entry, Some(&input));
+        agree(&compiled.image, &entry, &input, &ours);
         let right = match &ours {
             Evaluation::Undefined => answer == "UNDEFINED",
             // A fault denies, as OPA's errors do; it is no value.
@@ -209,7 +211,11 @@ fn traps_have_opas_answers() {
     for (text, expected) in cases {
         let module = format!("package t\n{text}\n");
         let ours = match compile(&inputs(&module, &["data.t.r"])) {
-            Ok(compiled) => Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&input)),
+            Ok(compiled) => {
+                let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&input));
+                agree(&compiled.image, "data.t.r", &input, &ours);
+                ours
+            }
             Err(error) => {
                 wrong.push(format!("{text}: {error}"));
                 continue;
@@ -268,7 +274,12 @@ fn what_is_not_supported_is_refused_with_file_line_and_construct() {
         ("r := `open", 2, "raw string"),
         ("r := $\"{1}\"", 2, "template string"),
         ("r if regex.match(`\\pL`, input.x)", 2, "regular expression"),
-        ("r if regex.match(input.pattern, input.x)", 2, "regular expression"),
+        (
+            "r if regex.match(h(input), input.x)\nh(x) := concat(\"\", [y.z, \"a\"]) if some y in x.list",
+            2,
+            "regular expression",
+        ),
+        ("r := regex.find_all_string_submatch_n(input.pattern, input.x, 1)", 2, "regular expression"),
         ("r := 1 +", 3, "syntax"),
         ("r if {", 3, "syntax"),
         ("r := 1 s := 2", 2, "syntax"),
@@ -298,11 +309,25 @@ fn what_is_not_supported_is_refused_with_file_line_and_construct() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// Asserts that the reference evaluator gives the machine's answer.
+#[track_caller]
+fn agree(image: &[u8], entry: &str, input: &Value, ours: &Evaluation) {
+    let theirs = Reference::new(image).unwrap().evaluate(entry, Some(input));
+    let same = match (ours, &theirs) {
+        (Evaluation::Value(ours), Ok(Some(theirs))) => ours == theirs,
+        (Evaluation::Undefined, Ok(None)) => true,
+        (Evaluation::Fault(_), Err(_)) => true,
+        _ => false,
+    };
+    assert!(same, "{entry} {input}: the machine says {ours:?}, the reference evaluator {theirs:?}");
+}
+
 /// Evaluates `data.t.r` here and by regorus.
 fn both(module: &str, input: &Value) -> (Evaluation, Option<Value>) {
     let compiled =
         compile(&inputs(module, &["data.t.r"])).unwrap_or_else(|error| panic!("{error}: {module}"));
     let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(input));
+    agree(&compiled.image, "data.t.r", input, &ours);
     let mut oracle = regorus::Engine::new();
     oracle.set_strict_builtin_errors(false);
     oracle.add_policy("t.rego".into(), module.into()).unwrap();
@@ -365,6 +390,7 @@ fn a_run_time_string_in_a_pattern_means_what_it_means_to_opa() {
         for text in texts {
             let input = json!({"id": id, "text": text});
             let ours = session.evaluate("data.t.r", Some(&input));
+            agree(&compiled.image, "data.t.r", &input, &ours);
             let mut oracle = oracle.clone();
             oracle.set_input_json(&input.to_string()).unwrap();
             let theirs = oracle.eval_rule("data.t.r".into()).unwrap().to_json_str().unwrap();
@@ -378,11 +404,33 @@ fn a_run_time_string_in_a_pattern_means_what_it_means_to_opa() {
     for id in ["a|b", "(", ".*", "[a]", "a+", "^", "a$", "\\\\d", "{2}"] {
         let input = json!({"id": id, "text": "anything"});
         let ours = session.evaluate("data.t.r", Some(&input));
+        agree(&compiled.image, "data.t.r", &input, &ours);
         assert_eq!(ours, Evaluation::Fault(Fault::Pattern), "{id}");
     }
     // Nothing to put in: the rules that need it do not hold.
     let ours = session.evaluate("data.t.r", Some(&json!({"text": "q-1"})));
     assert_eq!(ours, Evaluation::Value(json!([])));
+}
+
+#[test]
+fn a_pattern_of_the_request_is_taken_as_text() {
+    let module = "package t\nr := regex.match(input.pattern, input.text)\n";
+    let compiled = compile(&inputs(module, &["data.t.r"])).unwrap();
+    let ask = |pattern: &str, text: &str| {
+        let input = json!({"pattern": pattern, "text": text});
+        Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&input))
+    };
+    assert_eq!(ask("b-1", "ab-1c"), Evaluation::Value(json!(true)));
+    assert_eq!(ask("b-1", "ab-c"), Evaluation::Value(json!(false)));
+    assert_eq!(ask("my.pod", "my-pod"), Evaluation::Value(json!(true)));
+    assert_eq!(ask("b+", "abc"), Evaluation::Fault(Fault::Pattern));
+    // Unless it is said to be one that may come.
+    let mut known = inputs(module, &["data.t.r"]);
+    known.know(&json!({"pattern": "b+"}));
+    let compiled = compile(&known).unwrap();
+    let input = json!({"pattern": "b+", "text": "abc"});
+    let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&input));
+    assert_eq!(ours, Evaluation::Value(json!(true)));
 }
 
 #[test]
@@ -501,7 +549,9 @@ fn a_number_in_text_is_read_as_go_reads_it() {
     let read = |text: &str| {
         let module = "package t\nr := to_number(input.t)\n";
         let compiled = compile(&inputs(module, &["data.t.r"])).unwrap();
-        Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&json!({"t": text})))
+        let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&json!({"t": text})));
+        agree(&compiled.image, "data.t.r", &json!({"t": text}), &ours);
+        ours
     };
     for (text, number) in [("0", 0), ("12", 12), ("-3", -3), ("007", 7)] {
         assert_eq!(read(text), Evaluation::Value(json!(number)), "{text}");
@@ -545,6 +595,7 @@ fn conflicts_and_overflows_are_faults() {
     for text in cases {
         let compiled = compile(&inputs(&format!("package t\n{text}\n"), &["data.t.r"])).unwrap();
         let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&input));
+        agree(&compiled.image, "data.t.r", &input, &ours);
         assert!(matches!(ours, Evaluation::Fault(_)), "{text}: {ours:?}");
     }
 }
@@ -820,6 +871,7 @@ fn made_up_rules_agree_with_regorus() {
         oracle.add_policy("t.rego".into(), text.clone()).unwrap();
         for input in &inputs_json {
             let ours = session.evaluate("data.t.r", Some(input));
+            agree(&compiled.image, "data.t.r", input, &ours);
             let mut oracle = oracle.clone();
             oracle.set_input_json(&input.to_string()).unwrap();
             let theirs = oracle.eval_rule("data.t.r".into());

@@ -7,7 +7,7 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{Decision, Engine, Guest, Machine, Oracle, recorded};
+use common::{Decision, Engine, Guest, Machine, Oracle, Plain, recorded};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -132,4 +132,9 @@ fn recorded_sessions_are_decided_as_recorded() {
 #[test]
 fn recorded_sessions_are_decided_as_recorded_by_the_machine() {
     follow(Machine::new);
+}
+
+#[test]
+fn recorded_sessions_are_decided_as_recorded_by_the_reference_evaluator() {
+    follow(Plain::new);
 }

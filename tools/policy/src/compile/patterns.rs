@@ -150,8 +150,11 @@ pub(crate) fn computed(program: &Program, roots: &[FunctionId], known: &KnownInp
             Expr::Submatches(parts) => (&parts[0], &parts[1], Span::Find),
             _ => continue,
         };
-        let Some(values) = search.values(pattern, place, &Fields::new(), 0) else { continue };
+        let Some(values) = search.leaf(pattern, place, 0) else { continue };
         let Some(patterns) = search.patterns(values, place) else { continue };
+        if span == Span::Find && patterns.texts.is_empty() && !patterns.templates.is_empty() {
+            continue;
+        }
         if text.as_constant().is_none() && span != Span::Find {
             let languages = patterns.texts.iter().map(|text| Language { span, text: text.clone() });
             computed.languages.extend(languages);
@@ -461,11 +464,6 @@ impl<'p> Search<'p> {
         match &node.expr {
             Expr::Input => true,
             Expr::Ref(base, _) => self.requested(base, place, next),
-            Expr::Builtin(_, parts) => {
-                let unknown = |part: &&Node| part.as_constant().is_none();
-                parts.iter().any(|part| unknown(&part))
-                    && parts.iter().filter(unknown).all(|part| self.requested(part, place, next))
-            }
             Expr::Variable(variable) => {
                 let Some(sources) = self.bindings.get(&(place.function, place.chain, *variable)) else {
                     return false;
@@ -501,7 +499,21 @@ impl<'p> Search<'p> {
             return self.known.get(field).cloned();
         }
         let inside = self.part(base, front, place, &none, steps);
-        let Some(Constant::Str(field)) = last.as_constant() else { return elements(inside?) };
+        let field = match last.as_constant() {
+            Some(Constant::Str(field)) => field.clone(),
+            Some(_) => return elements(inside?),
+            // A key that is worked out, and can be a few strings only.
+            None => match self.values(last, place, &none, steps) {
+                Some(keys) if !keys.is_empty() && keys.iter().all(|key| key.as_str().is_some()) => {
+                    let found = |key: &Constant| match &inside {
+                        Some(values) => values.iter().filter_map(|value| value.get(key).cloned()).collect(),
+                        None => (*self.field(&Rc::from(key.as_str().unwrap_or_default()), fields)).clone(),
+                    };
+                    return Some(keys.iter().flat_map(found).collect());
+                }
+                _ => return elements(inside?),
+            },
+        };
         let mut fields = fields.clone();
         self.checked(base, front, place, &mut fields);
         let key = Constant::Str(field.clone());
@@ -510,7 +522,7 @@ impl<'p> Search<'p> {
                 let fitting = values.iter().filter(|value| has_fields(value, &fields));
                 Some(fitting.filter_map(|value| value.get(&key).cloned()).collect())
             }
-            None => Some((*self.field(field, &fields)).clone()),
+            None => Some((*self.field(&field, &fields)).clone()),
         }
     }
 

@@ -20,7 +20,7 @@ use super::hir::{
     LiteralKind, Node, Program, Span, Variable,
 };
 
-/// The map of the state that is also `data.pstate`, as some policies call their memory.
+/// The map of the state that is also `data.pstate`, as policies of other agents call their memory.
 const STATE_MAP: &str = "pstate";
 
 /// How many rules may depend on each other in a row.
@@ -714,7 +714,12 @@ impl<'a> Resolver<'a> {
         }
         if names.first().is_some_and(|name| name == STATE_MAP) && !self.packages.contains(STATE_MAP) {
             frame.pure = false;
-            return Ok(subscript(Node::new(pos, Expr::State), path));
+            // Empty at first, unlike the maps of `data.metadata`, which are not there at first.
+            let nothing = Node::constant(pos, Constant::Object(Rc::default()));
+            let arguments =
+                vec![Node::new(pos, Expr::State), Node::constant(pos, Constant::string(STATE_MAP)), nothing];
+            let map = Node::new(pos, Expr::Builtin(Builtin::ObjectGet, arguments));
+            return Ok(subscript(map, path.into_iter().skip(1).collect()));
         }
         if names.is_empty()
             && let [_, field, ..] = path.as_slice()

@@ -3,11 +3,13 @@
 
 pub mod layout;
 pub mod requests;
+pub mod sessions;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use parma_policy::reference::Reference;
 use parma_policy::{Evaluation, Session};
 use serde_json::{Map, Value, json};
 
@@ -36,6 +38,15 @@ pub trait Engine {
     fn query(&mut self, rule: &str, input: &Value, metadata: &Value) -> Option<Value>;
 }
 
+/// What regorus may be given.
+pub fn unlimited() -> regorus::PolicyLengthConfig {
+    regorus::PolicyLengthConfig {
+        max_col: NonZeroU32::MAX,
+        max_file_bytes: NonZeroUsize::MAX,
+        max_lines: NonZeroUsize::MAX,
+    }
+}
+
 /// regorus, whose answers serve as the oracle.
 pub struct Oracle {
     /// The modules, parsed, with no data yet: every query starts from a copy.
@@ -46,11 +57,7 @@ impl Oracle {
     /// Parses the framework and `policy`.
     pub fn new(policy: &str) -> Self {
         let mut modules = regorus::Engine::new();
-        modules.set_policy_length_config(regorus::PolicyLengthConfig {
-            max_col: NonZeroU32::MAX,
-            max_file_bytes: NonZeroUsize::MAX,
-            max_lines: NonZeroUsize::MAX,
-        });
+        modules.set_policy_length_config(unlimited());
         modules.set_strict_builtin_errors(false);
         for (name, text) in [("framework.rego", FRAMEWORK), ("policy.rego", policy)] {
             if let Err(error) = modules.add_policy(name.into(), text.into()) {
@@ -107,6 +114,27 @@ impl Engine for Machine {
             Evaluation::Value(value) => Some(value),
             Evaluation::Undefined => None,
             Evaluation::Fault(fault) => panic!("{rule} faults: {fault:?}: {input}"),
+        }
+    }
+}
+
+/// The compiler and the reference evaluator.
+pub struct Plain(Reference<'static>);
+
+impl Plain {
+    /// Compiles `policy` with the framework.
+    pub fn new(policy: &str) -> Self {
+        let compiled = parma_policy::compile(&parma_policy::Inputs::policy("policy.rego", policy)).unwrap();
+        Self(Reference::new(compiled.image.leak()).unwrap())
+    }
+}
+
+impl Engine for Plain {
+    fn query(&mut self, rule: &str, input: &Value, metadata: &Value) -> Option<Value> {
+        self.0.set_metadata(metadata).unwrap();
+        match self.0.evaluate(&format!("data.{rule}"), Some(input)) {
+            Ok(answer) => answer,
+            Err(fault) => panic!("{rule} faults: {fault:?}: {input}"),
         }
     }
 }
