@@ -27,6 +27,7 @@ pub struct Engine<'p> {
     machine: Machine<'p>,
     state: State,
     fuel: u64,
+    spent: u64,
 }
 
 /// What a policy that allows says.
@@ -103,12 +104,17 @@ impl<'p> Engine<'p> {
     pub fn with_empty_state(image: &'p [u8]) -> Result<Engine<'p>, ImageError> {
         let image = Image::read(image)?;
         let machine = Machine::new(&image)?;
-        Ok(Engine { image, machine, state: State::default(), fuel: DEFAULT_FUEL })
+        Ok(Engine { image, machine, state: State::default(), fuel: DEFAULT_FUEL, spent: 0 })
     }
 
     /// Sets the fuel of each decision.
     pub fn set_fuel(&mut self, fuel: u64) {
         self.fuel = fuel;
+    }
+
+    /// Steps that the last decision took: for the answer, or for the reasons of a denial, whichever was more.
+    pub fn spent(&self) -> u64 {
+        self.spent
     }
 
     /// The image.
@@ -126,6 +132,7 @@ impl<'p> Engine<'p> {
         input: impl FnOnce(&mut Arena<'_>) -> Result<Value, Fault>,
     ) -> Result<Decision, Refusal> {
         arena.reset();
+        self.spent = 0;
         let mut fuel = Fuel(self.fuel);
         let input = input(arena)?;
         let mark = arena.used();
@@ -178,6 +185,7 @@ impl<'p> Engine<'p> {
         input: impl FnOnce(&mut Arena<'_>) -> Result<Option<Value>, Fault>,
     ) -> Result<Outcome, Fault> {
         arena.reset();
+        self.spent = 0;
         let mut fuel = Fuel(self.fuel);
         let input = input(arena)?;
         self.run(arena, entry, input, &mut fuel)
@@ -191,9 +199,11 @@ impl<'p> Engine<'p> {
         fuel: &mut Fuel,
     ) -> Result<Outcome, Fault> {
         let Some(function) = self.image.entry(entry) else { return Ok(Outcome::Missing) };
+        let given = fuel.0;
         let context = &mut Context { image: &self.image, state: &self.state, arena, fuel };
-        let result = self.machine.run(context, function, input)?;
-        Ok(result.map_or(Outcome::Undefined, Outcome::Value))
+        let result = self.machine.run(context, function, input);
+        self.spent = self.spent.max(given - fuel.0);
+        Ok(result?.map_or(Outcome::Undefined, Outcome::Value))
     }
 
     /// Reads values of the last evaluation, and of the state.

@@ -10,7 +10,8 @@ use parma_guest::policy::format::{Image, MAX_CONTROLS, MAX_FRAMES, MAX_IMAGE, MA
 use parma_guest::policy::verify;
 use serde::Serialize;
 
-use crate::{Inputs, Warning, compile, host_data};
+use crate::bound::worst;
+use crate::{Inputs, Warning, Worst, compile, host_data};
 
 /// A policy in figures.
 #[derive(Debug, Clone, Serialize)]
@@ -51,7 +52,7 @@ pub struct Sizes {
 
 /// What bounds one decision. The verifier proves the first three of the image; the last two are limits that end a
 /// decision, as a denial.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Bounds {
     /// Registers in use at once, at most.
     pub registers: usize,
@@ -64,6 +65,8 @@ pub struct Bounds {
     pub fuel_limit: u64,
     /// Bytes of memory of one decision, its request included.
     pub arena_limit: usize,
+    /// The most expensive request that was found; of a source only.
+    pub worst: Option<Worst>,
 }
 
 /// Compiles, verifies and reports.
@@ -72,7 +75,16 @@ pub struct Bounds {
 /// The policy does not compile.
 pub fn check(inputs: &Inputs) -> Result<Report> {
     let compiled = compile(inputs)?;
-    check_image(&compiled.image, &compiled.warnings)
+    let mut report = check_image(&compiled.image, &compiled.warnings)?;
+    let worst = worst(inputs, &compiled.image)?;
+    if worst.steps > DEFAULT_FUEL {
+        report.warnings.push(format!(
+            "{}, with {}, takes {} steps: a request like it is denied for its cost, whatever the policy says",
+            worst.point, worst.request, worst.steps
+        ));
+    }
+    report.bounds.worst = Some(worst);
+    Ok(report)
 }
 
 /// Verifies a compiled policy and reports.
@@ -115,6 +127,7 @@ pub fn check_image(bytes: &[u8], warnings: &[Warning]) -> Result<Report> {
             bodies: records().map(|record| record.controls.into()).max().unwrap_or(0),
             fuel_limit: DEFAULT_FUEL,
             arena_limit: ARENA,
+            worst: None,
         },
         warnings: warnings.iter().map(ToString::to_string).collect(),
     })
@@ -137,7 +150,7 @@ impl fmt::Display for Report {
             "constants   {strings} strings, {integers} integers, {composites} arrays, objects and sets"
         )?;
         writeln!(f, "patterns    {patterns}, in {dfas} automata of {dfa_bytes} bytes")?;
-        let Bounds { registers, frames, bodies, fuel_limit, arena_limit } = bounds;
+        let Bounds { registers, frames, bodies, fuel_limit, arena_limit, worst } = bounds;
         writeln!(
             f,
             "stack       {registers} registers of at most {MAX_STACK}, {frames} functions of {MAX_FRAMES}, {bodies} bodies of {MAX_CONTROLS}: proved"
@@ -146,6 +159,13 @@ impl fmt::Display for Report {
             f,
             "a decision  ends, as a denial, after {fuel_limit} steps or with {arena_limit} bytes of memory in use"
         )?;
+        match worst {
+            Some(Worst { point, request, steps, memory, asked }) => writeln!(
+                f,
+                "at worst    {steps} steps and {memory} bytes, the most of {asked} requests that were made to be expensive:\n            {point}, {request}"
+            )?,
+            None => writeln!(f, "at worst    not worked out of a compiled policy: give the Rego")?,
+        }
         for warning in &self.warnings {
             writeln!(f, "warning: {warning}")?;
         }

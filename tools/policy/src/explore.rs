@@ -30,7 +30,9 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use crate::{Evaluation, Inputs, Session, compile, from_json, host_data, to_json};
-use reading::{Reading, items};
+use reading::Reading;
+pub(crate) use reading::items;
+pub(crate) use requests::Honest;
 use requests::{Request, Requests};
 use world::{World, result_of};
 

@@ -9,6 +9,7 @@
 //! * [`explore`](mod@explore) walks every state that a policy can be brought into, and checks what it decides there.
 //! * [`disassemble`] shows what is in an image.
 
+mod bound;
 pub mod check;
 mod compile;
 mod disasm;
@@ -20,6 +21,7 @@ pub mod reference;
 mod replay;
 mod value;
 
+pub use bound::Worst;
 pub use compile::{
     COMPILER_VERSION, CompileError, Compiled, FRAMEWORK, FRAMEWORK_DATA, FRAMEWORK_NAME, Inputs, Warning,
     compile, host_data,

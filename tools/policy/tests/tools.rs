@@ -172,6 +172,33 @@ fn check_says_the_same_of_the_source_and_of_the_image() {
     assert!(check::check_image(&damaged, &[]).is_err());
 }
 
+#[test]
+fn the_largest_request_to_an_expensive_policy_stays_within_steps_and_memory() {
+    // Entries that nothing but the environment tells apart, each with many patterns, and dropping: nothing is ruled out early.
+    let rules: Vec<Value> = (0..40)
+        .map(|rule| json!({"pattern": format!("(?i)(NAME)_?[A-Z]*{rule}=.*"), "strategy": "re2", "required": false}))
+        .collect();
+    let mut entry = container();
+    entry["env_rules"] = json!(rules);
+    let mut entries = vec![entry; 16];
+    for (number, entry) in entries.iter_mut().enumerate() {
+        entry["name"] = json!(format!("entry {number}"));
+        entry["env_rules"][39] =
+            json!({"pattern": format!("OWN_{number}=.*"), "strategy": "re2", "required": false});
+    }
+    let flags = json!({"allow_environment_variable_dropping": true, "allow_capability_dropping": true});
+    let report = check::check(&inputs(&entries, &flags)).unwrap();
+    let worst = report.bounds.worst.as_ref().expect("worked out of a source");
+    assert!(worst.steps > 10_000 && worst.asked > 20, "{report}");
+    assert!(worst.steps <= report.bounds.fuel_limit && worst.memory <= report.bounds.arena_limit, "{report}");
+    assert!(report.to_string().contains(&format!("at worst    {} steps", worst.steps)), "{report}");
+    assert!(report.warnings.is_empty(), "{report}");
+    println!("{report}");
+
+    let strict = check::check(&inputs(&[container()], &json!({}))).unwrap();
+    assert!(strict.bounds.worst.expect("worked out").steps < worst.steps);
+}
+
 fn explained(policy: &Inputs, point: &str, input: &Value) -> Explanation {
     explain(policy, &json!({"point": point, "input": input}).to_string()).unwrap()
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
 /// Longest repetition that a sample spells out.
-const MAX_REPEAT: u32 = 64;
+const MAX_REPEAT: u32 = 4096;
 
 /// A regular expression; `None` if it is none, or one that RE2 and this reading may see differently.
 pub(super) fn parse(pattern: &str) -> Option<Hir> {
@@ -90,13 +90,13 @@ fn in_class(class: &Class, character: char) -> bool {
     }
 }
 
-/// A text that the pattern accepts, whole; as short as its repetitions allow, or with one more round of each.
-pub(super) fn sample(pattern: &Hir, more: bool) -> Option<String> {
+/// A text that the pattern accepts, whole; with as few rounds of each repetition as it allows, and `more`.
+pub(super) fn sample(pattern: &Hir, more: usize) -> Option<String> {
     let text = spell(pattern, more)?;
     accepts(pattern, &text).then_some(text)
 }
 
-fn spell(pattern: &Hir, more: bool) -> Option<String> {
+fn spell(pattern: &Hir, more: usize) -> Option<String> {
     Some(match pattern.kind() {
         HirKind::Empty | HirKind::Look(_) => String::new(),
         HirKind::Literal(literal) => String::from_utf8(literal.0.to_vec()).ok()?,
@@ -111,14 +111,15 @@ fn spell(pattern: &Hir, more: bool) -> Option<String> {
         }
         HirKind::Repetition(repetition) => {
             let most = repetition.max.unwrap_or(u32::MAX);
-            let times = if more { (repetition.min + 1).min(most) } else { repetition.min };
-            spell(&repetition.sub, more)?.repeat(times.min(MAX_REPEAT) as usize)
+            let times = repetition.min.saturating_add(u32::try_from(more).ok()?).min(most);
+            // Repetitions inside of repetitions would multiply.
+            spell(&repetition.sub, more.min(1))?.repeat(times.min(MAX_REPEAT) as usize)
         }
         HirKind::Capture(capture) => spell(&capture.sub, more)?,
         HirKind::Concat(parts) => {
             parts.iter().map(|part| spell(part, more)).collect::<Option<Vec<_>>>()?.concat()
         }
-        HirKind::Alternation(parts) => spell(if more { parts.last() } else { parts.first() }?, more)?,
+        HirKind::Alternation(parts) => spell(if more > 0 { parts.last() } else { parts.first() }?, more)?,
     })
 }
 
@@ -139,7 +140,7 @@ mod tests {
             let pattern = parse(pattern).unwrap();
             assert!(yes.iter().all(|text| accepts(&pattern, text)), "{pattern:?}");
             assert!(!no.iter().any(|text| accepts(&pattern, text)), "{pattern:?}");
-            for more in [false, true] {
+            for more in [0, 1, 9] {
                 assert!(sample(&pattern, more).is_some(), "{pattern:?}");
             }
         }

@@ -349,7 +349,7 @@ impl Reading {
 }
 
 /// The elements of an array, none of anything else.
-pub(super) fn items(list: &Json) -> &[Json] {
+pub(crate) fn items(list: &Json) -> &[Json] {
     list.as_array().map_or(&[], Vec::as_slice)
 }
 

@@ -8,12 +8,15 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use anyhow::Result;
 use parma_guest::point::Point;
+use parma_guest::wire::MAX_ENV;
 use serde_json::{Value as Json, json};
 
 use super::pattern;
 use super::reading::{Reading, SETS, items};
 use super::world::{Life, World};
+use crate::Inputs;
 
 /// A request: the point, and its input.
 pub(super) type Request = (Point, Rc<Json>);
@@ -21,6 +24,9 @@ pub(super) type Request = (Point, Rc<Json>);
 /// Most fields in which two entries differ and all mixtures of them are asked; with more, one or two fields at a time
 /// come from the other entry.
 const MIXED: usize = 5;
+
+/// The most bytes of a large environment: what a request can have in the memory of a decision.
+const MAX_ENVIRONMENT: usize = 48 << 10;
 
 /// Where the guest mounts layer devices.
 const DEVICE_PATTERN: &str = "/run/mounts/scsi/m[0-9]+";
@@ -454,12 +460,12 @@ impl<'p> Requests<'p> {
         match idname["strategy"].as_str() {
             Some("id") => json!({"id": pattern, "name": ""}),
             Some("name") => json!({"id": "4242", "name": pattern}),
-            Some("re2") => json!({"id": "4242", "name": self.sample(pattern, true).unwrap_or_default()}),
+            Some("re2") => json!({"id": "4242", "name": self.sample(pattern, 1).unwrap_or_default()}),
             _ => json!({"id": "4242", "name": "anyone"}),
         }
     }
 
-    fn sample(&self, text: &str, more: bool) -> Option<String> {
+    fn sample(&self, text: &str, more: usize) -> Option<String> {
         let sample = self.policy.pattern(text).and_then(|pattern| pattern::sample(&pattern, more));
         if sample.is_none() {
             self.unexplored.borrow_mut().insert(text.to_string());
@@ -467,8 +473,8 @@ impl<'p> Requests<'p> {
         sample
     }
 
-    /// A variable that the rule allows.
-    fn variable(&self, rule: &Json, more: bool) -> Option<String> {
+    /// A variable that the rule allows, with so many more rounds of its pattern's repetitions.
+    fn variable(&self, rule: &Json, more: usize) -> Option<String> {
         let text = |strategy: &str, pattern: &str| match (rule[strategy].as_str(), rule[pattern].as_str()) {
             (Some("string"), Some(pattern)) => Some(pattern.to_string()),
             (Some("re2"), Some(pattern)) => self.sample(pattern, more),
@@ -488,7 +494,7 @@ impl<'p> Requests<'p> {
             if !all && !required {
                 continue;
             }
-            match self.variable(rule, true) {
+            match self.variable(rule, 1) {
                 Some(variable) if !env.iter().any(|other| name(other) == name(&variable)) => {
                     env.push(variable)
                 }
@@ -508,7 +514,7 @@ impl<'p> Requests<'p> {
             }
             [("sandbox://", "sandboxDir"), ("hugepages://", "hugePagesDir")].iter().find_map(
                 |(prefix, field)| {
-                    let below = self.sample(source.strip_prefix(prefix)?, false)?;
+                    let below = self.sample(source.strip_prefix(prefix)?, 0)?;
                     Some(format!("{}{below}", input[*field].as_str()?))
                 },
             )
@@ -556,7 +562,7 @@ impl<'p> Requests<'p> {
         }
         for rule in items(&entry["env_rules"]) {
             // Other values of the same pattern: shorter, and what its alternatives may let through.
-            if let Some(variable) = self.variable(rule, false) {
+            if let Some(variable) = self.variable(rule, 0) {
                 change("envList", json!([variable]));
             }
         }
@@ -581,6 +587,103 @@ impl<'p> Requests<'p> {
             "capabilities",
             self.policy.capabilities(&json!({"capabilities": null, "allow_elevated": true}), true),
         );
+        list
+    }
+}
+
+/// Requests that a policy's entries allow, for those who look for expensive ones.
+pub(crate) struct Honest {
+    policy: Reading,
+}
+
+impl Honest {
+    /// Reads the data of the policy that `inputs` are.
+    ///
+    /// # Errors
+    /// It does not compile.
+    pub fn new(inputs: &Inputs) -> Result<Honest> {
+        Ok(Honest { policy: Reading::new(inputs)? })
+    }
+
+    /// The policy's containers.
+    pub fn entries(&self) -> &[Json] {
+        &self.policy.containers
+    }
+
+    /// What to call one of them.
+    pub fn name(&self, number: usize) -> &str {
+        &self.policy.names[number]
+    }
+
+    /// The number of processes of the guest itself.
+    pub fn external(&self) -> usize {
+        self.policy.external.len()
+    }
+
+    /// A request for one of these.
+    pub fn of_external(&self, number: usize) -> Json {
+        let mut honest = json!(null);
+        let mut keep = |_: Point, input: Json| {
+            if honest.is_null() {
+                honest = input;
+            }
+        };
+        Requests::new(&self.policy, 1).external(number, &mut keep);
+        honest
+    }
+
+    /// The requests that lead to the overlay of an entry.
+    pub fn overlay(&self, number: usize) -> Vec<(Point, Json)> {
+        let layers = items(&self.policy.containers[number]["layers"]);
+        let mount = |(number, layer): (usize, &Json)| {
+            let input =
+                json!({"target": slot(number), "deviceHash": layer, "mountPathRegex": DEVICE_PATTERN});
+            (Point::MountDevice, input)
+        };
+        let mut list: Vec<(Point, Json)> = layers.iter().enumerate().map(mount).collect();
+        let paths: Vec<String> = (0..layers.len()).rev().map(slot).collect();
+        let overlay = json!({"containerID": id(0), "layerPaths": paths, "target": rootfs(&id(0))});
+        list.push((Point::MountOverlay, overlay));
+        list
+    }
+
+    /// The request to create the container of an entry.
+    pub fn creation(&self, number: usize) -> Option<Json> {
+        Requests::new(&self.policy, 1).honest_creations(number, &id(0)).into_iter().next()
+    }
+
+    /// A request for another process in it.
+    pub fn execution(&self, number: usize) -> Option<Json> {
+        let execution = Requests::new(&self.policy, 1).execution(number, &id(0));
+        execution.allowed.first().map(|(_, input)| (**input).clone())
+    }
+
+    /// Environments that the entry's rules allow and that are large: many variables, and long ones.
+    pub fn environments(&self, number: usize) -> Vec<(String, Json)> {
+        let requests = Requests::new(&self.policy, 1);
+        let rules = items(&self.policy.containers[number]["env_rules"]);
+        let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_string();
+        let mut list = Vec::new();
+        for (what, rounds) in [("many allowed variables", 1..MAX_ENV), ("long allowed variables", 600..601)] {
+            let mut names = BTreeSet::new();
+            let (mut env, mut bytes) = (Vec::new(), 0);
+            for round in rounds {
+                for rule in rules {
+                    let Some(variable) = requests.variable(rule, round) else { continue };
+                    if env.len() < MAX_ENV
+                        && bytes + variable.len() < MAX_ENVIRONMENT
+                        && names.insert(name(&variable))
+                    {
+                        bytes += variable.len() + 16;
+                        env.push(variable);
+                    }
+                }
+                if bytes >= MAX_ENVIRONMENT / 2 {
+                    break;
+                }
+            }
+            list.push((what.to_string(), json!(env)));
+        }
         list
     }
 }
