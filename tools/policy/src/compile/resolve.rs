@@ -725,7 +725,7 @@ impl<'a> Resolver<'a> {
             && let [_, field, ..] = path.as_slice()
             && let Some(field) = field.as_constant().and_then(Constant::as_str)
         {
-            let id = self.dispatch(pos, &field.to_string(), frame)?;
+            let id = self.dispatch(pos, field, frame)?;
             let mut path = path.into_iter();
             let value = self.call_node(pos, id, path.next().into_iter().collect(), frame);
             return Ok(subscript(value, path.skip(1).collect()));
