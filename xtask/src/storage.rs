@@ -1,7 +1,7 @@
 //! The storage figures of `cargo xtask bench`.
 //!
 //! Layers: `parma layer build` and `hash` beside `mkfs.ext4 -d` and `veritysetup format` on the same files, and beside
-//! SHA-256 alone, salted blocks of 4096 bytes on as many threads. Disks: the time from a disk's arrival to its mount, and
+//! SHA-256 alone, salted blocks of 4096 bytes on as many threads, and writing alone. Disks: the time from a disk's arrival to its mount, and
 //! reads of one file, past the page cache, in a container on dm-verity and by the same program on the same filesystems
 //! mounted without it, in the same kernel.
 
@@ -87,6 +87,7 @@ pub fn print(figures: &Value) {
     row("parma layer build", number("/layers/build_mb_s"), "MB/s", &share("/layers/build_mb_s"));
     row("parma layer hash", number("/layers/hash_mb_s"), "MB/s", &(share("/layers/hash_mb_s") + ", goal 80"));
     row("SHA-256 of salted blocks alone, same cores", limit, "MB/s", "");
+    row("writing so many bytes to a file alone", number("/layers/write_mb_s"), "MB/s", "");
     row("mkfs.ext4 -d and veritysetup format", number("/layers/peer_mb_s"), "MB/s", "");
     row("peak memory, a layer of 2 GiB", number("/layer_of_2_gib_peak_kib"), "KiB", "goal 65536");
     row("disk plugged in to layer mounted", number("/disks/attach_to_mounted_ms"), "ms", "");
@@ -120,7 +121,7 @@ fn layers(dir: &Path, rounds: usize) -> Result<Value> {
     make_tree(&tree, &tar)?;
     let bytes = fs::metadata(&tar)?.len();
     let (image, peer, hashes) = (dir.join("ours.img"), dir.join("peer.img"), dir.join("peer.tree"));
-    let mut samples: [Vec<f64>; 4] = Default::default();
+    let mut samples: [Vec<f64>; 5] = Default::default();
     for round in 0..rounds {
         eprintln!("layer {} of {rounds}", round + 1);
         let build = || build_file(&tar, &image, &Options::default(), &mut |_| {}).map(drop);
@@ -135,7 +136,9 @@ fn layers(dir: &Path, rounds: usize) -> Result<Value> {
             run(Command::new("veritysetup").arg("format").arg(&peer).arg(&hashes))
         };
         // Files of the round before are removed outside of the measured time.
-        let steps: [(&dyn Fn() -> Result<()>, usize); 3] = [(&build, 0), (&hash, 1), (&peers, 2)];
+        let write = || write_alone(&image, bytes);
+        let steps: [(&dyn Fn() -> Result<()>, usize); 4] =
+            [(&build, 0), (&hash, 1), (&peers, 2), (&write, 4)];
         for (step, place) in steps {
             for old in [&image, &peer, &hashes] {
                 let _ = fs::remove_file(old);
@@ -146,9 +149,9 @@ fn layers(dir: &Path, rounds: usize) -> Result<Value> {
     }
     fs::remove_dir_all(&tree)?;
     fs::remove_file(&tar)?;
-    let [build, hash, peers, sha256] = samples.map(|samples| median(&samples).round());
+    let [build, hash, peers, sha256, write] = samples.map(|samples| median(&samples).round());
     Ok(
-        json!({"tar_bytes": bytes, "build_mb_s": build, "hash_mb_s": hash, "peer_mb_s": peers, "sha256_mb_s": sha256}),
+        json!({"tar_bytes": bytes, "build_mb_s": build, "hash_mb_s": hash, "peer_mb_s": peers, "sha256_mb_s": sha256, "write_mb_s": write}),
     )
 }
 
@@ -181,6 +184,18 @@ fn hash_alone(bytes: u64) -> Result<()> {
             });
         }
     });
+    Ok(())
+}
+
+/// Writes so many bytes to a new file, which is the least that building a layer does beside hashing.
+fn write_alone(path: &Path, bytes: u64) -> Result<()> {
+    let (mut file, chunk) = (File::create(path)?, vec![0xa5; 1 << 20]);
+    let mut left = bytes;
+    while left > 0 {
+        let now = chunk.len().min(left as usize);
+        file.write_all(&chunk[..now])?;
+        left -= now as u64;
+    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 mod support;
 
-use parma_guest::wire::{ExitStatus, Reason, Request, Stdio, Step, Stream};
+use parma_guest::wire::{ExitStatus, Reason, Request, Stdio, Step, Stream, Tags};
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::scripted::{Failure, Operation, When};
 use parma_vmm::{Disk, HOT_PORTS, MAX_DISKS, MAX_DISKS_SMP, Reply, ScriptedDisk};
@@ -436,4 +436,107 @@ fn l08_a_layer_that_is_unplugged_under_a_container_leaves_the_guest_and_others_r
     guest.mount_overlay(&workload, &id('2'));
     let (output, _) = guest.finish(guest.create(&workload, &id('2'), OUTPUT));
     assert_eq!(output, "honest\n");
+}
+
+/// A container that writes a file to its scratch space and asks for it to be lasting, each time it is told to.
+struct Writer {
+    input: UnixStream,
+    output: UnixStream,
+}
+
+impl Writer {
+    fn workload(stage: &Stage) -> Workload {
+        let script = "\
+import errno, os, sys
+for line in sys.stdin:
+    try:
+        file = os.open('/tmp/' + line.strip(), os.O_WRONLY | os.O_CREAT, 0o600)
+        os.pwrite(file, bytes(1 << 18), 0)
+        os.fsync(file)
+        os.close(file)
+        print('done', flush=True)
+    except OSError as error:
+        print(errno.errorcode[error.errno], flush=True)
+";
+        stage.workload("python", &["python3", "-c", script], GenerateOptions::default())
+    }
+
+    /// Of this container, which writes to the scratch space of the same id.
+    fn start(guest: &Guest, workload: &Workload, container: &str) -> Self {
+        guest.mount_overlay_on(workload, container, Some(container));
+        let process = guest.create(workload, container, Stdio { stdin: true, ..OUTPUT });
+        Self { input: guest.attach(process, Stream::Stdin), output: guest.attach(process, Stream::Stdout) }
+    }
+
+    fn write(&mut self, name: &str) -> String {
+        writeln!(self.input, "{name}").unwrap();
+        read_until(&mut self.output, "\n").trim_end().to_owned()
+    }
+}
+
+/// Bytes and blocks of a scratch disk.
+const SCRATCH: u64 = 32 << 20;
+
+fn scratch<'a>(id: &'a str, device: &'a str) -> Request<'a> {
+    Request::MountScratch { scratch: id, device, data_blocks: SCRATCH / 4096, tags: Tags::Memory }
+}
+
+#[test]
+fn l08_a_scratch_disk_that_is_full_fails_shrinks_or_vanishes_is_an_error_to_its_writer_and_to_nobody_else() {
+    type Fault = fn(&ScriptedDisk);
+    let faults: [(&str, Fault); 4] = [
+        ("full", |disk| disk.fail(When::is(Operation::Write), Failure::NoSpace)),
+        ("flush", |disk| disk.fail(When::is(Operation::Flush), Failure::Io)),
+        ("shrinks", |disk| disk.shrink(1 << 20)),
+        ("vanishes", ScriptedDisk::disconnect),
+    ];
+    let Some(stage) = stage() else { return };
+    let workload = Writer::workload(&stage);
+    let disks: Vec<_> = (0..=faults.len()).map(|_| ScriptedDisk::zeroed(SCRATCH).unwrap()).collect();
+    let attached = disks.iter().enumerate();
+    let attached = attached.map(|(at, disk)| Disk::scripted(disk, serial(&format!("scratch{at}"))));
+    let guest =
+        stage.boot(workload.policy.host_data(), workload.disks().into_iter().chain(attached).collect());
+    guest.accept(&workload.policy.image);
+    guest.mount_layers(&workload);
+    let container = |at: usize| id(char::from_digit(at as u32 + 1, 16).unwrap());
+    let mut writers: Vec<_> = (0..disks.len())
+        .map(|at| {
+            guest.done(scratch(&container(at), &format!("scratch{at}")));
+            Writer::start(&guest, &workload, &container(at))
+        })
+        .collect();
+    let mut honest = writers.pop().unwrap();
+    for (at, ((name, fault), writer)) in faults.iter().zip(&mut writers).enumerate() {
+        assert_eq!(writer.write("before"), "done", "{name}");
+        fault(&disks[at]);
+        assert_eq!(writer.write("after"), "EIO", "{name}: {}", guest.console());
+        assert_eq!(honest.write(name), "done", "{name}");
+        assert!(matches!(guest.done(Request::GetProperties), Reply::Properties(_)));
+        // It comes apart: what could not be written is lost, and nothing of it is left in the guest.
+        guest.done(Request::ShutdownContainer { container: &container(at) });
+        guest.done(Request::UnmountOverlay { container: &container(at) });
+        guest.done(Request::UnmountScratch { scratch: &container(at) });
+    }
+    assert_eq!(honest.write("last"), "done");
+}
+
+#[test]
+fn l08_a_scratch_disk_that_is_unplugged_is_an_error_to_its_writer_and_can_be_replaced() {
+    let Some(stage) = stage() else { return };
+    let workload = Writer::workload(&stage);
+    let mut guest = stage.start(&workload);
+    guest.mount_layers(&workload);
+    for round in ['1', '2'] {
+        let disk = ScriptedDisk::zeroed(SCRATCH).unwrap();
+        let attached = guest.machine.attach(&Disk::scripted(&disk, serial("scratch0"))).unwrap();
+        guest.done(scratch(&id(round), "scratch0"));
+        let mut writer = Writer::start(&guest, &workload, &id(round));
+        assert_eq!(writer.write("before"), "done");
+        guest.machine.detach(attached).unwrap();
+        assert_eq!(writer.write("after"), "EIO", "{}", guest.console());
+        guest.done(Request::ShutdownContainer { container: &id(round) });
+        guest.done(Request::UnmountOverlay { container: &id(round) });
+        guest.done(Request::UnmountScratch { scratch: &id(round) });
+    }
 }

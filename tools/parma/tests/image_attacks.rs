@@ -1,17 +1,20 @@
-//! The host attaches, changes and arranges layers: attacks I01–I06, I08–I10, I12 on the real VM.
+//! The host attaches, changes and arranges layers, and layers are made to mislead: attacks I01–I06, I08–I12, I14, I16 and
+//! I17 on the real VM. What a disk does while it is read is in `disk_attacks.rs`.
 
 mod support;
 
 use parma_guest::point::Point;
 use parma_guest::policy;
-use parma_guest::wire::{Denied, ExitStatus, Field, Reason, Request, Rule, Step};
+use parma_guest::wire::{Denied, ExitStatus, Field, List, Mount, Reason, Request, Rule, Source, Step};
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::Disk;
+use sha2::{Digest as _, Sha256};
 use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use support::{Guest, Workload, id, joined, list, read_until, serial, stage};
+use support::{Guest, Workload, id, joined, list, read_until, serial, stage, tar};
+use tar::EntryType;
 
 /// Errno of a read that dm-verity refused.
 const EIO: u16 = 5;
@@ -413,4 +416,208 @@ fn a_copy_of_a_layer_is_private_to_its_test() {
     let mut magic = [0; 2];
     file.read_exact(&mut magic).unwrap();
     assert_eq!(magic, [0x53, 0xef], "an ext4 superblock");
+}
+
+/// Errno of a filesystem that is not of our writer.
+const EMEDIUMTYPE: u16 = 124;
+
+/// A layer's image whose filesystem was changed, with a hash tree that fits the change; gives the image and its root hash.
+fn reseal(layer: &support::Layer, change: impl FnOnce(&mut [u8])) -> (Vec<u8>, [u8; 32]) {
+    let hashes = |level: &[u8]| -> Vec<u8> {
+        let hash = |block: &[u8]| Sha256::new().chain_update([0; 32]).chain_update(block).finalize();
+        let mut above: Vec<u8> = level.chunks(4096).flat_map(hash).collect();
+        above.resize(above.len().next_multiple_of(4096), 0);
+        above
+    };
+    let mut image = std::fs::read(&layer.path).unwrap();
+    let data = layer.data_blocks as usize * 4096;
+    image.truncate(data + 4096); // the superblock, which the guest does not read
+    change(&mut image[..data]);
+    let mut levels = vec![hashes(&image[..data])];
+    while levels.last().unwrap().len() > 4096 {
+        levels.push(hashes(levels.last().unwrap()));
+    }
+    let root = Sha256::new().chain_update([0; 32]).chain_update(levels.last().unwrap()).finalize().into();
+    image.extend(levels.iter().rev().flatten());
+    (image, root)
+}
+
+#[test]
+fn i11_a_filesystem_of_another_kind_is_not_mounted_though_the_policy_names_its_hash() {
+    let Some(stage) = stage() else { return };
+    let (fixture, args, options) = echo();
+    let honest = stage.workload(fixture, args, options.clone());
+    let top = honest.layers.len() - 1;
+    let layer = &honest.layers[top];
+    assert_eq!(reseal(layer, |_| {}).1, layer.root_hash, "unchanged, it is the layer");
+    let changes: [(&str, fn(&mut [u8])); 5] = [
+        ("xfs", |data| {
+            data.fill(0);
+            data[..4].copy_from_slice(b"XFSB");
+        }),
+        ("journal", |data| data[1024 + 0x5c] |= 4),
+        ("recovery", |data| data[1024 + 0x60] |= 4),
+        ("writable", |data| data[1024 + 0x65] &= !0x10),
+        ("longer", |data| data[1024 + 4] += 1),
+    ];
+    let hex = |hash: &[u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let changed: Vec<_> = changes
+        .iter()
+        .map(|(name, change)| {
+            let (image, root_hash) = reseal(layer, change);
+            support::Layer { path: stage.file(name, &image), root_hash, data_blocks: layer.data_blocks }
+        })
+        .collect();
+    // A policy that names each of them as a container's top layer, and the honest one.
+    let text = honest.container.policy();
+    let text = changed.iter().fold(text.clone(), |joint, changed| {
+        joined(&joint, &text.replace(&hex(&layer.root_hash), &hex(&changed.root_hash)))
+    });
+    let honest = stage.workload_with(fixture, args, options, |_| text);
+    let disks = changes.iter().zip(&changed).map(|((name, _), layer)| Disk::layer(&layer.path, serial(name)));
+    let guest = stage.boot(honest.policy.host_data(), honest.disks().into_iter().chain(disks).collect());
+    guest.accept(&honest.policy.image);
+    for ((name, _), layer) in changes.iter().zip(&changed) {
+        let (root_hash, data_blocks) = (layer.root_hash, layer.data_blocks);
+        let refused = guest.refused(Request::MountDevice { device: name, root_hash, data_blocks });
+        assert_eq!(refused, Reason::Failed { step: Step::LayerFilesystem, errno: EMEDIUMTYPE }, "{name}");
+    }
+    guest.mount_layers(&honest);
+    honest_container_runs(&guest, &honest);
+}
+
+#[test]
+fn i14_a_volume_that_an_image_declares_holds_what_the_guest_has_and_nothing_of_the_hosts() {
+    let Some(stage) = stage() else { return };
+    let layer = tar(&[(EntryType::Regular, "data/inside", "", b"of the image\n")]);
+    let layout = stage.layout("busybox", "volumes", &layer, |config| {
+        config["config"]["Volumes"] = serde_json::json!({"/data": {}, "/new": {}});
+    });
+    let script =
+        "cat /data/*; echo mine > /data/more && cat /data/more; grep -c ' /data ' /proc/mounts; true";
+    let options = GenerateOptions::default();
+    let workload = stage.workload_of(&layout, "volumes", &["sh", "-c", script], options, |policy| policy);
+    let guest = stage.start(&workload);
+    guest.mount_layers(&workload);
+    guest.mount_overlay(&workload, &id('1'));
+    // The host's own content in its place: a directory that containers share, and another layer.
+    let sources = [Source::Directory("shared"), Source::Layer("volumes0")];
+    for source in sources {
+        let mounts = List::from_vec(vec![Mount { source, destination: "/data", read_only: false }]).unwrap();
+        let container = &id('1');
+        let process = workload.process(support::OUTPUT);
+        let refused =
+            guest.refused(Request::CreateContainer { container, privileged: false, mounts, process });
+        assert!(
+            matches!(refused, Reason::Denied { point: Point::CreateContainer, .. } | Reason::Invalid { .. }),
+            "{refused:?}"
+        );
+    }
+    let process = guest.create(&workload, &id('1'), support::OUTPUT);
+    let (output, _) = guest.finish(process);
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!((lines[0], lines[1], *lines.last().unwrap()), ("of the image", "mine", "0"), "{output}");
+}
+
+#[test]
+fn i16_a_layer_with_a_link_where_something_is_mounted_gets_no_container() {
+    let Some(stage) = stage() else { return };
+    let (fixture, args, options) = echo();
+    let honest = stage.workload(fixture, args, options.clone());
+    let links = [("proc", "/tmp"), ("sys", "../../.."), ("dev", "/proc/1/root/dev")];
+    let linked = links.map(|(name, target)| {
+        let layout = stage.layout(fixture, name, &tar(&[(EntryType::Symlink, name, target, b"")]), |_| {});
+        stage.workload_of(&layout, name, args, options.clone(), |policy| policy)
+    });
+    let text = linked
+        .iter()
+        .fold(honest.container.policy(), |joint, workload| joined(&joint, &workload.container.policy()));
+    let honest = stage.workload_with(fixture, args, options, |_| text);
+    let disks = linked.iter().flat_map(Workload::disks).chain(honest.disks()).collect();
+    let guest = stage.boot(honest.policy.host_data(), disks);
+    guest.accept(&honest.policy.image);
+    for (workload, container) in linked.iter().zip(['2', '3', '4'].map(id)) {
+        guest.mount_layers(workload);
+        guest.mount_overlay(workload, &container);
+        let process = workload.process(support::OUTPUT);
+        let (container, mounts) = (&*container, List::new());
+        let refused =
+            guest.refused(Request::CreateContainer { container, privileged: false, mounts, process });
+        // ENOTDIR: a link is not followed, wherever it leads.
+        assert_eq!(refused, Reason::Failed { step: Step::Rootfs, errno: 20 });
+    }
+    guest.mount_layers(&honest);
+    honest_container_runs(&guest, &honest);
+}
+
+#[test]
+fn i17_what_a_layer_says_to_overlayfs_and_to_the_kernel_reaches_neither_other_files_nor_devices() {
+    let Some(stage) = stage() else { return };
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add =
+        |xattrs: &[(&str, &[u8])], kind: EntryType, name: &str, link: &str, device: Option<(u32, u32)>| {
+            builder.append_pax_extensions(xattrs.iter().copied()).unwrap();
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_mode(0o4755);
+            header.set_size(0);
+            if let Some((major, minor)) = device {
+                header.set_device_major(major).unwrap();
+                header.set_device_minor(minor).unwrap();
+            }
+            if link.is_empty() {
+                builder.append_data(&mut header, name, std::io::empty()).unwrap();
+            } else {
+                builder.append_link(&mut header, name, link).unwrap();
+            }
+        };
+    let redirect: &[(&str, &[u8])] = &[("SCHILY.xattr.trusted.overlay.redirect", b"/etc")];
+    let metacopy: &[(&str, &[u8])] = &[
+        ("SCHILY.xattr.trusted.overlay.metacopy", b""),
+        ("SCHILY.xattr.trusted.overlay.redirect", b"/etc/passwd"),
+    ];
+    add(&[], EntryType::Directory, "etc", "", None);
+    add(&[], EntryType::Regular, "etc/passwd", "", None);
+    add(redirect, EntryType::Directory, "redirected", "", None);
+    add(metacopy, EntryType::Regular, "copied", "", None);
+    add(&[], EntryType::Char, "memory", "", Some((1, 1)));
+    add(&[], EntryType::Block, "disk", "", Some((254, 0)));
+    add(&[], EntryType::Regular, "kept", "", None);
+    add(&[], EntryType::Link, "hard", "kept", None);
+    add(&[], EntryType::Regular, "etc/.wh.hostname", "", None);
+    let top = builder.into_inner().unwrap();
+    let secret = tar(&[
+        (EntryType::Regular, "etc/passwd", "", b"root:x:0:0:secret:/:/bin/sh\n"),
+        (EntryType::Regular, "etc/hostname", "", b"hidden\n"),
+    ]);
+    // The lower layer has what the upper one tries to reach past its own whiteouts.
+    let below = stage.layout("busybox", "below", &secret, |_| {});
+    let layout = stage.layout_on(&below, "above", &top, |_| {});
+    let script = "\
+for try in 'ls /redirected' 'cat /copied' 'cat /etc/hostname' 'head -c1 /memory' 'head -c1 /disk' 'cat /etc/passwd'; do
+    echo \"$try: $($try 2>&1 | tr '\\n' ' ')\"
+done
+ls -i /kept /hard | sort | uniq -c -w 8 | wc -l
+";
+    let options = GenerateOptions::default();
+    let mut workload = stage.workload_of(&layout, "above", &["sh", "-c", script], options, |policy| policy);
+    workload.container.user = String::new();
+    workload.container.identity.uid = 0;
+    workload.container.identity.gids = vec![0];
+    workload.policy = support::policy(&workload.container.policy());
+    let guest = stage.start(&workload);
+    let process = guest.run(&workload, &id('1'), support::OUTPUT);
+    let (output, status) = guest.finish(process);
+    assert_eq!(status, ExitStatus::Code(0), "{output}");
+    assert!(!output.contains("secret") && !output.contains("hidden"), "{output}");
+    let said = |what: &str| {
+        let line = output.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(": "));
+        line.unwrap_or_else(|| panic!("{what} in\n{output}")).to_owned()
+    };
+    assert!(said("cat /etc/hostname").contains("No such file"), "{output}");
+    for device in ["head -c1 /memory", "head -c1 /disk"] {
+        let said = said(device);
+        assert!(said.contains("denied") || said.contains("not permitted"), "{output}");
+    }
+    assert_eq!(said("cat /etc/passwd"), "", "the upper layer's own, which is empty");
 }

@@ -113,10 +113,20 @@ impl Stage {
 
     /// A layout with a fixture's image, to which this layer, a tar, is added on top and `config` done to its configuration.
     pub fn layout(&self, fixture: &str, name: &str, tar: &[u8], config: impl FnOnce(&mut Value)) -> PathBuf {
+        self.layout_on(&self.fixtures.join(fixture), name, tar, config)
+    }
+
+    /// As [`Self::layout`], on the image of this layout.
+    pub fn layout_on(
+        &self,
+        source: &Path,
+        name: &str,
+        tar: &[u8],
+        config: impl FnOnce(&mut Value),
+    ) -> PathBuf {
         let layout = self.scratch.path().join(name);
         let blobs = layout.join("blobs/sha256");
         fs::create_dir_all(&blobs).unwrap();
-        let source = self.fixtures.join(fixture);
         for entry in fs::read_dir(source.join("blobs/sha256")).unwrap().map(Result::unwrap) {
             fs::copy(entry.path(), blobs.join(entry.file_name())).unwrap();
         }
