@@ -68,8 +68,8 @@ impl Scratch {
         ensure!(
             ScratchBlocks::new(blocks).is_ok(),
             "scratch space of {bytes} bytes: it must have {} MiB to {} GiB",
-            ScratchBlocks::MIN * BLOCK >> 20,
-            ScratchBlocks::MAX * BLOCK >> 30
+            (ScratchBlocks::MIN * BLOCK) >> 20,
+            (ScratchBlocks::MAX * BLOCK) >> 30
         );
         let file = NamedTempFile::with_prefix("parma-scratch-")
             .and_then(|file| file.as_file().set_len(blocks * BLOCK).map(|()| file));

@@ -444,13 +444,14 @@ fn reseal(layer: &support::Layer, change: impl FnOnce(&mut [u8])) -> (Vec<u8>, [
 
 #[test]
 fn i11_a_filesystem_of_another_kind_is_not_mounted_though_the_policy_names_its_hash() {
+    type Change = fn(&mut [u8]);
     let Some(stage) = stage() else { return };
     let (fixture, args, options) = echo();
     let honest = stage.workload(fixture, args, options.clone());
     let top = honest.layers.len() - 1;
     let layer = &honest.layers[top];
     assert_eq!(reseal(layer, |_| {}).1, layer.root_hash, "unchanged, it is the layer");
-    let changes: [(&str, fn(&mut [u8])); 5] = [
+    let changes: [(&str, Change); 5] = [
         ("xfs", |data| {
             data.fill(0);
             data[..4].copy_from_slice(b"XFSB");
