@@ -72,7 +72,8 @@ const SETTINGS: &[(&str, &str)] = &[
 const OPEN_FILES: u64 = 8192;
 
 /// Folders that the guest mounts things in.
-const FOLDERS: &[&str] = &["/run/mounts", "/run/mounts/scsi", "/run/gcs", "/run/gcs/c"];
+const FOLDERS: &[&str] =
+    &["/run/mounts", "/run/mounts/scsi", "/run/mounts/volumes", "/run/gcs", "/run/gcs/c"];
 
 /// Makes the machine ready. Refuses to run as anything but the first process of a machine.
 pub fn prepare() -> Result<(), Failed> {

@@ -13,7 +13,7 @@ use crate::gate::action::ProcessId;
 use crate::guest::Guest;
 use crate::linux::{Errno, console, power, signal, vsock};
 use crate::streams::{MAX_PENDING, Pending, Progress, answer};
-use crate::target::{Layers, Scratches};
+use crate::target::{Disks, Layers};
 use crate::wire::frame::MAX_FRAME;
 use crate::wire::{Attach, CONTROL_PORT, ExitStatus, Phase, Reason, Refusal, Reply, Request, STREAM_PORT};
 use core::convert::Infallible;
@@ -84,6 +84,8 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::PowerOff => "power off",
         Request::MountScratch { .. } => "mount scratch",
         Request::UnmountScratch { .. } => "unmount scratch",
+        Request::MountVolume { .. } => "mount volume",
+        Request::UnmountVolume { .. } => "unmount volume",
     }
 }
 
@@ -102,7 +104,7 @@ impl Events {
                 gate: Gate::new(*report.host_data(), report.bytes()),
                 guest: Guest {
                     layers: step("device-mapper", Layers::new())?,
-                    scratches: step("device-mapper", Scratches::new())?,
+                    disks: step("device-mapper", Disks::new())?,
                     containers: step("containers", Containers::new(&epoll, Places::default()))?,
                     logging: false,
                 },

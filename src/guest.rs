@@ -2,12 +2,13 @@
 
 use crate::container::Containers;
 use crate::gate::action::{
-    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, MountScratch, Permit,
-    SetLogging, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch, User,
+    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, MountScratch, MountVolume,
+    Permit, SetLogging, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch,
+    UnmountVolume, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
 use crate::linux::console;
-use crate::target::{Layers, Scratches, mount_overlay, unmount_overlay};
+use crate::target::{Disks, Layers, mount_overlay, unmount_overlay};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::read;
 
@@ -16,8 +17,8 @@ use rustix::io::read;
 pub struct Guest {
     /// The layer devices.
     pub layers: Layers,
-    /// The scratch devices.
-    pub scratches: Scratches,
+    /// Scratch devices and data volumes.
+    pub disks: Disks,
     /// The containers.
     pub containers: Containers,
     /// Whether the guest says on the console what it does.
@@ -34,11 +35,19 @@ impl Actor for Guest {
     }
 
     fn mount_scratch(&mut self, permit: Permit<MountScratch>) -> Result<(), ActError> {
-        self.scratches.mount_scratch(permit)
+        self.disks.mount_scratch(permit)
     }
 
     fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError> {
-        self.scratches.unmount_scratch(permit)
+        self.disks.unmount_scratch(permit)
+    }
+
+    fn mount_volume(&mut self, permit: Permit<MountVolume>) -> Result<u64, ActError> {
+        self.disks.mount_volume(permit)
+    }
+
+    fn unmount_volume(&mut self, permit: Permit<UnmountVolume>) -> Result<(), ActError> {
+        self.disks.unmount_volume(permit)
     }
 
     fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError> {

@@ -10,6 +10,8 @@
 mod emulated;
 #[cfg(all(feature = "guest", not(feature = "emulated")))]
 mod hardware;
+#[cfg(feature = "guest")]
+pub mod keys;
 mod report;
 
 pub use report::{InvalidReport, Report};

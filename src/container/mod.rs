@@ -347,6 +347,7 @@ fn binds(scratch: &ContainerId, mounts: &[Mount<'_>]) -> Result<Vec<Bind>, Errno
     for mount in mounts {
         let source = match mount.source {
             Source::Layer(slot) => path::c_string(&[&slot.path()])?,
+            Source::Volume(volume) => path::c_string(&[&volume.path()])?,
             Source::Directory(name) => {
                 let path = path::c_string(&[&directory(scratch, name)])?;
                 match mkdirat(CWD, &*path, Mode::RWXU) {

@@ -6,7 +6,7 @@
 
 use super::fields::{
     Args, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, MountPoint, RootHash, ScratchBlocks,
-    Serial, Signal, Slot, Umask, UserSpec, WorkingDir,
+    Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
 use crate::wire::{Stdio, Step, Tags};
 use alloc::string::String;
@@ -112,6 +112,24 @@ pub struct UnmountScratch {
     pub scratch: ContainerId,
 }
 
+/// Open a read-write data volume and mount it.
+#[derive(Debug, Clone)]
+pub struct MountVolume {
+    /// Its id.
+    pub volume: VolumeId,
+    /// The number of its mapping: no other volume has it.
+    pub number: u16,
+    /// Its disk.
+    pub device: Serial,
+}
+
+/// Unmount a data volume.
+#[derive(Debug, Clone)]
+pub struct UnmountVolume {
+    /// Its id.
+    pub volume: VolumeId,
+}
+
 /// Something mounted in a container beside what every container has.
 #[derive(Debug, Clone, Copy)]
 pub struct Mount<'a> {
@@ -130,6 +148,8 @@ pub enum Source<'a> {
     Directory(DirectoryName<'a>),
     /// A mounted layer device.
     Layer(Slot),
+    /// A mounted data volume.
+    Volume(VolumeId),
 }
 
 /// A process to start.
@@ -244,6 +264,10 @@ pub trait Actor {
     fn mount_scratch(&mut self, permit: Permit<MountScratch>) -> Result<(), ActError>;
     /// Does it.
     fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError>;
+    /// Does it. Gives the volume's generation.
+    fn mount_volume(&mut self, permit: Permit<MountVolume>) -> Result<u64, ActError>;
+    /// Does it.
+    fn unmount_volume(&mut self, permit: Permit<UnmountVolume>) -> Result<(), ActError>;
     /// Does it.
     fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError>;
     /// Does it.

@@ -119,6 +119,31 @@ impl fmt::Debug for RootHash {
     }
 }
 
+/// The id of a read-write data volume: which key opens it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct VolumeId(pub [u8; 32]);
+
+impl VolumeId {
+    /// The 64 lower-case hexadecimal digits that policies use.
+    pub fn hex(&self) -> heapless::String<64> {
+        RootHash(self.0).hex()
+    }
+
+    /// Where the guest mounts it.
+    pub fn path(&self) -> heapless::String<96> {
+        let mut path = heapless::String::new();
+        // 20 bytes and 64 digits fit.
+        let _ = fmt::Write::write_fmt(&mut path, format_args!("/run/mounts/volumes/{}", self.hex()));
+        path
+    }
+}
+
+impl fmt::Debug for VolumeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.hex())
+    }
+}
+
 /// A number of 4096-byte data blocks, at most 128 GiB of them (`layer-format`: the largest disk of Azure's policies).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct DataBlocks(u64);

@@ -2,7 +2,7 @@
 //! 5), so that policies written for it read the same here. Every path in them is the guest's own (difference D3).
 
 use super::action::{Mount, Source, StartProcess};
-use super::fields::{CAPABILITY_NAMES, ContainerId, DirectoryName, ScratchBlocks, Signal};
+use super::fields::{CAPABILITY_NAMES, ContainerId, DirectoryName, ScratchBlocks, Signal, VolumeId};
 use crate::accounts::MAX_GROUPS;
 use crate::policy::{Arena, Fault, Reason, Value};
 use crate::wire::{MAX_MOUNTS, Process, Tags};
@@ -78,6 +78,25 @@ pub(super) fn rw_mount_device(
     ])
 }
 
+/// Where data volumes are mounted, as a pattern.
+const VOLUME_PATH_REGEX: &str = "/run/mounts/volumes/[0-9a-f]{64}";
+
+pub(super) fn rw_mount_volume(input: &mut Arena<'_>, volume: &VolumeId) -> Result<Value, Fault> {
+    let target = input.string(&volume.path())?;
+    let id = input.string(&volume.hex())?;
+    let filesystem = input.string("ext4")?;
+    let regex = input.string(VOLUME_PATH_REGEX)?;
+    input.object(&[
+        ("encrypted", Value::Bool(true)),
+        ("ensureFilesystem", Value::Bool(false)),
+        ("filesystem", filesystem),
+        ("mountPathRegex", regex),
+        ("rollbackProtection", Value::Bool(false)),
+        ("target", target),
+        ("volume", id),
+    ])
+}
+
 pub(super) fn scratch_mount(
     input: &mut Arena<'_>,
     scratch: Option<&ContainerId>,
@@ -101,6 +120,7 @@ fn mount(input: &mut Arena<'_>, scratch: &ContainerId, mount: &Mount<'_>) -> Res
     let source = match mount.source {
         Source::Directory(name) => input.string(&directory(scratch, name))?,
         Source::Layer(slot) => input.string(&slot.path())?,
+        Source::Volume(volume) => input.string(&volume.path())?,
     };
     // As policies of the reference write them. Nothing is ever mounted on the other side, so nothing propagates.
     let access = if mount.read_only { "ro" } else { "rw" };

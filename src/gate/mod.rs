@@ -27,20 +27,21 @@ use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Value};
 use crate::wire::{
     self, Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, MAX_LAYERS, Phase, Process,
     ProcessProperties, Properties, Reason, Refusal, Reply, Request, Rule, ScratchProperties, Step, Tags,
+    VolumeProperties,
 };
 use action::{
     ActError, Actor, CreateContainer, ExecInContainer, Mount, MountDevice, MountOverlay, MountScratch,
-    Permit, ProcessId, SetLogging, ShutdownContainer, SignalProcess, Source, StartProcess, UnmountDevice,
-    UnmountOverlay, UnmountScratch, User,
+    MountVolume, Permit, ProcessId, SetLogging, ShutdownContainer, SignalProcess, Source, StartProcess,
+    UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, User,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use fields::{
     Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, Invalid, MountPoint,
-    RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, WorkingDir,
+    RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
-use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay, Scratch};
+use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay, Scratch, Volume};
 use sha2::{Digest, Sha256};
 
 /// Memory for one decision, in bytes.
@@ -95,7 +96,11 @@ impl From<ActError> for Refusal {
     fn from(ActError { step, errno, undone }: ActError) -> Self {
         let culprit = match step {
             Step::FindDevice | Step::DeviceSize => Culprit::Host,
-            Step::LayerFilesystem | Step::ResolveUser | Step::WorkingDir | Step::Execute => Culprit::Image,
+            Step::LayerFilesystem
+            | Step::VolumeContent
+            | Step::ResolveUser
+            | Step::WorkingDir
+            | Step::Execute => Culprit::Image,
             _ => Culprit::Guest,
         };
         Self { culprit, reason: if undone { Reason::Failed { step, errno } } else { Reason::Poisoned } }
@@ -188,6 +193,8 @@ impl Gate {
                 self.mount_scratch(actor, scratch, device, data_blocks, tags)?;
             }
             Request::UnmountScratch { scratch } => self.unmount_scratch(actor, scratch)?,
+            Request::MountVolume { volume, device } => self.mount_volume(actor, VolumeId(volume), device)?,
+            Request::UnmountVolume { volume } => self.unmount_volume(actor, VolumeId(volume))?,
         }
         Ok(Reply::Done)
     }
@@ -319,6 +326,46 @@ impl Gate {
         Ok(())
     }
 
+    fn mount_volume(
+        &mut self,
+        actor: &mut impl Actor,
+        volume: VolumeId,
+        device: &str,
+    ) -> Result<(), Refusal> {
+        let device = Serial::parse(device)?;
+        if self.objects.serial_in_use(&device) {
+            return in_use(Field::Device);
+        }
+        if self.objects.volume(&volume).is_some() {
+            return in_use(Field::Volume);
+        }
+        let Some(number) = self.objects.free_volume() else { return limit(Field::Volume) };
+        if self.objects.volumes.try_reserve(1).is_err() {
+            return limit(Field::Volume);
+        }
+        let decision =
+            self.decide(Point::RwMountDevice, &no_value, |input| input::rw_mount_volume(input, &volume))?;
+        let action = MountVolume { volume, number, device: device.clone() };
+        let generation = self.perform(decision.delta, || actor.mount_volume(Permit::granted(action)))?;
+        self.objects.volumes.push(Volume { id: volume, number, serial: device, generation });
+        Ok(())
+    }
+
+    fn unmount_volume(&mut self, actor: &mut impl Actor, volume: VolumeId) -> Result<(), Refusal> {
+        if self.objects.volume(&volume).is_none() {
+            return unknown(Field::Volume);
+        }
+        if self.objects.volume_in_use(&volume) {
+            return in_use(Field::Volume);
+        }
+        let decision = self.decide(Point::RwUnmountDevice, &no_value, |input| {
+            input::unmount_target(input, &volume.path())
+        })?;
+        self.perform(decision.delta, || actor.unmount_volume(Permit::granted(UnmountVolume { volume })))?;
+        self.objects.volumes.retain(|other| other.id != volume);
+        Ok(())
+    }
+
     fn mount_overlay(
         &mut self,
         actor: &mut impl Actor,
@@ -372,8 +419,9 @@ impl Gate {
         let action = MountOverlay { container, layers, scratch };
         both(&mut decision.delta, writable.delta)?;
         self.perform(decision.delta, || actor.mount_overlay(Permit::granted(action)))?;
-        let mounts = Vec::new();
-        let overlay = Overlay { container, layers: slots, scratch, mounts, created: false, stdio: false };
+        let (mounts, volumes) = (Vec::new(), Vec::new());
+        let (created, stdio) = (false, false);
+        let overlay = Overlay { container, layers: slots, scratch, mounts, volumes, created, stdio };
         self.objects.overlays.push(overlay);
         Ok(())
     }
@@ -418,7 +466,7 @@ impl Gate {
         if self.objects.is_burned(&container) {
             return in_use(Field::Container);
         }
-        let (mounts, layers) = self.mounts(mounts)?;
+        let (mounts, layers, volumes) = self.mounts(mounts)?;
         let mut start = self.start_process(actor, &container, process)?;
         let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
         if !self.objects.can_burn() {
@@ -434,7 +482,8 @@ impl Gate {
         let action = CreateContainer { container, scratch, mounts, init: start };
         self.perform(decision.delta, || actor.create_container(Permit::granted(action)))?;
         if let Some(overlay) = self.objects.overlay(&container) {
-            (overlay.created, overlay.stdio, overlay.mounts) = (true, stdio, layers);
+            (overlay.created, overlay.stdio) = (true, stdio);
+            (overlay.mounts, overlay.volumes) = (layers, volumes);
         }
         self.objects.processes.push(objects::Process { id, container, init: true, args, exited: None });
         Ok(Reply::Started { process: id.0 })
@@ -501,7 +550,8 @@ impl Gate {
             actor.shutdown_container(Permit::granted(ShutdownContainer { container }))
         })?;
         if let Some(overlay) = self.objects.overlay(&container) {
-            (overlay.created, overlay.mounts) = (false, Vec::new());
+            overlay.created = false;
+            (overlay.mounts, overlay.volumes) = (Vec::new(), Vec::new());
         }
         self.objects.processes.retain(|process| process.container != container);
         Ok(())
@@ -524,12 +574,19 @@ impl Gate {
             scratch: listed(
                 objects.scratch_kinds().map(|(id, kind)| ScratchProperties { scratch: id.as_str(), kind }),
             )?,
+            volumes: listed(
+                objects
+                    .volumes
+                    .iter()
+                    .map(|volume| VolumeProperties { volume: volume.id.0, generation: volume.generation }),
+            )?,
         }))
     }
 
-    /// The checked form of what is to be mounted in a container, and the layer devices among it. No side effects.
-    fn mounts<'r>(&self, mounts: &[wire::Mount<'r>]) -> Result<(Vec<Mount<'r>>, Vec<Slot>), Refusal> {
-        let (mut checked, mut layers) = (memory::room(mounts.len())?, memory::room(mounts.len())?);
+    /// The checked form of what is to be mounted in a container, and the layer devices and volumes among it. No side effects.
+    fn mounts<'r>(&self, mounts: &[wire::Mount<'r>]) -> Result<Mounts<'r>, Refusal> {
+        let mut checked = memory::room(mounts.len())?;
+        let (mut layers, mut volumes) = (memory::room(mounts.len())?, memory::room(mounts.len())?);
         for &wire::Mount { source, destination, read_only } in mounts {
             let destination = MountPoint::parse(destination)?;
             let source = match source {
@@ -544,10 +601,18 @@ impl Gate {
                     layers.push(device.slot);
                     Source::Layer(device.slot)
                 }
+                wire::Source::Volume(id) => {
+                    let id = VolumeId(id);
+                    if self.objects.volume(&id).is_none() {
+                        return unknown(Field::Mounts);
+                    }
+                    volumes.push(id);
+                    Source::Volume(id)
+                }
             };
             checked.push(Mount { source, destination, read_only });
         }
-        Ok((checked, layers))
+        Ok((checked, layers, volumes))
     }
 
     /// The checked form of a process, with its user resolved in the container's own files. No side effects.
@@ -607,7 +672,7 @@ impl Gate {
     }
 
     /// Commits, acts, and takes the commit back where acting failed.
-    fn perform(&mut self, delta: Delta, act: impl FnOnce() -> Result<(), ActError>) -> Result<(), Refusal> {
+    fn perform<T>(&mut self, delta: Delta, act: impl FnOnce() -> Result<T, ActError>) -> Result<T, Refusal> {
         let Some(engine) = &mut self.engine else {
             return refuse(Culprit::Host, Reason::WrongPhase { phase: self.phase });
         };
@@ -615,7 +680,7 @@ impl Gate {
             return refuse(Culprit::Guest, Reason::Failed { step: Step::Memory, errno: 0 });
         };
         match act() {
-            Ok(()) => Ok(()),
+            Ok(result) => Ok(result),
             Err(error) => {
                 // SECURITY (I08): after a failed undo the policy's idea of the guest may be wrong.
                 let undone = engine.rollback(undo).is_ok() && error.undone;
@@ -627,6 +692,9 @@ impl Gate {
         }
     }
 }
+
+/// What is to be mounted in a container, and the layer devices and volumes among it.
+type Mounts<'r> = (Vec<Mount<'r>>, Vec<Slot>, Vec<VolumeId>);
 
 /// The two decisions on one request, which take effect together.
 fn both(delta: &mut Delta, other: Delta) -> Result<(), Refusal> {

@@ -4,7 +4,7 @@
 //! Both change only when an allowed action was done.
 
 use super::action::ProcessId;
-use super::fields::{ContainerId, Serial, Slot};
+use super::fields::{ContainerId, Serial, Slot, VolumeId};
 use crate::wire::{ExitStatus, ScratchKind, Tags};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -15,6 +15,8 @@ pub const MAX_DEVICES: usize = 256;
 pub const MAX_CONTAINERS: usize = 128;
 /// Most scratch devices at a time.
 pub const MAX_SCRATCH: usize = 128;
+/// Most data volumes at a time.
+pub const MAX_VOLUMES: usize = 128;
 /// Most processes, exited ones of containers not yet shut down included.
 pub const MAX_PROCESSES: usize = 1024;
 /// Most containers from start to power-off: each leaves its id behind.
@@ -36,6 +38,15 @@ pub(super) struct Scratch {
     pub tags: Tags,
 }
 
+/// A mounted data volume.
+#[derive(Debug)]
+pub(super) struct Volume {
+    pub id: VolumeId,
+    pub number: u16,
+    pub serial: Serial,
+    pub generation: u64,
+}
+
 /// An assembled root filesystem, and the container on it if there is one.
 #[derive(Debug)]
 pub(super) struct Overlay {
@@ -45,6 +56,8 @@ pub(super) struct Overlay {
     pub scratch: Option<ContainerId>,
     /// Layer devices that are mounted in the container by themselves.
     pub mounts: Vec<Slot>,
+    /// Data volumes that are mounted in the container.
+    pub volumes: Vec<VolumeId>,
     /// Whether a container was created on it and not yet shut down.
     pub created: bool,
     /// Whether the policy allows that container's processes standard streams.
@@ -67,6 +80,7 @@ pub(super) struct Process {
 pub(super) struct Objects {
     pub devices: Vec<Device>,
     pub scratches: Vec<Scratch>,
+    pub volumes: Vec<Volume>,
     pub overlays: Vec<Overlay>,
     pub processes: Vec<Process>,
     /// Ids for which the policy once allowed a container (D12, C08).
@@ -86,7 +100,22 @@ impl Objects {
 
     /// Whether a disk of this serial is in use, for whatever purpose (L06).
     pub fn serial_in_use(&self, serial: &Serial) -> bool {
-        self.device(serial).is_some() || self.scratches.iter().any(|scratch| scratch.serial == *serial)
+        self.device(serial).is_some()
+            || self.scratches.iter().any(|scratch| scratch.serial == *serial)
+            || self.volumes.iter().any(|volume| volume.serial == *serial)
+    }
+
+    pub fn volume(&self, id: &VolumeId) -> Option<&Volume> {
+        self.volumes.iter().find(|volume| volume.id == *id)
+    }
+
+    /// The lowest number that no data volume has.
+    pub fn free_volume(&self) -> Option<u16> {
+        (0..MAX_VOLUMES as u16).find(|&number| self.volumes.iter().all(|volume| volume.number != number))
+    }
+
+    pub fn volume_in_use(&self, id: &VolumeId) -> bool {
+        self.overlays.iter().any(|overlay| overlay.volumes.contains(id))
     }
 
     pub fn scratch(&self, id: &ContainerId) -> Option<&Scratch> {

@@ -49,6 +49,13 @@ impl Actor for Recorder {
     fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError> {
         self.act(format!("unscratch {:.4}", permit.into_action().scratch.as_str()))
     }
+    fn mount_volume(&mut self, permit: Permit<MountVolume>) -> Result<u64, ActError> {
+        let action = permit.into_action();
+        self.act(format!("volume {:.4} on {}", action.volume.hex(), action.device.as_str())).map(|()| 7)
+    }
+    fn unmount_volume(&mut self, permit: Permit<UnmountVolume>) -> Result<(), ActError> {
+        self.act(format!("unvolume {:.4}", permit.into_action().volume.hex()))
+    }
     fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError> {
         let action = permit.into_action();
         let layers: Vec<u16> = action.layers.iter().map(|slot: &Slot| slot.number()).collect();
@@ -247,6 +254,39 @@ fn i06_a_layer_that_is_mounted_in_a_container_stays_until_the_container_is_gone(
     assert_eq!(ask(&unmount), Err(Reason::InUse { field: Field::Device }));
     ask(&Request::ShutdownContainer { container: &container }).unwrap();
     assert_eq!(ask(&unmount), Ok(()));
+}
+
+#[test]
+fn a_volume_is_mounted_once_and_stays_until_its_containers_are_gone() {
+    let mut actor = Recorder::default();
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let (container, volume) = (id('1'), [9; 32]);
+    let mut ask = |request: &Request<'_>| gate.handle(&mut actor, request).map(drop).map_err(|r| r.reason);
+    let open = |volume, device| Request::MountVolume { volume, device };
+    ask(&mount("a")).unwrap();
+    ask(&Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None }).unwrap();
+    let create = Request::CreateContainer {
+        container: &container,
+        privileged: false,
+        mounts: List::from_vec(vec![wire::Mount {
+            source: wire::Source::Volume(volume),
+            destination: "/data",
+            read_only: false,
+        }])
+        .unwrap(),
+        process: process(&["/bin/a"]),
+    };
+    assert_eq!(ask(&create), Err(Reason::Unknown { field: Field::Mounts }));
+    assert_eq!(ask(&open(volume, "a")), Err(Reason::InUse { field: Field::Device }));
+    assert_eq!(ask(&open(volume, "v")), Ok(()));
+    assert_eq!(ask(&open(volume, "w")), Err(Reason::InUse { field: Field::Volume }));
+    assert_eq!(ask(&open([8; 32], "v")), Err(Reason::InUse { field: Field::Device }));
+    assert_eq!(ask(&create), Ok(()));
+    let close = Request::UnmountVolume { volume };
+    assert_eq!(ask(&close), Err(Reason::InUse { field: Field::Volume }));
+    ask(&Request::ShutdownContainer { container: &container }).unwrap();
+    assert_eq!(ask(&close), Ok(()));
+    assert_eq!(ask(&close), Err(Reason::Unknown { field: Field::Volume }));
 }
 
 #[test]

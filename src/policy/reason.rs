@@ -69,6 +69,7 @@ reasons! {
     StacksNotAllowed "stacks not allowed",
     StdioNotAllowed "standard streams not allowed",
     UnencryptedScratch "unencrypted scratch not allowed",
+    VolumeNotAllowed "volume not allowed",
 }
 
 impl Reason {

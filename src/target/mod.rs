@@ -6,6 +6,8 @@ pub mod volume;
 #[cfg(feature = "guest")]
 mod block;
 #[cfg(feature = "guest")]
+mod data;
+#[cfg(feature = "guest")]
 mod layer;
 #[cfg(feature = "guest")]
 mod mapping;
@@ -25,7 +27,9 @@ pub use layer::Layers;
 #[cfg(feature = "guest")]
 pub use overlay::{mount_overlay, unmount_overlay};
 #[cfg(feature = "guest")]
-pub use scratch::Scratches;
+pub use scratch::Disks;
+#[cfg(feature = "guest")]
+pub use sealed::Key;
 
 #[cfg(feature = "guest")]
 use crate::{gate::action::ActError, linux::Errno, wire::Step};

@@ -12,7 +12,7 @@ use super::sealed::{self, Key, Sealed};
 use super::volume::{BLOCK, SECTORS, tag_blocks};
 use super::{block, failed, undone};
 use crate::gate::action::{ActError, MountScratch, Permit, UnmountScratch};
-use crate::gate::fields::ContainerId;
+use crate::gate::fields::{ContainerId, VolumeId};
 use crate::gate::input::{self, DIRECTORIES, Path};
 use crate::linux::Errno;
 use crate::wire::{Step, Tags};
@@ -26,24 +26,26 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 /// How scratch space is mounted. Set-user-id programs work in containers that allow them, so `nosuid` is not here.
 const FLAGS: MountFlags = MountFlags::NODEV.union(MountFlags::NOATIME);
 
-/// The scratch devices.
+/// The encrypted disks.
 #[derive(Debug)]
-pub struct Scratches {
-    control: OwnedFd,
-    ram: RamDisks,
-    mounted: Vec<(ContainerId, Sealed)>,
+pub struct Disks {
+    pub(super) control: OwnedFd,
+    pub(super) ram: RamDisks,
+    scratches: Vec<(ContainerId, Sealed)>,
+    pub(super) volumes: Vec<(VolumeId, Sealed)>,
 }
 
-impl Scratches {
+impl Disks {
     /// None yet.
     pub fn new() -> Result<Self, Errno> {
-        Ok(Self { control: mapping::control()?, ram: RamDisks::new(), mounted: Vec::new() })
+        let (scratches, volumes) = (Vec::new(), Vec::new());
+        Ok(Self { control: mapping::control()?, ram: RamDisks::new(), scratches, volumes })
     }
 
     /// See [`crate::gate::action::Actor::mount_scratch`].
     pub fn mount_scratch(&mut self, permit: Permit<MountScratch>) -> Result<(), ActError> {
         let MountScratch { scratch, number, device, blocks, tags } = permit.into_action();
-        self.mounted.try_reserve(1).map_err(|_| failed(Step::Memory, Errno::NOMEM, true))?;
+        self.scratches.try_reserve(1).map_err(|_| failed(Step::Memory, Errno::NOMEM, true))?;
         let disk = block::find(&device).map_err(undone(Step::FindDevice))?;
         let blocks = blocks.get();
         let needed = match tags {
@@ -63,7 +65,7 @@ impl Scratches {
             .and_then(|()| mount_at(sealed.minor, &input::folder(&scratch)));
         match made {
             Ok(()) => {
-                self.mounted.push((scratch, sealed));
+                self.scratches.push((scratch, sealed));
                 Ok(())
             }
             Err(error) => {
@@ -76,13 +78,13 @@ impl Scratches {
     /// See [`crate::gate::action::Actor::unmount_scratch`].
     pub fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError> {
         let UnmountScratch { scratch } = permit.into_action();
-        let Some(at) = self.mounted.iter().position(|(id, _)| *id == scratch) else {
+        let Some(at) = self.scratches.iter().position(|(id, _)| *id == scratch) else {
             return Err(failed(Step::Unmount, Errno::NOENT, true));
         };
         let folder = input::folder(&scratch);
         unmount(folder.as_str(), UnmountFlags::NOFOLLOW).map_err(undone(Step::Unmount))?;
         // From here on there is no way back.
-        let (_, mut sealed) = self.mounted.swap_remove(at);
+        let (_, mut sealed) = self.scratches.swap_remove(at);
         sealed::close(&mut sealed, &self.control, &mut self.ram)
             .map_err(|errno| failed(Step::UnmapDevice, errno, false))?;
         unlinkat(CWD, folder.as_str(), AtFlags::REMOVEDIR)

@@ -18,8 +18,9 @@
 use super::block::DeviceNumber;
 use super::mapping::{Stack, node};
 use super::ramdisk::{PAGE_SECTORS, RamDisks, Slice};
-use super::volume::{SECTORS, TUPLE, tag_blocks};
+use super::volume::{self, SECTORS, TUPLE, tag_blocks};
 use crate::attest::fill_random;
+use crate::gate::fields::VolumeId;
 use crate::linux::Errno;
 use crate::linux::dm::{MAX_PARAMETERS, Target};
 use crate::wire::Tags;
@@ -33,7 +34,7 @@ use zeroize::Zeroize;
 const RESERVED: u64 = 8 + 32 * 8 + 8;
 
 /// A key of AES-256-GCM, wiped when it is dropped.
-pub(super) struct Key([u8; 32]);
+pub struct Key([u8; 32]);
 
 impl Key {
     /// A new one from the kernel's generator, which gives nothing before it is seeded.
@@ -44,6 +45,19 @@ impl Key {
         let mut key = Self([0; 32]);
         fill_random(&mut key.0)?;
         Ok(key)
+    }
+}
+
+impl Key {
+    /// One that was released to this guest. The caller wipes its own copy.
+    #[cfg(feature = "emulated")]
+    pub(crate) fn released(key: &[u8; 32]) -> Self {
+        Self(*key)
+    }
+
+    /// The id of the volume that it opens.
+    pub(super) fn volume(&self) -> VolumeId {
+        VolumeId(volume::id(&self.0))
     }
 }
 

@@ -155,6 +155,18 @@ pub enum Request<'a> {
         /// Its id.
         scratch: &'a str,
     },
+    /// Open a read-write data volume with the key that is released to this guest for it, and mount it.
+    MountVolume {
+        /// Its id: which key opens it, see [`crate::target::volume::id`].
+        volume: [u8; 32],
+        /// The virtio-blk serial of its disk.
+        device: &'a str,
+    },
+    /// Unmount a data volume that no container has mounted. All that was written is then on its disk.
+    UnmountVolume {
+        /// Its id.
+        volume: [u8; 32],
+    },
 }
 
 /// Where the authentication tags of an encrypted device are kept.
@@ -186,6 +198,8 @@ pub enum Source<'a> {
     Directory(&'a str),
     /// The filesystem of a mounted layer device, by its serial: a read-only data volume.
     Layer(&'a str),
+    /// A mounted read-write data volume, by its id.
+    Volume([u8; 32]),
 }
 
 /// A process that a request asks for. Names and strings are resolved and checked in the guest.
@@ -310,6 +324,18 @@ pub struct Properties<'a> {
     pub processes: List<ProcessProperties<'a>, MAX_LISTED>,
     /// Where what the containers write goes: each scratch device, then each container without one.
     pub scratch: List<ScratchProperties<'a>, MAX_LISTED>,
+    /// Mounted read-write data volumes. The host can restore earlier states of their blocks.
+    pub volumes: List<VolumeProperties, MAX_LISTED>,
+}
+
+/// A read-write data volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeProperties {
+    /// Its id.
+    pub volume: [u8; 32],
+    /// How often it was mounted since it was made, this time included: whoever keeps count detects that the whole volume was
+    /// rolled back.
+    pub generation: u64,
 }
 
 /// Scratch space.
@@ -528,6 +554,8 @@ pub enum Field {
     Signal,
     /// Scratch space, by its id.
     Scratch,
+    /// A data volume, by its id.
+    Volume,
 }
 
 /// The rule that an invalid value breaks.
@@ -604,6 +632,10 @@ pub enum Step {
     Memory,
     /// Making the filesystem of a scratch space.
     Format,
+    /// Having the key of a volume released.
+    ReleaseKey,
+    /// The volume is not what its key says, or an earlier state than the key's owner knows of.
+    VolumeContent,
 }
 
 #[cfg(test)]

@@ -386,6 +386,10 @@ pub fn describe(request: &Request<'_>) -> String {
             format!("mount_scratch {} on {device}: {data_blocks} blocks, tags {tags}", short(scratch))
         }
         Request::UnmountScratch { scratch } => format!("unmount_scratch {}", short(scratch)),
+        Request::MountVolume { volume, device } => {
+            format!("mount_volume {} on {device}", short(&hex(volume)))
+        }
+        Request::UnmountVolume { volume } => format!("unmount_volume {}", short(&hex(volume))),
         Request::PowerOff => "power_off".to_owned(),
     }
 }

@@ -71,6 +71,15 @@ data_volumes := {substring(mount.source, count(verity_prefix), -1) |
 # Before the root hash of a read-only data volume, as the source of a mount.
 verity_prefix := "verity://"
 
+# Before the id of a read-write one, which says what key opens it.
+volume_prefix := "volume://"
+
+known_volumes := {substring(mount.source, count(volume_prefix), -1) |
+	some container in data.policy.containers
+	some mount in container.mounts
+	startswith(mount.source, volume_prefix)
+}
+
 # The containers of the policy, complete. A policy for an older framework gets that version's meaning of
 # fields which it could not know; a policy without a version, or for a newer framework, has no containers.
 default candidates := []
@@ -150,19 +159,27 @@ device_path := "/run/mounts/scsi/m[0-9]+"
 
 default mount_device := {"allowed": false}
 
+mount_device := {"allowed": true, "metadata": [add("devices", input.target, input.deviceHash)]} if {
+	device_ok
+	not panic_on_corruption
+}
+
 mount_device := {
 	"allowed": true,
-	"panic_on_corruption": panic_on_corruption,
+	"panic_on_corruption": true,
 	"metadata": [add("devices", input.target, input.deviceHash)],
 } if {
+	device_ok
+	panic_on_corruption
+}
+
+device_ok if {
 	device_target_free
 	input.deviceHash in known_layers
 	device_path_ok
 }
 
-# Whether a block that does not match its root hash ends the machine, or is an error for its reader.
-default panic_on_corruption := false
-
+# A block that does not match its root hash ends the machine; otherwise it is an error for its reader.
 panic_on_corruption if data.policy.panic_on_corruption == true
 
 device_target_free if {
@@ -201,6 +218,18 @@ rw_mount_device := {"allowed": true, "metadata": [add("rw_devices", input.target
 encryption_ok if input.encrypted == true
 
 encryption_ok if data.policy.allow_unencrypted_scratch == true
+
+# A data volume: encrypted by a key that its owner releases, not made here.
+rw_mount_device := {"allowed": true, "metadata": [add("rw_devices", input.target, true)]} if {
+	device_target_free
+	input.encrypted == true
+	input.filesystem == "ext4"
+	input.mountPathRegex == concat("", [volume_path, "[0-9a-f]{64}"])
+	input.target == concat("", [volume_path, input.volume])
+	input.volume in known_volumes
+}
+
+volume_path := "/run/mounts/volumes/"
 
 # A limit that is no number allows nothing.
 scratch_size_ok if not data.policy.max_scratch_size
@@ -708,6 +737,12 @@ source_ok(constraint, source) if {
 	data.metadata.devices[source] == substring(constraint, count(verity_prefix), -1)
 }
 
+source_ok(constraint, source) if {
+	startswith(constraint, volume_prefix)
+	source == concat("", [volume_path, substring(constraint, count(volume_prefix), -1)])
+	data.metadata.rw_devices[source]
+}
+
 below(constraint, prefix, source, directory) if {
 	startswith(constraint, prefix)
 	startswith(source, directory)
@@ -755,7 +790,14 @@ errors contains "invalid device path" if {
 
 errors contains "invalid device path" if {
 	input.rule == "rw_mount_device"
+	not input.volume
 	not rw_device_path_ok
+}
+
+errors contains "volume not allowed" if {
+	input.rule == "rw_mount_device"
+	input.volume
+	not input.volume in known_volumes
 }
 
 errors contains "device not mounted" if {
@@ -775,6 +817,7 @@ errors contains "invalid filesystem" if {
 
 errors contains "filesystem not ensured" if {
 	input.rule == "rw_mount_device"
+	not input.volume
 	not input.ensureFilesystem
 }
 
@@ -790,11 +833,13 @@ errors contains "scratch in memory not allowed" if {
 
 errors contains "scratch too large" if {
 	input.rule == "rw_mount_device"
+	not input.volume
 	not scratch_size_ok
 }
 
 errors contains "scratch without rollback protection not allowed" if {
 	input.rule == "rw_mount_device"
+	not input.volume
 	not rollback_protection_ok
 }
 

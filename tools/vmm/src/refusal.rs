@@ -94,6 +94,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Process => "process",
         Field::Signal => "signal",
         Field::Scratch => "scratch space",
+        Field::Volume => "data volume",
     }
 }
 
@@ -136,6 +137,12 @@ fn step_name(step: Step) -> &'static str {
         Step::Signal => "sending the signal",
         Step::Reap => "waiting for the container's processes to end",
         Step::Memory => "allocating memory in the guest (give it more with --memory)",
+        Step::ReleaseKey => {
+            "having the volume's key released (is there a key service, and does it know this guest?)"
+        }
+        Step::VolumeContent => {
+            "opening the volume (its content is damaged, or an older state than the key's owner knows of)"
+        }
         Step::Format => "making the filesystem of the scratch space (does its disk take writes?)",
     }
 }

@@ -10,7 +10,8 @@ use crate::vsock::Connector;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::gate::fields::{ContainerId, Serial};
 use parma_guest::wire::{
-    self, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, frame,
+    self, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, VolumeProperties,
+    frame,
 };
 use parma_psp::Report;
 use std::collections::{HashMap, VecDeque};
@@ -51,6 +52,8 @@ pub struct Properties {
     pub processes: Vec<ProcessState>,
     /// Where what the containers write goes: each scratch device, then each container without one.
     pub scratch: Vec<(ContainerId, ScratchKind)>,
+    /// Mounted read-write data volumes.
+    pub volumes: Vec<VolumeProperties>,
 }
 
 /// One process.
@@ -291,6 +294,7 @@ fn checked(properties: &wire::Properties<'_>) -> Result<Properties> {
             .iter()
             .map(|space| Ok((container(space.scratch)?, space.kind)))
             .collect::<Result<_>>()?,
+        volumes: properties.volumes.to_vec(),
     })
 }
 
@@ -369,6 +373,7 @@ mod tests {
                 containers: List::new(),
                 processes: List::new(),
                 scratch: List::new(),
+                volumes: List::new(),
             }
         };
         let reply = |sequence, result| message(FromGuest::Reply { sequence, result });
