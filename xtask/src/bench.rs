@@ -239,7 +239,7 @@ fn machine(image: &Image) -> Result<serde_json::Value> {
         "processor": model.unwrap_or("unknown"),
         "processors": std::thread::available_parallelism()?.get(),
         "qemu": qemu,
-        "acceleration": match Accel::choose(image)? { Accel::Kvm => "KVM", Accel::Tcg => "TCG (emulation)" },
+        "acceleration": match Accel::choose(image)? { Accel::Kvm => "KVM", Accel::Tcg => "TCG (emulation)", Accel::Snp => "SEV-SNP" },
     }))
 }
 

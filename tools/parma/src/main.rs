@@ -30,6 +30,9 @@ enum Command {
     /// Convert single layers of images to disks that the guest can verify
     #[command(subcommand)]
     Layer(commands::layer::Command),
+    /// Look at this host: can it run SEV-SNP guests?
+    #[command(subcommand)]
+    Host(commands::host::Command),
     /// Write, compile and inspect policies
     #[command(subcommand)]
     Policy(commands::policy::Command),
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Image(command) => commands::image::main(command),
         Command::Volume(command) => commands::volume::main(command),
         Command::Layer(command) => commands::layer::main(command),
+        Command::Host(command) => commands::host::main(command),
         Command::Policy(command) => commands::policy::main(command),
         Command::Run(arguments) => commands::run::main(arguments),
         Command::Exec(arguments) => commands::remote::exec(arguments),

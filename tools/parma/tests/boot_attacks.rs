@@ -167,3 +167,12 @@ fn the_byte_code_is_what_it_says() {
     let field = code.windows(2).position(|pair| pair == [0x5b, 0x81]).unwrap();
     assert_eq!(code[field + 2 + usize::from(code[field + 2])], 0x70);
 }
+
+/// What QEMU is told for SNP guests, as far as it means anything without SNP: devices that reach shared memory only.
+#[test]
+fn the_devices_of_an_snp_guest_work() {
+    let Some(stage) = stage() else { return };
+    let workload = echo(&stage);
+    let guest = boot(&stage, &workload, &["-global", "virtio-device.iommu_platform=on"]);
+    container_runs(&guest, &workload);
+}

@@ -39,10 +39,23 @@ fn wrong_usage_ends_with_2_and_help_with_0() {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
     }
-    for command in ["run", "exec", "ps", "kill", "stop", "image", "layer", "policy", "volume"] {
+    for command in ["run", "exec", "ps", "kill", "stop", "host", "image", "layer", "policy", "volume"] {
         let output = run(&[command, "--help"]);
         assert!(output.status.success() && stdout(&output).contains("Usage:"), "{command}");
     }
+}
+
+#[test]
+fn a_host_without_snp_is_told_what_it_lacks() {
+    let output = run(&["host", "check"]);
+    let said = stdout(&output);
+    let missing = said.lines().filter(|line| line.starts_with("no ")).count();
+    assert_eq!(output.status.code(), Some(i32::from(missing > 0)), "{said}");
+    // A remedy for each.
+    assert_eq!(said.lines().filter(|line| line.starts_with("     ")).count(), missing, "{said}");
+    let output = run(&["host", "check", "--json"]);
+    let findings: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(findings.as_array().unwrap().len(), said.lines().count() - missing);
 }
 
 #[test]

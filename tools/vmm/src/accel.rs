@@ -5,13 +5,14 @@ use crate::image::Image;
 use crate::process::{Process, tail};
 use crate::qemu;
 use crate::runtime::{Runtime, cache_dir};
+use crate::snp;
 use anyhow::{Context as _, Result, bail};
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-/// Overrides the probe: `kvm` or `tcg`.
+/// Overrides the probe: `kvm`, `tcg` or `snp`.
 const VARIABLE: &str = "PARMA_ACCEL";
 /// How long the probe may take. With working KVM it takes about a second.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -23,19 +24,25 @@ pub enum Accel {
     Kvm,
     /// QEMU's emulation: slow, and everywhere.
     Tcg,
+    /// The processor, with SEV-SNP.
+    Snp,
 }
 
 impl Accel {
-    /// What this machine can do: `$PARMA_ACCEL`, or KVM where a boot of this image's kernel works, or TCG.
+    /// What this machine can do: `$PARMA_ACCEL`, or SNP for an image that is for it on a host that has it, or KVM where a boot of this image's kernel works, or TCG.
     ///
     /// # Errors
-    /// `$PARMA_ACCEL` is neither `kvm` nor `tcg`, or QEMU cannot be started at all.
+    /// `$PARMA_ACCEL` is none of `kvm`, `tcg` and `snp`, or QEMU cannot be started at all.
     pub fn choose(image: &Image) -> Result<Self> {
         match std::env::var(VARIABLE).ok().as_deref() {
             Some("kvm") => return Ok(Self::Kvm),
             Some("tcg") => return Ok(Self::Tcg),
+            Some("snp") => return Ok(Self::Snp),
             Some("") | None => {}
-            Some(other) => bail!("{VARIABLE} is {other:?}: set it to kvm or tcg, or unset it"),
+            Some(other) => bail!("{VARIABLE} is {other:?}: set it to kvm, tcg or snp, or unset it"),
+        }
+        if !image.emulated && snp::require().is_ok() {
+            return Ok(Self::Snp);
         }
         if File::options().read(true).write(true).open("/dev/kvm").is_err() {
             return Ok(Self::Tcg);
@@ -65,7 +72,7 @@ fn probe(image: &Image) -> Result<bool> {
     let runtime = Runtime::new()?;
     let console = runtime.file("console");
     let mut command = Command::new(qemu::PROGRAM);
-    command.args(qemu::base(Accel::Kvm, 256, 1)).arg("-kernel").arg(&image.kernel);
+    command.args(qemu::base(Accel::Kvm, 256, 1, &[0; 32])).arg("-kernel").arg(&image.kernel);
     command.args(["-append", "console=ttyS0 panic=-1"]);
     command.arg("-serial").arg(qemu::file_option("file:", &console)?);
     let mut process =

@@ -23,6 +23,7 @@ mod refusal;
 mod runtime;
 pub mod scripted;
 mod session;
+pub mod snp;
 mod text;
 mod vsock;
 

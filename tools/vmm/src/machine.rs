@@ -71,6 +71,17 @@ impl Config {
             extra_args: Vec::new(),
         }
     }
+
+    /// QEMU's command line for an SNP guest, without vsock device and disks.
+    ///
+    /// # Errors
+    /// A path is not UTF-8.
+    pub fn snp_command_line(&self) -> Result<Vec<OsString>> {
+        let mut line = vec![qemu::PROGRAM.into()];
+        line.extend(qemu::base(Accel::Snp, self.memory_mib, self.vcpus, &self.host_data));
+        line.extend(qemu::boot(&self.image)?);
+        Ok(line)
+    }
 }
 
 /// How a machine ended.
@@ -134,7 +145,7 @@ impl Machine {
         let (console, console_fd) = UnixStream::pair().context("socketpair")?;
         let (qmp_fd, console_fd) = (OwnedFd::from(qmp_fd), OwnedFd::from(console_fd));
         let mut command = Command::new(qemu::PROGRAM);
-        command.args(qemu::base(accel, config.memory_mib, config.vcpus));
+        command.args(qemu::base(accel, config.memory_mib, config.vcpus, &config.host_data));
         command.args(qemu::boot(&config.image)?);
         command.arg("-chardev").arg(format!("socket,id=qmp,fd={}", qmp_fd.as_raw_fd()));
         command.args(["-mon", "chardev=qmp,mode=control"]);
@@ -208,7 +219,8 @@ impl Machine {
     pub fn control(&mut self) -> Result<(Connection, Phase)> {
         let deadline = Instant::now() + BOOT_TIMEOUT;
         loop {
-            if self.vsock.wait_for_guest(BOOT_POLL)
+            // An SNP guest has its reports from the processor.
+            if (self.accel == Accel::Snp || self.vsock.wait_for_guest(BOOT_POLL))
                 && let Ok(stream) = self.connector().connect(CONTROL_PORT)
             {
                 let mut connection = Connection::new(stream);

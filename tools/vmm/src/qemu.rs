@@ -5,6 +5,7 @@
 
 use crate::accel::Accel;
 use crate::image::Image;
+use crate::snp;
 use anyhow::{Context as _, Result};
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,9 +15,10 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// How to get it.
 pub const REMEDY: &str = "install it with `apt-get install qemu-system-x86`";
 
-/// The machine without its devices.
-pub fn base(accel: Accel, memory_mib: u32, vcpus: u32) -> Vec<OsString> {
+/// The machine without its devices. `host_data` is for the secure processor, where there is one.
+pub fn base(accel: Accel, memory_mib: u32, vcpus: u32, host_data: &[u8; 32]) -> Vec<OsString> {
     let (accel, cpu) = match accel {
+        Accel::Snp => return snp::base(memory_mib, vcpus, host_data),
         Accel::Kvm => ("kvm", "host"),
         Accel::Tcg => ("tcg", "max"),
     };

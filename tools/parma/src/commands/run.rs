@@ -3,7 +3,7 @@
 use super::policy::{Allow, reference};
 use super::show_warnings;
 use super::streams::Streams;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use parma::local::{Reserved, Served};
@@ -85,9 +85,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     bar.set_message("opening the guest's image");
     let image = Image::open(&guest_image(arguments.guest_image.as_deref()))?;
     if !image.emulated {
-        bail!(
-            "this image needs SEV-SNP hardware, which `run` does not use yet: build one with `cargo xtask image --emulated`"
-        );
+        parma_vmm::snp::require()?;
     }
     let mut options = arguments.allow.options(&arguments.args);
     let scratch = match arguments.scratch {

@@ -1,0 +1,189 @@
+//! SNP hosts: what one has and lacks, and what QEMU is told beyond the ordinary command line.
+//!
+//! Source: QEMU `docs/system/i386/amd-memory-encryption.rst`, `qapi/qom.json` (`SevSnpGuestProperties`).
+
+use crate::image::CPU;
+use crate::qemu;
+use anyhow::{Result, bail};
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::process::Command;
+
+/// The first QEMU with SNP guests.
+const LEAST_QEMU: (u32, u32) = (9, 1);
+/// POLICY: simultaneous multithreading allowed (bit 16), reserved and one (bit 17); no debugging, no migration agent.
+const POLICY: u32 = 0x3_0000;
+
+/// One thing that an SNP host needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub what: &'static str,
+    /// Whether it is there.
+    pub there: bool,
+    /// What was seen.
+    pub seen: String,
+    /// What to do where it is not there.
+    pub remedy: &'static str,
+}
+
+/// Looks at this host: the processor, its kernel, QEMU.
+#[must_use]
+pub fn check() -> Vec<Finding> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let opens = |path: &str| {
+        let opened = File::options().read(true).write(true).open(path);
+        (opened.is_ok(), opened.err().map_or("can be opened".to_owned(), |error| error.to_string()))
+    };
+    let cpuinfo = read("/proc/cpuinfo");
+    let module = read("/sys/module/kvm_amd/parameters/sev_snp");
+    let (kvm, kvm_seen) = opens("/dev/kvm");
+    let (sev, sev_seen) = opens("/dev/sev");
+    let (vsock, vsock_seen) = opens("/dev/vhost-vsock");
+    let program = |argument: &[&str]| {
+        let output = Command::new(qemu::PROGRAM).args(argument).output().ok();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+    };
+    let version = program(&["--version"]);
+    let objects = program(&["-object", "help"]);
+    let flag = has_flag(&cpuinfo, "sev_snp");
+    vec![
+        Finding {
+            what: "the processor has SEV-SNP",
+            there: flag,
+            seen: format!("sev_snp is {}in /proc/cpuinfo", if flag { "" } else { "not " }),
+            remedy: "use an AMD EPYC of the third generation or later, and turn SEV-SNP on in its firmware set-up",
+        },
+        Finding {
+            what: "KVM can be used",
+            there: kvm,
+            seen: format!("/dev/kvm: {kvm_seen}"),
+            remedy: "load kvm_amd, and let this user open /dev/kvm",
+        },
+        Finding {
+            what: "KVM runs SNP guests",
+            there: matches!(module.trim(), "Y" | "1"),
+            seen: format!("kvm_amd.sev_snp is {:?}", module.trim()),
+            remedy: "use Linux 6.11 or later with CONFIG_KVM_AMD_SEV, and start it with kvm_amd.sev_snp=1",
+        },
+        Finding {
+            what: "the secure processor can be reached",
+            there: sev,
+            seen: format!("/dev/sev: {sev_seen}"),
+            remedy: "load the module ccp, and let this user open /dev/sev",
+        },
+        Finding {
+            what: "QEMU is 9.1 or later",
+            there: parse_version(&version).is_some_and(|version| version >= LEAST_QEMU),
+            seen: version.lines().next().unwrap_or("no qemu-system-x86_64").to_owned(),
+            remedy: "install a newer qemu-system-x86",
+        },
+        Finding {
+            what: "QEMU has SNP guests",
+            there: objects.lines().any(|line| line.trim() == "sev-snp-guest"),
+            seen: "-object help".to_owned(),
+            remedy: "install a qemu-system-x86 that is built with SEV-SNP",
+        },
+        Finding {
+            what: "guests have vsock",
+            there: vsock,
+            seen: format!("/dev/vhost-vsock: {vsock_seen}"),
+            remedy: "load vhost_vsock, and let this user open /dev/vhost-vsock",
+        },
+    ]
+}
+
+/// Whether SNP guests can run here.
+///
+/// # Errors
+/// They cannot: each thing that is missing, and what to do.
+pub fn require() -> Result<()> {
+    let missing: Vec<String> = check()
+        .into_iter()
+        .filter(|finding| !finding.there)
+        .map(|finding| format!("\n  not: {} ({}): {}", finding.what, finding.seen, finding.remedy))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "this image is for SEV-SNP hardware, and this host cannot run it:{}\n\
+         for a machine without SNP, build another one with `cargo xtask image --emulated`",
+        missing.concat()
+    );
+}
+
+/// The machine of an SNP guest without its devices.
+#[must_use]
+pub fn base(memory_mib: u32, vcpus: u32, host_data: &[u8; 32]) -> Vec<OsString> {
+    let host_data = base64(host_data);
+    let text = [
+        "-nodefaults -no-user-config -no-reboot -display none -accel kvm".to_owned(),
+        format!("-cpu {CPU} -smp {vcpus} -m {memory_mib}M"),
+        "-machine q35,confidential-guest-support=sev0,memory-backend=ram0,kernel-irqchip=split,vmport=off,hpet=off,sata=off,smbus=off,usb=off,graphics=off".to_owned(),
+        "-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off".to_owned(),
+        // Devices reach only what the guest shares with them.
+        "-global virtio-device.iommu_platform=on".to_owned(),
+        format!("-object memory-backend-memfd,id=ram0,size={memory_mib}M,share=true,prealloc=false"),
+        format!("-object sev-snp-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy={POLICY:#x},host-data={host_data}"),
+    ];
+    text.iter().flat_map(|part| part.split(' ')).map(OsString::from).collect()
+}
+
+fn has_flag(cpuinfo: &str, flag: &str) -> bool {
+    let flags = cpuinfo.lines().find_map(|line| line.strip_prefix("flags")?.split_once(": "));
+    flags.is_some_and(|(_, flags)| flags.split(' ').any(|word| word == flag))
+}
+
+/// Major and minor of `QEMU emulator version 7.2.22 (…)`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (_, rest) = text.split_once("version ")?;
+    let mut numbers = rest.split(['.', ' ', '(']).map(|number| number.trim().parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for part in bytes.chunks(3) {
+        let value = (0..3).fold(0, |value, at| value << 8 | u32::from(part.get(at).copied().unwrap_or(0)));
+        for index in 0..4 {
+            let digit = DIGITS[(value >> (18 - 6 * index) & 63) as usize];
+            text.push(if index <= part.len() { digit.into() } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_binds_the_policy_and_lets_nobody_debug() {
+        let line: Vec<_> =
+            base(512, 2, &[0xff; 32]).into_iter().map(|word| word.into_string().unwrap()).collect();
+        let after = |word: &str| line[line.iter().position(|found| found == word).unwrap() + 1].clone();
+        assert_eq!((after("-accel"), after("-cpu"), after("-smp")), ("kvm".into(), CPU.into(), "2".into()));
+        let guest = line.iter().find(|word| word.starts_with("sev-snp-guest,")).unwrap();
+        assert!(guest.ends_with(&format!("policy=0x30000,host-data={}8=", "/".repeat(42))), "{guest}");
+        assert!(line.contains(&"virtio-device.iommu_platform=on".to_owned()));
+    }
+
+    #[test]
+    fn versions_and_flags_are_read() {
+        assert_eq!(parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2)"), Some((7, 2)));
+        assert_eq!(parse_version("QEMU emulator version 10.0.2"), Some((10, 0)));
+        assert_eq!(parse_version("no QEMU"), None);
+        assert!(has_flag("model name\t: x\nflags\t\t: fpu sev_snp sev\n", "sev_snp"));
+        assert!(!has_flag("flags\t\t: fpu sev_snp_more\n", "sev_snp") && !has_flag("", "sev_snp"));
+    }
+
+    #[test]
+    fn base64_is_that_of_rfc_4648() {
+        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
+        {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
+}
