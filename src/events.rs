@@ -86,6 +86,7 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::UnmountScratch { .. } => "unmount scratch",
         Request::MountVolume { .. } => "mount volume",
         Request::UnmountVolume { .. } => "unmount volume",
+        Request::LoadFragment { .. } => "load fragment",
     }
 }
 

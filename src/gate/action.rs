@@ -220,6 +220,13 @@ pub struct SetLogging {
     pub enabled: bool,
 }
 
+/// Add a fragment's entries to what the policy allows.
+#[derive(Debug)]
+pub struct LoadFragment<'a> {
+    /// Its image, which has been verified.
+    pub image: &'a [u8],
+}
+
 /// A user and its groups as the kernel and the policy know them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {

@@ -250,6 +250,33 @@ pub(super) fn signal_container_process(
     ])
 }
 
+/// What a fragment's header says, and its content once the header was welcome.
+pub(super) fn load_fragment(
+    input: &mut Arena<'_>,
+    issuer: &str,
+    feed: &str,
+    svn: u32,
+    content: Option<Value>,
+) -> Result<Value, Fault> {
+    let issuer = input.string(issuer)?;
+    let feed = input.string(feed)?;
+    // The reference's is the fragment's package, which says nothing here: what is loaded is data.
+    let namespace = input.string("fragment")?;
+    // No receipts of transparency ledgers are read.
+    let receipts = input.array(&[])?;
+    let mut fields: Vec<(&str, Value), FIELDS> = Vec::from_iter([
+        ("feed", feed),
+        ("fragment_loaded", Value::Bool(content.is_some())),
+        ("has_header_svn", Value::Bool(true)),
+        ("header_svn", Value::Int(i64::from(svn))),
+        ("issuer", issuer),
+        ("namespace", namespace),
+        ("receipts", receipts),
+    ]);
+    fields.extend(content.map(|content| ("fragment", content)));
+    input.object(&fields)
+}
+
 /// The host's own value that a denial is about, as far as repeating it helps.
 pub(super) fn value<'r>(reason: Reason, process: &Process<'r>) -> &'r str {
     match reason {

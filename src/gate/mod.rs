@@ -16,6 +16,7 @@
 
 pub mod action;
 pub mod fields;
+mod fragment;
 pub(crate) mod input;
 pub mod memory;
 mod objects;
@@ -41,6 +42,7 @@ use fields::{
     Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, Invalid, MountPoint,
     RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
+use fragment::Fragments;
 use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay, Scratch, Volume};
 use sha2::{Digest, Sha256};
 
@@ -118,6 +120,7 @@ pub struct Gate {
     engine: Option<Engine<'static>>,
     arena: Box<[u8]>,
     objects: Objects,
+    fragments: Fragments,
 }
 
 impl Gate {
@@ -131,12 +134,20 @@ impl Gate {
             engine: None,
             arena: alloc::vec![0; ARENA].into_boxed_slice(),
             objects: Objects::default(),
+            fragments: Fragments::default(),
         }
     }
 
     /// Where the guest stands.
     pub fn phase(&self) -> Phase {
         self.phase
+    }
+
+    /// Whether everything runs that the policy requires. A guest says that it is ready, and secrets are released to it,
+    /// only then (attack C09).
+    pub fn ready(&mut self) -> bool {
+        let running = self.phase == Phase::Running;
+        running && self.engine.as_mut().is_some_and(|engine| engine.ready(&mut Arena::new(&mut self.arena)))
     }
 
     /// Processes that have ended, for a host that connects anew.
@@ -195,6 +206,7 @@ impl Gate {
             Request::UnmountScratch { scratch } => self.unmount_scratch(actor, scratch)?,
             Request::MountVolume { volume, device } => self.mount_volume(actor, VolumeId(volume), device)?,
             Request::UnmountVolume { volume } => self.unmount_volume(actor, VolumeId(volume))?,
+            Request::LoadFragment { envelope } => self.load_fragment(envelope)?,
         }
         Ok(Reply::Done)
     }
@@ -560,6 +572,7 @@ impl Gate {
     fn properties(&mut self) -> Result<Reply<'_>, Refusal> {
         let decision = self.decide(Point::GetProperties, &no_value, |input| input.object(&[]))?;
         self.perform(decision.delta, || Ok(()))?;
+        let ready = self.ready();
         let objects = &self.objects;
         let processes = objects.processes.iter().map(|process| ProcessProperties {
             process: process.id.0,
@@ -580,6 +593,7 @@ impl Gate {
                     .iter()
                     .map(|volume| VolumeProperties { volume: volume.id.0, generation: volume.generation }),
             )?,
+            ready,
         }))
     }
 

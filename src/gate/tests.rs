@@ -350,6 +350,31 @@ fn p10_a_point_without_a_rule_is_denied() {
 }
 
 #[test]
+fn d5_a_denial_changes_nothing_even_if_it_says_so() {
+    let mut builder = Builder::new(1);
+    let text = |builder: &mut Builder, text: &str| builder.string(text);
+    let operation = ["name", "m", "action", "add", "key", "k", "value", "v"].map(|t| text(&mut builder, t));
+    let pairs = operation.chunks(2).map(|pair| (pair[0], pair[1])).collect();
+    let operation = builder.object(pairs).unwrap();
+    let operations = builder.array(vec![operation]);
+    let (allowed, metadata, no) =
+        (builder.string("allowed"), builder.string("metadata"), builder.bool(false));
+    let denied = builder.object(vec![(allowed, no), (metadata, operations)]).unwrap();
+    let mut code = FunctionBuilder::new("denied", 0);
+    let result = code.register();
+    code.emit(Instruction::Const { dst: result, value: denied });
+    code.emit(Instruction::ReturnLast { value: result });
+    let function = builder.function(code);
+    builder.entry(Point::GetProperties.entry(), function).unwrap();
+    let mut gate = gate_with(&builder.finish().unwrap());
+    let refused = reason(gate.handle(&mut Recorder::default(), &Request::GetProperties));
+    assert!(matches!(refused, Reason::Denied { how: Denied::No, .. }), "{refused:?}");
+    let engine = gate.engine.as_ref().unwrap();
+    let memory = engine.view_of(&[]);
+    assert!(memory.field(engine.metadata(), "m").is_none(), "something was remembered");
+}
+
+#[test]
 fn i06_a_device_under_an_overlay_is_not_unmounted() {
     let mut actor = Recorder::default();
     let mut gate = with_container(&mut actor);

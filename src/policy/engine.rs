@@ -7,9 +7,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::format::{Image, ImageError};
-use super::machine::{Context, Machine};
+use super::machine::{Context, Machine, Patterns};
 use super::reason::{Reason, Reasons};
-use super::state::{Action, Delta, State, StateError, Undo};
+use super::state::{Action, Delta, Pinned, State, StateError, Undo};
 use super::value::{Arena, Fault, Fuel, Value, View};
 use crate::point::Point;
 
@@ -19,13 +19,16 @@ pub const DEFAULT_FUEL: u64 = 20_000_000;
 
 /// The entry that is asked for the reasons of a denial.
 const REASON_ENTRY: &str = "data.policy.reason";
+/// The entry that says whether everything runs that has to; only a policy that obliges to something has it.
+const READY_ENTRY: &str = "data.framework.ready";
 
 /// A loaded policy and its memory.
 #[derive(Debug)]
 pub struct Engine<'p> {
     image: Image<'p>,
     machine: Machine<'p>,
-    state: State,
+    pub(super) state: State,
+    fragments: Vec<Patterns<'p>>,
     fuel: u64,
     spent: u64,
 }
@@ -41,6 +44,8 @@ pub struct Decision {
     pub allow_stdio: Option<bool>,
     /// `panic_on_corruption`: whether the machine ends when a block of the device does not match its root hash.
     pub panic_on_corruption: Option<bool>,
+    /// `parameters`: what a fragment is to be worked out with, once for each; an array, still in the arena.
+    pub parameters: Option<Value>,
     /// `metadata`: to be committed when the action has succeeded.
     pub delta: Delta,
 }
@@ -104,7 +109,14 @@ impl<'p> Engine<'p> {
     pub fn with_empty_state(image: &'p [u8]) -> Result<Engine<'p>, ImageError> {
         let image = Image::read(image)?;
         let machine = Machine::new(&image)?;
-        Ok(Engine { image, machine, state: State::default(), fuel: DEFAULT_FUEL, spent: 0 })
+        Ok(Engine {
+            image,
+            machine,
+            state: State::default(),
+            fragments: Vec::new(),
+            fuel: DEFAULT_FUEL,
+            spent: 0,
+        })
     }
 
     /// Sets the fuel of each decision.
@@ -151,6 +163,20 @@ impl<'p> Engine<'p> {
         let decision = Decision::read(&self.view(arena), result)?;
         self.state.check(&self.image, &decision.delta).map_err(Fault::State)?;
         Ok(decision)
+    }
+
+    /// Whether everything runs that the policy requires: then the guest may say that it is ready, and secrets may be
+    /// released to it. A policy that requires nothing is always ready; one that cannot tell is not.
+    pub fn ready(&mut self, arena: &mut Arena<'_>) -> bool {
+        arena.reset();
+        let mut fuel = Fuel(self.fuel);
+        match self.run(arena, READY_ENTRY, None, &mut fuel) {
+            Ok(Outcome::Missing) => true,
+            Ok(Outcome::Value(result)) => {
+                matches!(self.view(arena).field(result, "allowed"), Some(Value::Bool(true)))
+            }
+            Ok(Outcome::Undefined) | Err(_) => false,
+        }
     }
 
     /// Why a request was denied, as far as the policy can say it in the fixed vocabulary.
@@ -200,7 +226,8 @@ impl<'p> Engine<'p> {
     ) -> Result<Outcome, Fault> {
         let Some(function) = self.image.entry(entry) else { return Ok(Outcome::Missing) };
         let given = fuel.0;
-        let context = &mut Context { image: &self.image, state: &self.state, arena, fuel };
+        let context =
+            &mut Context { image: &self.image, state: &self.state, arena, fuel, fragments: &self.fragments };
         let result = self.machine.run(context, function, input);
         self.spent = self.spent.max(given - fuel.0);
         Ok(result?.map_or(Outcome::Undefined, Outcome::Value))
@@ -209,6 +236,11 @@ impl<'p> Engine<'p> {
     /// Reads values of the last evaluation, and of the state.
     pub fn view<'a>(&'a self, arena: &'a Arena<'_>) -> View<'a> {
         View { image: &self.image, state: &self.state, arena: arena.bytes() }
+    }
+
+    /// The same, for an arena's memory after the arena is gone.
+    pub fn view_of<'a>(&'a self, arena: &'a [u8]) -> View<'a> {
+        View { image: &self.image, state: &self.state, arena }
     }
 
     /// `data.metadata` as a value.
@@ -231,6 +263,28 @@ impl<'p> Engine<'p> {
     /// Puts a state back that an engine of the same image had.
     pub fn set_state(&mut self, state: State) {
         self.state = state;
+    }
+
+    /// Puts a fragment in force: from now on decisions can match the patterns of its data, which is pinned here. Its
+    /// copy stays until power-off.
+    pub fn attach<'d>(
+        &mut self,
+        image: &[u8],
+        data: impl Iterator<Item = &'d Pinned>,
+    ) -> Result<(), ImageError> {
+        let mut slots = Vec::new();
+        for pinned in data {
+            slots.try_reserve(1).map_err(|_| ImageError::Memory)?;
+            slots.push(pinned.slot());
+        }
+        self.fragments.try_reserve(1).map_err(|_| ImageError::Memory)?;
+        // Whatever can be wrong with it is found before anything is kept for good.
+        Patterns::new(image, Vec::new())?;
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(image.len()).map_err(|_| ImageError::Memory)?;
+        copy.extend_from_slice(image);
+        self.fragments.push(Patterns::new(Vec::leak(copy), slots)?);
+        Ok(())
     }
 
     /// Applies all of a delta or nothing of it.
@@ -272,6 +326,11 @@ impl Decision {
         };
         decision.allow_stdio = flag("allow_stdio_access")?;
         decision.panic_on_corruption = flag("panic_on_corruption")?;
+        match view.field(result, "parameters") {
+            None | Some(Value::Null) => {}
+            Some(list @ Value::Array(_)) => decision.parameters = Some(list),
+            Some(_) => return Err(Fault::Result),
+        }
         if let Some(metadata) = view.field(result, "metadata") {
             decision.delta.push_all(view, metadata).map_err(Fault::State)?;
         }

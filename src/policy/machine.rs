@@ -120,6 +120,48 @@ pub(super) struct Context<'a, 'm> {
     pub state: &'a State,
     pub arena: &'a mut Arena<'m>,
     pub fuel: &'a mut Fuel,
+    pub fragments: &'a [Patterns<'a>],
+}
+
+/// The patterns of a fragment in force.
+#[derive(Debug)]
+pub(super) struct Patterns<'p> {
+    image: Image<'p>,
+    dfas: Vec<Dfa<'p>>,
+    /// Where its data is pinned.
+    slots: Vec<u16>,
+}
+
+impl<'p> Patterns<'p> {
+    /// Verifies an image and keeps what its patterns need.
+    pub fn new(image: &'p [u8], slots: Vec<u16>) -> Result<Self, ImageError> {
+        let image = Image::read(image)?;
+        Ok(Self { image, dfas: Machine::new(&image)?.dfas, slots })
+    }
+}
+
+/// Whether a text matches a pattern of a fragment's data; `None` if it is no string, or no regular expression.
+///
+/// SECURITY (F01): what a pattern means is told by the image that the pattern came with, so that a fragment cannot
+/// give another meaning to a pattern of the policy or of another fragment. The policy's own were looked for before.
+fn matches_of_fragment(
+    context: &mut Context<'_, '_>,
+    class: Class,
+    pattern: Value,
+    text: Value,
+) -> Result<Option<Value>, Fault> {
+    let slot = pattern.place().and_then(|(space, _)| space.slot_number());
+    let from = |fragment: &&Patterns<'_>| fragment.slots.iter().any(|&own| Some(usize::from(own)) == slot);
+    let fragment = context.fragments.iter().find(from).ok_or(Fault::Pattern)?;
+    let (Value::String(pattern), Value::String(text)) = (pattern, text) else { return Ok(None) };
+    let (arena, memory) = context.arena.split();
+    let view = View { image: context.image, state: context.state, arena };
+    context.fuel.bytes(pattern.len())?;
+    let named = fragment.image.pattern_named(class, view.bytes(pattern));
+    let Some(pattern) = named.ok_or(Fault::Pattern)? else { return Ok(None) };
+    let (image, text, holes) = (&fragment.image, view.bytes(text), Holes::default());
+    let matches = pattern::matches(image, &fragment.dfas, pattern, text, &holes, memory, context.fuel)?;
+    Ok(Some(Value::Bool(matches)))
 }
 
 impl<'p> Machine<'p> {
@@ -423,13 +465,15 @@ impl<'p> Machine<'p> {
             }
             I::MatchBy { dst, text, pattern, part, holes } => {
                 let class = if part { Class::Part } else { Class::Whole };
-                match self.named(context, class, self.get(pattern), holes)? {
-                    Some(pattern) => {
-                        let value = self.matches(context, self.get(text), pattern, holes)?;
-                        self.deliver_some(dst, value, next)
+                let value = match self.named(context, class, self.get(pattern), holes) {
+                    Ok(Some(pattern)) => self.matches(context, self.get(text), pattern, holes)?,
+                    Ok(None) => None,
+                    Err(Fault::Pattern) => {
+                        matches_of_fragment(context, class, self.get(pattern), self.get(text))?
                     }
-                    None => Flow::Fail,
-                }
+                    Err(fault) => return Err(fault),
+                };
+                self.deliver_some(dst, value, next)
             }
             I::Submatches { dst, text, pattern, limit } => {
                 let (text, limit) = (self.get(text), self.get(limit));

@@ -26,6 +26,7 @@ macro_rules! reasons {
 }
 
 reasons! {
+    EarlierNotRunning "an earlier container is not running",
     ApiVersionMissing "api_version is missing",
     ContainerAlreadyStarted "container already started",
     ContainerHasNoOverlay "container has no overlay",
@@ -44,6 +45,10 @@ reasons! {
     InvalidDevicePath "invalid device path",
     InvalidEnvironment "invalid environment",
     InvalidFilesystem "invalid filesystem",
+    InvalidFragmentFeed "invalid fragment feed",
+    InvalidFragmentIssuer "invalid fragment issuer",
+    InvalidFragmentSvn "invalid fragment svn",
+    InvalidFragmentVersion "invalid fragment version",
     InvalidLayers "invalid layers",
     InvalidMounts "invalid mount list",
     InvalidSeccompProfile "invalid seccomp profile",
@@ -55,10 +60,12 @@ reasons! {
     LoggingNotAllowed "logging not allowed",
     NoNewPrivilegesRequired "no_new_privileges is required",
     NotSupported "not supported",
+    ObligationsNotInPolicy "obligations not in the policy",
     OverlayAlreadyMounted "overlay already mounted",
     OverlayNotMounted "overlay not mounted",
     PrivilegedNotAllowed "privileged container not allowed",
     PropertiesNotAllowed "properties not allowed",
+    ReceiptMissing "receipt is missing",
     ScratchAlreadyMounted "scratch already mounted",
     ScratchInMemory "scratch in memory not allowed",
     ScratchNotMounted "scratch not mounted",
@@ -68,6 +75,7 @@ reasons! {
     ShareNotMounted "share not mounted",
     StacksNotAllowed "stacks not allowed",
     StdioNotAllowed "standard streams not allowed",
+    TooManyInstances "too many instances",
     UnencryptedScratch "unencrypted scratch not allowed",
     VolumeNotAllowed "volume not allowed",
 }

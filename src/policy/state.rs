@@ -19,6 +19,8 @@ pub const MAX_BYTES: usize = 1 << 20;
 pub const MAX_ENTRY_BYTES: usize = 64 << 10;
 /// Operations of one decision.
 pub const MAX_OPERATIONS: usize = 64;
+/// Bytes of the data of one fragment.
+pub const MAX_FRAGMENT_DATA: usize = 512 << 10;
 
 /// Why the state cannot be changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,52 @@ struct Stored {
     bytes: Box<[u8]>,
     key: Value,
     value: Value,
+    /// Whether it stays until power-off, so that entries may refer to it as they do to constants.
+    pinned: bool,
+}
+
+/// Data that is not of the policy's image and stays all the same: a fragment's. Entries refer to it, so that what a
+/// fragment adds is there once however many containers are made of it.
+#[derive(Debug)]
+pub struct Pinned {
+    slot: u16,
+}
+
+/// Fields of an object that is to be pinned, from wherever their values are.
+#[derive(Debug, Default)]
+pub struct Pinning {
+    bytes: Vec<u8>,
+    pairs: Vec<(Value, Value)>,
+}
+
+impl Pinned {
+    pub(super) fn slot(&self) -> u16 {
+        self.slot
+    }
+}
+
+impl Pinning {
+    /// Copies a field, what is a constant where it comes from included. Names come in ascending order.
+    pub fn field(&mut self, view: &View<'_>, name: Value, value: Value) -> Result<(), StateError> {
+        let copy = Copying { view, limit: MAX_FRAGMENT_DATA, all: true };
+        let name = copy.value(name, &mut self.bytes, 0)?;
+        let value = copy.value(value, &mut self.bytes, 0)?;
+        self.pairs.try_reserve(1).map_err(|_| StateError::Memory)?;
+        self.pairs.push((name, value));
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Stored, StateError> {
+        let start = self.bytes.len();
+        let size = self.pairs.len() * 2 * CELL;
+        self.bytes.try_reserve_exact(size).map_err(|_| StateError::Memory)?;
+        for (name, value) in &self.pairs {
+            self.bytes.extend_from_slice(&name.to_cell());
+            self.bytes.extend_from_slice(&value.to_cell());
+        }
+        let value = Value::object_here(start, self.pairs.len());
+        Ok(Stored { bytes: exact(&self.bytes)?, key: Value::Null, value, pinned: true })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -227,6 +275,33 @@ impl State {
         Some(self.stored(*self.maps.get(map)?.entries.get(position)?))
     }
 
+    /// Keeps data for entries to refer to.
+    pub(super) fn pin(&mut self, pinning: Pinning) -> Result<Pinned, StateError> {
+        let stored = pinning.finish()?;
+        if self.bytes + stored.bytes.len() > MAX_BYTES {
+            return Err(StateError::Limit);
+        }
+        // So that giving it up never allocates.
+        self.free.try_reserve(self.slots.len() + 1 - self.free.len()).map_err(|_| StateError::Memory)?;
+        Ok(Pinned { slot: self.insert_slot(stored)? })
+    }
+
+    /// Gives data up to which no entry refers yet.
+    pub(super) fn unpin(&mut self, pinned: Pinned) {
+        self.take_slot(pinned.slot);
+    }
+
+    /// The data.
+    pub(super) fn pinned(&self, pinned: &Pinned) -> Value {
+        self.stored(pinned.slot).value
+    }
+
+    /// Whether a value is in data that stays.
+    fn is_pinned(&self, value: Value) -> bool {
+        let slot = value.place().and_then(|(space, _)| space.slot_number());
+        slot.and_then(|slot| self.slots.get(slot)?.as_ref()).is_some_and(|stored| stored.pinned)
+    }
+
     fn name(&self, map: &Map) -> &[u8] {
         self.slot(usize::from(map.name))
     }
@@ -333,7 +408,7 @@ impl State {
             Err(number) => {
                 let bytes: Box<[u8]> = name.into_boxed_bytes();
                 let key = Value::text_here(bytes.len());
-                let name = self.insert_slot(Stored { bytes, key, value: Value::Null })?;
+                let name = self.insert_slot(Stored { bytes, key, value: Value::Null, pinned: false })?;
                 self.maps.insert(number, Map { name, is_set: !keyed, entries: Vec::new() });
                 changes.push(Change::NewMap { map: number });
                 number
@@ -444,61 +519,76 @@ fn boxed(text: &str) -> Result<Box<str>, StateError> {
     alloc::string::String::from_utf8(bytes).map(Into::into).map_err(|_| StateError::Malformed)
 }
 
-/// Deep-copies a key and a value.
-fn pack(view: &View<'_>, key: Value, value: Value) -> Result<Stored, StateError> {
-    let mut bytes = Vec::new();
-    let key = pack_value(view, key, &mut bytes, 0)?;
-    let value = pack_value(view, value, &mut bytes, 0)?;
-    // Cutting off the room left over could fail; a copy of the right size can be refused.
+/// Cutting off the room that a list has left over could fail; a copy of the right size can be refused.
+fn exact(bytes: &[u8]) -> Result<Box<[u8]>, StateError> {
     let mut exact = Vec::new();
     exact.try_reserve_exact(bytes.len()).map_err(|_| StateError::Memory)?;
-    exact.extend_from_slice(&bytes);
-    Ok(Stored { bytes: exact.into_boxed_slice(), key, value })
+    exact.extend_from_slice(bytes);
+    Ok(exact.into_boxed_slice())
 }
 
-// The recursion is bounded by MAX_DEPTH, its work by MAX_ENTRY_BYTES.
-fn pack_value(view: &View<'_>, value: Value, out: &mut Vec<u8>, depth: usize) -> Result<Value, StateError> {
-    if depth > MAX_DEPTH {
-        return Err(StateError::Limit);
-    }
-    if value.is_constant() {
-        return Ok(value);
-    }
-    let start = out.len();
-    let mut grow = |size: usize| {
-        if out.len() + size > MAX_ENTRY_BYTES {
+/// Deep-copies a key and a value, but for what stays anyway.
+fn pack(view: &View<'_>, key: Value, value: Value) -> Result<Stored, StateError> {
+    let mut bytes = Vec::new();
+    let copy = Copying { view, limit: MAX_ENTRY_BYTES, all: false };
+    let key = copy.value(key, &mut bytes, 0)?;
+    let value = copy.value(value, &mut bytes, 0)?;
+    Ok(Stored { bytes: exact(&bytes)?, key, value, pinned: false })
+}
+
+/// How values are copied into bytes of their own.
+struct Copying<'a> {
+    view: &'a View<'a>,
+    limit: usize,
+    /// Also what stays where it is as long as the policy is in force: constants and pinned data.
+    all: bool,
+}
+
+impl Copying<'_> {
+    // The recursion is bounded by MAX_DEPTH, its work by the limit.
+    fn value(&self, value: Value, out: &mut Vec<u8>, depth: usize) -> Result<Value, StateError> {
+        if depth > MAX_DEPTH {
             return Err(StateError::Limit);
         }
-        out.try_reserve(size).map_err(|_| StateError::Memory)
-    };
-    match value {
-        Value::String(text) => {
-            grow(text.len())?;
-            out.extend_from_slice(view.bytes(text));
+        if value.place().is_none() || !self.all && (value.is_constant() || self.view.state.is_pinned(value)) {
+            return Ok(value);
         }
-        Value::Array(list) | Value::Set(list) => {
-            grow(list.len() * CELL)?;
-            out.resize(start + list.len() * CELL, 0);
-            for index in 0..list.len() {
-                let item = pack_value(view, view.item(list, index), out, depth + 1)?;
-                out[start + index * CELL..][..CELL].copy_from_slice(&item.to_cell());
+        let start = out.len();
+        let mut grow = |size: usize| {
+            if out.len() + size > self.limit {
+                return Err(StateError::Limit);
             }
-        }
-        Value::Object(list) => {
-            grow(list.len() * 2 * CELL)?;
-            out.resize(start + list.len() * 2 * CELL, 0);
-            for index in 0..list.len() {
-                let (key, value) = view.pair(list, index);
-                let key = pack_value(view, key, out, depth + 1)?;
-                let value = pack_value(view, value, out, depth + 1)?;
-                let pair = &mut out[start + index * 2 * CELL..][..2 * CELL];
-                pair[..CELL].copy_from_slice(&key.to_cell());
-                pair[CELL..].copy_from_slice(&value.to_cell());
+            out.try_reserve(size).map_err(|_| StateError::Memory)
+        };
+        match value {
+            Value::String(text) => {
+                grow(text.len())?;
+                out.extend_from_slice(self.view.bytes(text));
             }
+            Value::Array(list) | Value::Set(list) => {
+                grow(list.len() * CELL)?;
+                out.resize(start + list.len() * CELL, 0);
+                for index in 0..list.len() {
+                    let item = self.value(self.view.item(list, index), out, depth + 1)?;
+                    out[start + index * CELL..][..CELL].copy_from_slice(&item.to_cell());
+                }
+            }
+            Value::Object(list) => {
+                grow(list.len() * 2 * CELL)?;
+                out.resize(start + list.len() * 2 * CELL, 0);
+                for index in 0..list.len() {
+                    let (key, value) = self.view.pair(list, index);
+                    let key = self.value(key, out, depth + 1)?;
+                    let value = self.value(value, out, depth + 1)?;
+                    let pair = &mut out[start + index * 2 * CELL..][..2 * CELL];
+                    pair[..CELL].copy_from_slice(&key.to_cell());
+                    pair[CELL..].copy_from_slice(&value.to_cell());
+                }
+            }
+            Value::Null | Value::Bool(_) | Value::Int(_) => {}
         }
-        Value::Null | Value::Bool(_) | Value::Int(_) => {}
+        Ok(value.placed(Space::HERE, start as u32))
     }
-    Ok(value.placed(Space::HERE, start as u32))
 }
 
 #[cfg(test)]

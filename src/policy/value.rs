@@ -101,7 +101,7 @@ impl Space {
         Space(Self::SLOTS.saturating_add(number))
     }
 
-    fn slot_number(self) -> Option<usize> {
+    pub(super) fn slot_number(self) -> Option<usize> {
         self.0.checked_sub(Self::SLOTS).map(usize::from)
     }
 }
@@ -149,6 +149,11 @@ impl Value {
     /// The string of the first `len` bytes of a slot.
     pub(super) fn text_here(len: usize) -> Value {
         Value::String(Text { space: Space::HERE, at: 0, len: len as u32 })
+    }
+
+    /// The object of `len` pairs at this offset of a slot.
+    pub(super) fn object_here(at: usize, len: usize) -> Value {
+        Value::Object(List { space: Space::HERE, at: at as u32, len: len as u32 })
     }
 
     /// All maps of the state, as one object.

@@ -23,6 +23,7 @@ pub use list::List;
 
 use crate::policy;
 
+pub use crate::fragment::{MAX_FRAGMENT, Problem};
 pub use crate::point::Point;
 
 /// Version of this protocol, sent in [`FromGuest::Hello`]; a client refuses any other.
@@ -166,6 +167,12 @@ pub enum Request<'a> {
     UnmountVolume {
         /// Its id.
         volume: [u8; 32],
+    },
+    /// Add a signed fragment to the policy.
+    LoadFragment {
+        /// The COSE_Sign1 message, as `parma fragment sign` writes it; at most [`MAX_FRAGMENT`] bytes.
+        #[serde(borrow)]
+        envelope: &'a [u8],
     },
 }
 
@@ -326,6 +333,8 @@ pub struct Properties<'a> {
     pub scratch: List<ScratchProperties<'a>, MAX_LISTED>,
     /// Mounted read-write data volumes. The host can restore earlier states of their blocks.
     pub volumes: List<VolumeProperties, MAX_LISTED>,
+    /// Whether every container runs that the policy requires.
+    pub ready: bool,
 }
 
 /// A read-write data volume.
@@ -498,6 +507,11 @@ pub enum Reason {
     },
     /// Undoing a failed step failed too. Nothing but [`Request::PowerOff`] is accepted any more.
     Poisoned,
+    /// The fragment is not one that the policy could be asked about, or its content is none.
+    Fragment {
+        /// What is wrong with it.
+        problem: Problem,
+    },
 }
 
 /// How a decision was not an allowance.
@@ -556,6 +570,8 @@ pub enum Field {
     Scratch,
     /// A data volume, by its id.
     Volume,
+    /// A fragment.
+    Fragment,
 }
 
 /// The rule that an invalid value breaks.

@@ -3,9 +3,11 @@
 //!
 //! * [`workload`]: an OCI image becomes layers, a container and a policy.
 //! * [`pod`]: a guest is booted, given its policy, and asked for one thing after the other.
+//! * [`fragment`]: signing and checking fragments.
 //! * [`local`]: how `parma exec`, `ps`, `kill` and `stop` reach a `parma run` in another terminal.
 //! * [`output`]: files that appear whole or not at all, and text that cannot steer a terminal.
 
+pub mod fragment;
 pub mod local;
 pub mod output;
 pub mod pod;

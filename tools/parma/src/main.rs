@@ -36,6 +36,9 @@ enum Command {
     /// Write, compile and inspect policies
     #[command(subcommand)]
     Policy(commands::policy::Command),
+    /// Sign and check fragments: additions to a policy by others
+    #[command(subcommand)]
+    Fragment(commands::fragment::Command),
     Run(commands::run::Arguments),
     Exec(commands::remote::Exec),
     Ps(commands::remote::Ps),
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Layer(command) => commands::layer::main(command),
         Command::Host(command) => commands::host::main(command),
         Command::Policy(command) => commands::policy::main(command),
+        Command::Fragment(command) => commands::fragment::main(command),
         Command::Run(arguments) => commands::run::main(arguments),
         Command::Exec(arguments) => commands::remote::exec(arguments),
         Command::Ps(arguments) => commands::remote::ps(arguments),

@@ -394,5 +394,6 @@ pub fn describe(request: &Request<'_>) -> String {
         }
         Request::UnmountVolume { volume } => format!("unmount_volume {}", short(&hex(volume))),
         Request::PowerOff => "power_off".to_owned(),
+        Request::LoadFragment { envelope } => format!("load_fragment of {} bytes", envelope.len()),
     }
 }

@@ -1,10 +1,14 @@
-//! The host chooses, changes or withholds the policy: attacks P01–P03, P05, P06, P10 on the real VM.
+//! The host chooses, changes or withholds the policy, or adds to it: attacks P01–P03, P05, P06, P08–P10 and, over the wire,
+//! F01–F04 on the real VM. `fragments.rs` has the fragments' attacks without a machine.
 
+#[path = "support/signer.rs"]
+#[allow(dead_code, reason = "each test file uses its own part")]
+mod signer;
 mod support;
 
 use parma_guest::point::Point;
 use parma_guest::wire::frame::encode;
-use parma_guest::wire::{Denied, List, Phase, Reason, Request, ToGuest};
+use parma_guest::wire::{Denied, List, Phase, Problem, Reason, Request, ToGuest};
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::Reply;
 use support::{id, list, policy, stage};
@@ -117,6 +121,132 @@ fn p06_a_policy_with_a_byte_too_many_is_refused_even_where_host_data_vouches_for
     assert_eq!(guest.refused(Request::SetPolicy { image: &image }), Reason::PolicyInvalid);
     let guest = stage.boot(honest.policy.host_data(), Vec::new());
     guest.accept(&honest.policy.image);
+}
+
+#[test]
+fn p08_a_policy_that_never_ends_costs_its_answer_and_no_more() {
+    let Some(stage) = stage() else { return };
+    let many: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    let policy = policy(&format!(
+        "package policy\n\napi_version := \"0.12.0\"\nnumbers := [{}]\n\
+         get_properties := {{\"allowed\": true}} if {{\n\tsome a in numbers\n\tsome b in numbers\n\tsome c in numbers\n\
+         \tsome d in numbers\n\t((a + b) + c) + d == input.nothing\n}}\n\
+         runtime_logging := {{\"allowed\": true}}\n",
+        many.join(", "),
+    ));
+    // More than a policy may be long, and as long as it may be without being one.
+    let long = vec![0; parma_guest::wire::MAX_POLICY];
+    let guest = stage.boot(parma_policy::host_data(&long), Vec::new());
+    assert_eq!(guest.refused(Request::SetPolicy { image: &long }), Reason::PolicyInvalid);
+    let guest = stage.boot(policy.host_data(), Vec::new());
+    guest.accept(&policy.image);
+    for _ in 0..3 {
+        let reason = guest.refused(Request::GetProperties);
+        assert!(
+            matches!(
+                reason,
+                Reason::Denied { how: Denied::Fault, .. } | Reason::Denied { how: Denied::Undefined, .. }
+            ),
+            "{reason:?}"
+        );
+        // The honest twin: what is simple to answer is answered after that as before.
+        guest.done(Request::RuntimeLogging { enabled: true });
+    }
+}
+
+#[test]
+fn p09_a_pattern_never_matches_a_part() {
+    let Some(stage) = stage() else { return };
+    let patterns =
+        stage.workload_with("busybox", &["sh", "-c", "echo A=$A B=$B"], GenerateOptions::default(), |text| {
+            let rules = "{\"pattern\": \"A=1|B=2\", \"strategy\": \"re2\", \"required\": false}, \
+                     {\"pattern\": \"C=1\\\\$\", \"strategy\": \"re2\", \"required\": false}, ";
+            let marker = text.find("\"env_rules\": [").expect("rules") + "\"env_rules\": [".len();
+            format!("{}{rules}{}", &text[..marker], &text[marker..])
+        });
+    let guest = stage.start(&patterns);
+    let container = id('1');
+    guest.mount_layers(&patterns);
+    guest.mount_overlay(&patterns, &container);
+    let with = |variable: &'static str| {
+        let mut process = patterns.process(support::OUTPUT);
+        process.env.push(variable).unwrap();
+        Request::CreateContainer { container: &container, privileged: false, mounts: List::new(), process }
+    };
+    for variable in ["A=1xxxx", "LD_PRELOAD=/x;B=2", "xB=2", "C=1$:/evil", "C=1"] {
+        let reason = guest.refused(with(variable));
+        assert!(
+            matches!(&reason, Reason::Denied { point: Point::CreateContainer, .. }),
+            "{variable}: {reason:?}"
+        );
+    }
+    let process = guest.started(with("A=1"));
+    assert_eq!(guest.finish(process).0, "A=1 B=\n");
+}
+
+#[test]
+fn f01_to_f04_a_fragment_adds_what_the_policy_includes_if_its_issuer_signed_it() {
+    let Some(stage) = stage() else { return };
+    let issuer = parma::fragment::issuer_of(&signer::chain()).unwrap();
+    let feed = "example.com/tools";
+    let mut containers = String::new();
+    // The policy has no containers of its own.
+    let workload = stage.workload_with("busybox", &["echo", "hello"], GenerateOptions::default(), |text| {
+        let (before, rest) = text.split_once("containers := [\n").expect("containers");
+        let (inside, after) = rest.split_once("\n]\n").expect("their end");
+        containers = inside.to_owned();
+        let fragments = format!(
+            "fragments := [{{\"issuer\": \"{issuer}\", \"feed\": \"{feed}\", \"minimum_svn\": \"2\", \"includes\": [\"containers\"]}}]\n"
+        );
+        let alias = "load_fragment := data.framework.load_fragment\n";
+        let alias = if text.contains(alias) { "" } else { alias };
+        format!("{before}containers := []\n{fragments}{alias}{after}")
+    });
+    let source =
+        format!("package fragment\n\nframework_version := \"0.5.0\"\n\ncontainers := [\n{containers}\n]\n");
+    let image = parma_policy::fragment::compile_fragment("fragment.rego", &source).unwrap().image;
+    let message = |svn: i64| signer::Message::new(&signer::chain(), &issuer, feed, signer::int(svn), &image);
+    let guest = stage.start(&workload);
+    let layer = || Request::MountDevice {
+        device: "busybox0",
+        root_hash: workload.layers[0].root_hash,
+        data_blocks: workload.layers[0].data_blocks,
+    };
+    let unknown = |reason: Reason| {
+        assert!(matches!(&reason, Reason::Denied { point: Point::MountDevice, .. }), "{reason:?}");
+    };
+    unknown(guest.refused(layer()));
+    // F02, F04: not signed by the leaf; F03: no number, too low a number; F05: garbage.
+    let forged = signer::Message { signer: 9, ..message(2) }.signed();
+    for (envelope, problem) in [
+        (forged.as_slice(), Problem::Signature),
+        (b"garbage", Problem::Envelope),
+        (
+            &signer::Message::new(&signer::chain(), &issuer, feed, signer::text("2"), &image).signed(),
+            Problem::Svn,
+        ),
+    ] {
+        assert_eq!(guest.refused(Request::LoadFragment { envelope }), Reason::Fragment { problem });
+    }
+    let reason = guest.refused(Request::LoadFragment { envelope: &message(1).signed() });
+    assert!(matches!(&reason, Reason::Denied { point: Point::LoadFragment, .. }), "{reason:?}");
+    // F01: a signed policy is no fragment.
+    let open = policy("package policy\nmount_device := {\"allowed\": true}\n");
+    let replacing =
+        signer::Message::new(&signer::chain(), &issuer, feed, signer::int(2), &open.image).signed();
+    assert_eq!(
+        guest.refused(Request::LoadFragment { envelope: &replacing }),
+        Reason::Fragment { problem: Problem::Payload }
+    );
+    unknown(guest.refused(layer()));
+    // The honest twin, on the same guest.
+    guest.done(Request::LoadFragment { envelope: &message(3).signed() });
+    assert_eq!(
+        guest.refused(Request::LoadFragment { envelope: &message(2).signed() }),
+        Reason::Fragment { problem: Problem::Rollback }
+    );
+    let process = guest.run(&workload, &id('1'), support::OUTPUT);
+    assert_eq!(guest.finish(process).0, "hello\n");
 }
 
 #[test]

@@ -86,7 +86,7 @@ default candidates := []
 
 candidates := data.policy.containers if semver.compare(policy_version, version) == 0
 
-candidates := [completed(container) | some container in data.policy.containers] if {
+candidates := [completed(container, policy_version) | some container in data.policy.containers] if {
 	semver.compare(policy_version, version) < 0
 }
 
@@ -108,12 +108,13 @@ env_dropping if data.policy.allow_environment_variable_dropping == true
 
 capability_dropping if {
 	data.policy.allow_capability_dropping == true
-	not older_than("0.2.2")
+	not older(policy_version, "0.2.2")
 }
 
-older_than(introduced) if semver.compare(policy_version, introduced) < 0
+older(than, introduced) if semver.compare(than, introduced) < 0
 
-completed(container) := {
+# An entry as it was meant when its policy or fragment, of version `as_of`, was written.
+completed(container, as_of) := {
 	"command": container.command,
 	"env_rules": container.env_rules,
 	"layers": container.layers,
@@ -122,36 +123,36 @@ completed(container) := {
 	"exec_processes": container.exec_processes,
 	"allow_elevated": container.allow_elevated,
 	"allow_stdio_access": container.allow_stdio_access,
-	"no_new_privileges": no_new_privileges_of(container),
-	"user": user_of(container),
-	"capabilities": capabilities_of(container),
-	"seccomp_profile_sha256": seccomp_of(container),
-	"signals": signals_of(container),
+	"no_new_privileges": no_new_privileges_of(container, as_of),
+	"user": user_of(container, as_of),
+	"capabilities": capabilities_of(container, as_of),
+	"seccomp_profile_sha256": seccomp_of(container, as_of),
+	"signals": signals_of(container, as_of),
 }
 
-no_new_privileges_of(container) := container.no_new_privileges if not older_than("0.2.0")
+no_new_privileges_of(container, as_of) := container.no_new_privileges if not older(as_of, "0.2.0")
 
-no_new_privileges_of(_) := false if older_than("0.2.0")
+no_new_privileges_of(_, as_of) := false if older(as_of, "0.2.0")
 
-user_of(container) := container.user if not older_than("0.2.1")
+user_of(container, as_of) := container.user if not older(as_of, "0.2.1")
 
-user_of(_) := user if {
-	older_than("0.2.1")
+user_of(_, as_of) := user if {
+	older(as_of, "0.2.1")
 	anyone := {"pattern": "", "strategy": "any"}
 	user := {"umask": "0022", "user_idname": anyone, "group_idnames": [anyone]}
 }
 
-capabilities_of(container) := container.capabilities if not older_than("0.2.2")
+capabilities_of(container, as_of) := container.capabilities if not older(as_of, "0.2.2")
 
-capabilities_of(_) := null if older_than("0.2.2")
+capabilities_of(_, as_of) := null if older(as_of, "0.2.2")
 
-seccomp_of(container) := container.seccomp_profile_sha256 if not older_than("0.2.3")
+seccomp_of(container, as_of) := container.seccomp_profile_sha256 if not older(as_of, "0.2.3")
 
-seccomp_of(_) := "" if older_than("0.2.3")
+seccomp_of(_, as_of) := "" if older(as_of, "0.2.3")
 
-signals_of(container) := container.signals if not older_than("0.4.1")
+signals_of(container, as_of) := container.signals if not older(as_of, "0.4.1")
 
-signals_of(container) := array.concat(container.signals, [9, 15]) if older_than("0.4.1")
+signals_of(container, as_of) := array.concat(container.signals, [9, 15]) if older(as_of, "0.4.1")
 
 # --- Devices: layers, read-only, under dm-verity --------------------------------------------------------
 
@@ -175,8 +176,16 @@ mount_device := {
 
 device_ok if {
 	device_target_free
-	input.deviceHash in known_layers
+	layer_known(input.deviceHash)
 	device_path_ok
+}
+
+layer_known(hash) if hash in known_layers
+
+layer_known(hash) if {
+	extensible
+	some container in added("containers")
+	hash in container.layers
 }
 
 # A block that does not match its root hash ends the machine; otherwise it is an error for its reader.
@@ -305,7 +314,24 @@ id_used if data.metadata.matches[input.containerID]
 id_used if data.metadata.started[input.containerID]
 
 # The containers that have exactly the layers that are mounted, in their order.
-overlay_entries := candidates_by_layers[layers] if {
+overlay_entries := candidates_by_layers[mounted_layers] if not extensible
+
+overlay_entries := entries if {
+	extensible
+	layers := mounted_layers
+	others := [container | some container in added("containers"); from_top(container.layers) == layers]
+	entries := [entry |
+		some container in array.concat(policy_entries(layers), others)
+		some entry in on_platform(container)
+	]
+	count(entries) > 0
+}
+
+policy_entries(layers) := candidates_by_layers[layers]
+
+policy_entries(layers) := [] if not candidates_by_layers[layers]
+
+mounted_layers := layers if {
 	layers := [data.metadata.devices[path] | some path in input.layerPaths]
 	count(layers) == count(input.layerPaths)
 }
@@ -326,10 +352,7 @@ create_container := {
 	"env_list": env_list,
 	"caps_list": caps_list,
 	"allow_stdio_access": allow_stdio_access,
-	"metadata": [
-		update("matches", input.containerID, containers),
-		add("started", input.containerID, {"privileged": input.privileged}),
-	],
+	"metadata": created(containers),
 } if {
 	not data.metadata.started[input.containerID]
 	input.devices == []
@@ -349,9 +372,86 @@ create_container := {
 	containers := [container |
 		some container in equipped
 		capabilities_ok(allowed_capabilities(container, input.privileged), caps_list)
+		turn_ok(container)
+		instances_ok(container)
 	]
 	allow_stdio_access := containers[0].allow_stdio_access
 	every container in containers { container.allow_stdio_access == allow_stdio_access }
+}
+
+created(containers) := [
+	update("matches", input.containerID, containers),
+	add("started", input.containerID, {"privileged": input.privileged}),
+] if not obliging
+
+created(containers) := [
+	update("matches", input.containerID, containers),
+	add("started", input.containerID, {"privileged": input.privileged}),
+	add("instances", input.containerID, name),
+] if {
+	obliging
+	name := common_name(containers)
+}
+
+# --- What entries oblige to -----------------------------------------------------------------------------
+# An entry may have a `name` and say `after: [names]` (these containers must be running when it is created),
+# `required: true` (the guest is not ready without it) and `max_instances: n` (it is created at most so often
+# until power-off). "Running" means created and not shut down. `metadata.instances[id]` is the name of the entry
+# that a container was created from; it is never removed. A policy without such entries has none of this.
+
+obliging if {
+	some container in candidates
+	obliges(container)
+}
+
+obliges(container) if count(container.after) > 0
+
+obliges(container) if container.required == true
+
+obliges(container) if container.max_instances >= 0
+
+# Nobody could count afterwards what a container was if the entries that are left had different names.
+common_name(containers) := name if {
+	names := {object.get(container, "name", "") | some container in containers}
+	count(names) == 1
+	some name in names
+}
+
+running(name) if {
+	name != ""
+	some id, instance in data.metadata.instances
+	instance == name
+	data.metadata.matches[id]
+}
+
+turn_ok(_) if not obliging
+
+turn_ok(container) if {
+	obliging
+	every name in object.get(container, "after", []) { running(name) }
+}
+
+instances_ok(_) if not obliging
+
+instances_ok(container) if {
+	obliging
+	not "max_instances" in object.keys(container)
+}
+
+instances_ok(container) if {
+	obliging
+	count([id | some id, name in data.metadata.instances; name == container.name]) < container.max_instances
+}
+
+# Whether every container that is required is running. The guest asks before it says that it is ready, and
+# before a secret is released to it.
+ready := {"allowed": all_running} if {
+	obliging
+	names := {object.get(container, "name", "") |
+		some container in array.concat(candidates, added("containers"))
+		container.required == true
+	}
+	all_running := count([name | some name in names; not running(name)]) == 0
 }
 
 # --- Another process in a running container -------------------------------------------------------------
@@ -397,7 +497,7 @@ exec_external := {
 	"allow_stdio_access": allow_stdio_access,
 } if {
 	fitting := [process |
-		some process in external_processes
+		some process in all_external_processes
 		process.command == input.argList
 		process.working_dir == input.workingDir
 	]
@@ -406,6 +506,10 @@ exec_external := {
 	allow_stdio_access := processes[0].allow_stdio_access
 	every process in processes { process.allow_stdio_access == allow_stdio_access }
 }
+
+all_external_processes := external_processes if not extensible
+
+all_external_processes := array.concat(external_processes, added("external_processes")) if extensible
 
 # --- Signals --------------------------------------------------------------------------------------------
 
@@ -487,8 +591,173 @@ default host_network := {"allowed": false}
 host_network := {"allowed": true} if data.policy.allow_host_network == true
 
 # --- Additions to the policy ----------------------------------------------------------------------------
+# The policy may name fragments, by issuer and feed, and say what kinds of entries each may add. A fragment is
+# data: its entries join those of the policy, and no rule of it is ever asked.
+#
+# The guest asks twice. First with what the signed header says (`input.fragment_loaded` is false), and only if that
+# is allowed does it look at the content; then with the content, `input.fragment`.
 
-load_fragment := {"allowed": false}
+kinds := {"containers", "fragments", "external_processes", "platform_rules"}
+
+default policy_fragments := []
+
+policy_fragments := data.policy.fragments if semver.compare(policy_version, version) <= 0
+
+default policy_platform_rules := []
+
+policy_platform_rules := data.policy.platform_rules if semver.compare(policy_version, version) == 0
+
+# Whether anything can be added, which is known when the policy is compiled.
+extensible if count(policy_fragments) > 0
+
+extensible if count(policy_platform_rules) > 0
+
+# The entries of this kind that fragments have added.
+added(kind) := [entry |
+	extensible
+	some issuer in data.metadata.issuers
+	some feed in issuer.feeds
+	some fragment in feed
+	some entry in fragment[kind]
+]
+
+# What the platform adds to every container: a copy of it for each of its rules.
+on_platform(container) := [container] if count(platform_rules) == 0
+
+on_platform(container) := [entry |
+	some rule in platform_rules
+	more := {
+		"env_rules": array.concat(container.env_rules, object.get(rule, "env_rules", [])),
+		"mounts": array.concat(container.mounts, object.get(rule, "mounts", [])),
+	}
+	entry := object.union(container, more)
+] if {
+	count(platform_rules) > 0
+}
+
+platform_rules := array.concat(policy_platform_rules, added("platform_rules"))
+
+# Fragments that are named by the policy, by one of its fragments that may include fragments, or by one of those;
+# no deeper (F06).
+named_fragments := (own | second) | third if {
+	own := {fragment | some fragment in policy_fragments}
+	second := named_by(own)
+	third := named_by(second)
+}
+
+named_by(fragments) := {named |
+	some fragment in fragments
+	some loaded in data.metadata.issuers[fragment.issuer].feeds[fragment.feed]
+	some named in loaded.fragments
+}
+
+# Of these, the ones that the header is for: same issuer, same feed, an SVN that is not too low. Receipts of
+# transparency ledgers are not looked at, so a fragment that needs one is not welcome (F08).
+welcome := [fragment |
+	some fragment in named_fragments
+	fragment.issuer == input.issuer
+	fragment.feed == input.feed
+	header_svn_ok(fragment.minimum_svn)
+	object.get(fragment, "required_receipts", []) == []
+]
+
+header_svn_ok(_) if input.has_header_svn == false
+
+header_svn_ok(minimum) if {
+	input.has_header_svn == true
+	svn_ok(input.header_svn, minimum)
+}
+
+# Either both are versions of three numbers or both are numbers; "10" is more than "9" (F03).
+svn_ok(svn, minimum) if {
+	semver.is_valid(svn)
+	semver.is_valid(minimum)
+	semver.compare(svn, minimum) >= 0
+}
+
+svn_ok(svn, minimum) if number_of(svn) >= number_of(minimum)
+
+number_of(svn) := to_number(svn) if not semver.is_valid(svn)
+
+default load_fragment := {"allowed": false}
+
+load_fragment := {"allowed": true, "parameters": parameters} if {
+	input.fragment_loaded == false
+	fragments := welcome
+	count(fragments) > 0
+	parameters := [fragment.parameters | some fragment in fragments]
+}
+
+load_fragment := {
+	"allowed": true,
+	"add_module": false,
+	"metadata": [update("issuers", input.issuer, {"feeds": object.union(issuer_feeds, feed)})],
+} if {
+	input.fragment_loaded == true
+	fragments := [fragment | some fragment in welcome; content_svn_ok(fragment.minimum_svn)]
+	count(fragments) > 0
+	content_version_ok
+	obligations_known
+	entries := {kind: content_entries(kind) |
+		some fragment in fragments
+		some kind in fragment.includes
+		kind in kinds
+	}
+	feed := {input.feed: array.concat([entries], feed_fragments)}
+}
+
+default issuer_feeds := {}
+
+issuer_feeds := data.metadata.issuers[input.issuer].feeds
+
+default feed_fragments := []
+
+feed_fragments := data.metadata.issuers[input.issuer].feeds[input.feed]
+
+# An SVN in the content as well must be the same number as the header's.
+content_svn_ok(_) if {
+	input.has_header_svn == true
+	not "svn" in object.keys(input.fragment)
+}
+
+content_svn_ok(_) if {
+	input.has_header_svn == true
+	number_of(input.fragment.svn) == input.header_svn
+}
+
+content_svn_ok(minimum) if {
+	input.has_header_svn == false
+	svn_ok(input.fragment.svn, minimum)
+}
+
+content_version := input.fragment.framework_version
+
+content_version := input.fragment.framework_svn
+
+# A fragment of a version that is unknown here, or without one, has no entries: it is denied.
+content_entries(kind) := object.get(input.fragment, kind, []) if semver.compare(content_version, version) == 0
+
+content_entries("containers") := containers if {
+	semver.compare(content_version, version) < 0
+	containers := [completed(container, content_version) |
+		some container in object.get(input.fragment, "containers", [])
+	]
+}
+
+content_entries(kind) := object.get(input.fragment, kind, []) if {
+	semver.compare(content_version, version) < 0
+	kind in {"fragments", "external_processes"}
+}
+
+content_entries("platform_rules") := [] if semver.compare(content_version, version) < 0
+
+# Instances are counted from the start or not at all.
+obligations_known if obliging
+
+obligations_known if {
+	not obliging
+	count([container | some container in object.get(input.fragment, "containers", []); obliges(container)]) == 0
+}
 
 load_transparency_trust_list := {"allowed": false}
 
@@ -768,7 +1037,7 @@ errors contains "api_version is missing" if {
 
 errors contains "not supported" if {
 	input.rule in {
-		"mount_blockdev", "unmount_blockdev", "load_fragment", "load_transparency_trust_list",
+		"mount_blockdev", "unmount_blockdev", "load_transparency_trust_list",
 		"mount_cims", "registry_changes", "log_provider",
 	}
 }
@@ -780,7 +1049,7 @@ errors contains "device already mounted" if {
 
 errors contains "invalid device hash" if {
 	input.rule == "mount_device"
-	not input.deviceHash in known_layers
+	not layer_known(input.deviceHash)
 }
 
 errors contains "invalid device path" if {
@@ -908,7 +1177,7 @@ errors contains "invalid command" if {
 
 errors contains "invalid command" if {
 	input.rule == "exec_external"
-	count([process | some process in external_processes; process.command == input.argList]) == 0
+	count([process | some process in all_external_processes; process.command == input.argList]) == 0
 }
 
 errors contains "invalid working directory" if {
@@ -918,7 +1187,7 @@ errors contains "invalid working directory" if {
 
 errors contains "invalid working directory" if {
 	input.rule == "exec_external"
-	count([process | some process in external_processes; process.working_dir == input.workingDir]) == 0
+	count([process | some process in all_external_processes; process.working_dir == input.workingDir]) == 0
 }
 
 errors contains "invalid environment" if {
@@ -928,7 +1197,7 @@ errors contains "invalid environment" if {
 
 errors contains "invalid environment" if {
 	input.rule == "exec_external"
-	count([process | some process in external_processes; own_environment_ok(process)]) == 0
+	count([process | some process in all_external_processes; own_environment_ok(process)]) == 0
 }
 
 own_environment_ok(entry) if {
@@ -997,6 +1266,66 @@ errors contains "devices not allowed" if {
 errors contains "invalid signal" if {
 	input.rule == "signal_container_process"
 	count([container | some container in possible; signal_ok(container)]) == 0
+}
+
+errors contains "an earlier container is not running" if {
+	input.rule == "create_container"
+	obliging
+	count([container | some container in possible; turn_ok(container)]) == 0
+}
+
+errors contains "too many instances" if {
+	input.rule == "create_container"
+	obliging
+	count([container | some container in possible; instances_ok(container)]) == 0
+}
+
+errors contains "invalid fragment issuer" if {
+	input.rule == "load_fragment"
+	count([fragment | some fragment in named_fragments; fragment.issuer == input.issuer]) == 0
+}
+
+errors contains "invalid fragment feed" if {
+	input.rule == "load_fragment"
+	count([fragment | some fragment in named_fragments; fragment.feed == input.feed]) == 0
+}
+
+errors contains "invalid fragment svn" if {
+	input.rule == "load_fragment"
+	count([fragment | some fragment in named_fragments; fragment_svn_ok(fragment.minimum_svn)]) == 0
+}
+
+fragment_svn_ok(minimum) if {
+	input.fragment_loaded == false
+	header_svn_ok(minimum)
+}
+
+fragment_svn_ok(minimum) if {
+	input.fragment_loaded == true
+	header_svn_ok(minimum)
+	content_svn_ok(minimum)
+}
+
+errors contains "receipt is missing" if {
+	input.rule == "load_fragment"
+	count([fragment |
+		some fragment in named_fragments
+		object.get(fragment, "required_receipts", []) == []
+	]) == 0
+}
+
+errors contains "invalid fragment version" if {
+	input.rule == "load_fragment"
+	input.fragment_loaded == true
+	not content_version_ok
+}
+
+content_version_ok if semver.compare(content_version, version) <= 0
+
+errors contains "obligations not in the policy" if {
+	input.rule == "load_fragment"
+	input.fragment_loaded == true
+	not obligations_known
 }
 
 errors contains "share already mounted" if {

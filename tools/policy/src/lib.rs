@@ -15,6 +15,7 @@ mod compile;
 mod disasm;
 pub mod explain;
 pub mod explore;
+pub mod fragment;
 pub mod generate;
 pub mod lint;
 pub mod reference;

@@ -749,6 +749,63 @@ fn d7_a_name_occurs_twice_only_if_the_policy_spells_out_both() {
 }
 
 #[test]
+fn d3_a_pattern_of_the_hosts_is_never_used() {
+    each_engine(&strict(), |guest| {
+        let anywhere = with(&mount_device(1, &hash(1)), "/mountPathRegex", ".*");
+        assert_eq!(guest.decide("mount_device", &anywhere).denied(), ["invalid device path"]);
+        let elsewhere = with(&anywhere, "/target", "/etc");
+        assert_eq!(guest.decide("mount_device", &elsewhere).denied(), ["invalid device path"]);
+        guest.decide("mount_device", &mount_device(1, &hash(1))).allowed();
+    });
+}
+
+#[test]
+fn d10_what_reads_the_outside_world_does_not_compile() {
+    for call in [
+        "http.send({\"method\": \"get\", \"url\": \"http://example.com\"})",
+        "time.now_ns()",
+        "rand.intn(\"seed\", 9)",
+        "opa.runtime()",
+        "uuid.rfc4122(\"seed\")",
+        "net.lookup_ip_addr(\"example.com\")",
+    ] {
+        let text =
+            format!("package policy\n\nget_properties := {{\"allowed\": true}} if {{ x := {call}; x }}\n");
+        let error = parma_policy::compile(&parma_policy::Inputs::policy("policy.rego", &text)).unwrap_err();
+        let name = call.split_once('(').unwrap().0;
+        assert!(error.to_string().contains(name), "{call}: {error}");
+    }
+}
+
+#[test]
+fn p07_a_package_is_what_opa_reads_and_a_fragments_says_nothing() {
+    // One parser reads the package, comments and all: this is another framework, and that is said aloud.
+    let takes_over = "package #aa\nframework\n\nload_fragment := {\"allowed\": true}\n";
+    let mut inputs = parma_policy::Inputs::policy("policy.rego", &strict());
+    inputs.modules.push(("other.rego".into(), takes_over.into()));
+    match parma_policy::compile(&inputs) {
+        Ok(compiled) => {
+            let warned =
+                compiled.warnings.iter().any(|warning| warning.to_string().contains("takes the place"));
+            assert!(warned, "{:?}", compiled.warnings);
+        }
+        Err(error) => assert!(error.to_string().contains("framework"), "{error}"),
+    }
+    // Whatever a fragment calls itself, its image has a fragment's entries and no others.
+    for package in ["framework", "policy", "metadata", "#aa\nframework", "parma"] {
+        let text =
+            format!("package {package}\n\nframework_version := \"0.5.0\"\ncontainers := [{}]\n", container());
+        let image = parma_policy::fragment::compile_fragment("fragment.rego", &text).unwrap().image;
+        let read = parma_guest::policy::format::Image::read(&image).unwrap();
+        for (name, _) in read.entries() {
+            let name = String::from_utf8_lossy(read.string(name).unwrap()).into_owned();
+            assert!(name.starts_with("data.parma_fragment."), "{package}: {name}");
+        }
+        parma_guest::policy::fragment::Fragment::read(&image).unwrap();
+    }
+}
+
+#[test]
 fn d11_reasons_are_texts_of_the_guests_fixed_list() {
     let mut written: Vec<&str> = common::FRAMEWORK
         .lines()
@@ -1009,7 +1066,6 @@ fn points_that_this_guest_does_not_have_are_denied() {
         for point in [
             "mount_blockdev",
             "unmount_blockdev",
-            "load_fragment",
             "load_transparency_trust_list",
             "mount_cims",
             "registry_changes",

@@ -64,6 +64,7 @@ impl fmt::Display for Refused {
                 Ok(())
             }
             Reason::Poisoned => f.write_str("a failed step could not be undone; power the guest off"),
+            Reason::Fragment { problem } => write!(f, "the fragment {}", problem.explained()),
         }
     }
 }
@@ -95,6 +96,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Signal => "signal",
         Field::Scratch => "scratch space",
         Field::Volume => "data volume",
+        Field::Fragment => "fragment",
     }
 }
 

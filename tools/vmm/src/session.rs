@@ -54,6 +54,8 @@ pub struct Properties {
     pub scratch: Vec<(ContainerId, ScratchKind)>,
     /// Mounted read-write data volumes.
     pub volumes: Vec<VolumeProperties>,
+    /// Whether every container runs that the policy requires.
+    pub ready: bool,
 }
 
 /// One process.
@@ -295,6 +297,7 @@ fn checked(properties: &wire::Properties<'_>) -> Result<Properties> {
             .map(|space| Ok((container(space.scratch)?, space.kind)))
             .collect::<Result<_>>()?,
         volumes: properties.volumes.to_vec(),
+        ready: properties.ready,
     })
 }
 
@@ -374,6 +377,7 @@ mod tests {
                 processes: List::new(),
                 scratch: List::new(),
                 volumes: List::new(),
+                ready: true,
             }
         };
         let reply = |sequence, result| message(FromGuest::Reply { sequence, result });

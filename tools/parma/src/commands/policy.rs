@@ -100,6 +100,9 @@ pub struct Compile {
     /// Make this rule an entry [default: all enforcement points that the policy defines]
     #[arg(long, value_name = "RULE")]
     entry: Vec<String>,
+    /// It is a fragment, to be signed by `parma fragment sign`: compile its data; prints the image's SHA-256
+    #[arg(long, conflicts_with_all = ["module", "data", "no_framework", "entry", "add_missing_points"])]
+    fragment: bool,
     /// Add the framework's rule for each enforcement point that the policy does not define; they are measured with it
     #[arg(long)]
     add_missing_points: bool,
@@ -269,9 +272,13 @@ pub fn main(command: Command) -> Result<ExitCode> {
                 None => print(&policy)?,
             }
         }
-        Command::Compile(Compile { policy, inputs, entry, add_missing_points, output, json }) => {
+        Command::Compile(Compile { policy, inputs, entry, fragment, add_missing_points, output, json }) => {
             let inputs = inputs.with(&policy, entry)?;
-            let inputs = if add_missing_points { inputs.with_missing_points() } else { Ok(inputs) };
+            let inputs = match inputs.modules.first() {
+                Some((name, text)) if fragment => parma_policy::fragment::inputs(name, text),
+                _ if add_missing_points => inputs.with_missing_points(),
+                _ => Ok(inputs),
+            };
             let compiled = inputs
                 .and_then(|inputs| parma_policy::compile(&inputs))
                 .map_err(|error| anyhow!("{error}"))?;

@@ -51,6 +51,9 @@ const POLICY_PACKAGE: &str = "policy";
 /// What tools ask a policy besides the enforcement points.
 const INFORMATION: [&str; 5] = ["reason", "api_version", "api_svn", "framework_version", "framework_svn"];
 
+/// The framework's rule for it.
+const READY: &str = "ready";
+
 /// The compiler's native stack: nesting is bounded, and this is ample for the bounds.
 const STACK: usize = 256 << 20;
 
@@ -203,6 +206,7 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
 
     let entries = match inputs.entries.as_slice() {
         [] => {
+            let readiness = readiness(&mut resolver).map_err(named)?;
             let points = Point::ALL.iter().map(|point| point.name());
             let (defined, undefined): (Vec<&str>, Vec<&str>) =
                 points.partition(|name| resolver.defines(POLICY_PACKAGE, name));
@@ -215,6 +219,7 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
                 .into_iter()
                 .chain(information)
                 .map(|name| format!("data.{POLICY_PACKAGE}.{name}"))
+                .chain(readiness)
                 .collect()
         }
         entries => entries.to_vec(),
@@ -290,11 +295,31 @@ fn known_inputs(more: &BTreeMap<String, BTreeSet<String>>) -> patterns::KnownInp
     known
 }
 
+/// The entry that says whether everything runs that the policy requires, where it requires anything.
+fn readiness(resolver: &mut resolve::Resolver<'_>) -> Result<Option<String>, Refusal> {
+    if !resolver.defines(FRAMEWORK_PACKAGE, READY) {
+        return Ok(None);
+    }
+    let path = [FRAMEWORK_PACKAGE, READY].map(str::to_string);
+    let Some(function) = resolver.entry(&path)? else { return Ok(None) };
+    let never = resolve::is_constant(&resolver.program.functions[function]) == Some(None);
+    Ok((!never).then(|| format!("data.{}", path.join("."))))
+}
+
 fn parsed(texts: &[(String, &str)]) -> Result<Vec<ast::Module>, CompileError> {
     let parse = |(file, (name, text)): (u32, &(String, &str))| {
         parse::module(text, file).map_err(|refusal| CompileError { file: name.clone(), ..refusal.named(&[]) })
     };
     (0..).zip(texts).map(parse).collect()
+}
+
+/// The package of a module, with dots.
+///
+/// # Errors
+/// If it does not parse.
+pub(crate) fn package(name: &str, text: &str) -> Result<String, CompileError> {
+    let modules = parsed(&[(name.to_string(), text)])?;
+    Ok(modules.into_iter().flat_map(|module| module.package).collect::<Vec<_>>().join("."))
 }
 
 /// The paths of all rules in the modules, such as `data.policy.mount_device`, functions included.

@@ -129,6 +129,8 @@ struct Search<'p> {
     bindings: HashMap<(FunctionId, usize, Variable), Vec<(Place, Source<'p>)>>,
     calls: HashMap<FunctionId, Vec<(Place, &'p [Node])>>,
     constants: Vec<&'p Constant>,
+    /// Fields with a constant value of objects that are none.
+    members: Vec<(&'p Constant, &'p Constant)>,
     fields: RefCell<Found>,
     known: &'p KnownInputs,
     /// Run-time strings that are put into patterns, by their number, and where they have a value.
@@ -186,6 +188,7 @@ impl<'p> Search<'p> {
             bindings: HashMap::new(),
             calls: HashMap::new(),
             constants: Vec::new(),
+            members: Vec::new(),
             fields: RefCell::default(),
             known,
             holes: RefCell::default(),
@@ -261,6 +264,10 @@ impl<'p> Search<'p> {
     fn node(&mut self, node: &'p Node, place: Place, wanted: &mut Vec<(Place, &'p Node)>) {
         match &node.expr {
             Expr::Constant(value) => self.constants.push(value),
+            Expr::Object(fields) => {
+                let constant = |(key, value): &'p (Node, Node)| key.as_constant().zip(value.as_constant());
+                self.members.extend(fields.iter().filter_map(constant));
+            }
             Expr::Call(id, arguments) => self.calls.entry(*id).or_default().push((place, arguments)),
             Expr::Match { pattern, .. } if pattern.as_constant().is_none() => wanted.push((place, node)),
             Expr::Submatches(parts) if parts[0].as_constant().is_none() => wanted.push((place, node)),
@@ -637,6 +644,8 @@ impl<'p> Search<'p> {
         let mut found = BTreeSet::new();
         let key = Constant::Str(name.clone());
         self.constants.iter().for_each(|value| collect(value, &key, fields, &mut found));
+        let members = self.members.iter().filter(|(name, _)| **name == key);
+        found.extend(members.map(|(_, value)| (*value).clone()));
         let found = Rc::new(found);
         self.fields.borrow_mut().insert(cached, found.clone());
         found
