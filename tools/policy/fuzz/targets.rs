@@ -12,6 +12,7 @@ use parma_guest::point::Point;
 use parma_guest::policy::format::HEADER_SIZE;
 use parma_guest::policy::{Arena, Engine, Fault, Refusal, StateError};
 use parma_guest::wire::{ToGuest, frame};
+use parma_policy::reference::Reference;
 use parma_policy::{Evaluation, Inputs, Session, compile, disassemble, from_json, replay, to_json};
 use serde_json::{Map, Value, json};
 
@@ -179,7 +180,8 @@ fn metadata(engine: &Engine<'_>) -> Value {
     to_json(&engine.view(&arena), engine.metadata())
 }
 
-/// Rego: it is refused or compiles; what compiles can be run, and means the same with and without optimisation.
+/// Rego: it is refused or compiles; what compiles can be run, means the same with and without optimisation, and
+/// the same to the reference evaluator.
 pub fn source(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let framework = text.contains("data.framework");
@@ -189,14 +191,14 @@ pub fn source(bytes: &[u8]) {
         Some(entries) if !entries.is_empty() => Inputs { entries, ..inputs },
         _ => inputs,
     };
-    let Ok(fast) = compile(&inputs) else {
+    let Ok(compiled) = compile(&inputs) else {
         // What cannot be compiled cannot be compiled the plain way either, but for a limit of the machine.
         return;
     };
-    assert_eq!(fast.image, image_of(&inputs), "the same source gives the same bytes");
+    assert_eq!(compiled.image, image_of(&inputs), "the same source gives the same bytes");
     let Ok(plain) = compile(&Inputs { optimise: false, ..inputs.clone() }) else { return };
-    let mut sessions = [&fast.image, &plain.image].map(|image| Session::new(image).expect("valid"));
-    let entries = Engine::new(&fast.image).map(|engine| {
+    let mut sessions = [&compiled.image, &plain.image].map(|image| Session::new(image).expect("valid"));
+    let entries = Engine::new(&compiled.image).map(|engine| {
         let names = engine.image().entries().filter_map(|(name, _)| engine.image().string(name));
         names.map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>()
     });
@@ -206,6 +208,16 @@ pub fn source(bytes: &[u8]) {
             // Literals may be evaluated in another order, and then the first thing that faults is another one, or is
             // not reached. Apart from that the answers are the same.
             let faults = |answer: &Evaluation| matches!(answer, Evaluation::Fault(_));
+            // The reference evaluator has no limits, so it answers where the machine faults for want of something.
+            if !faults(&fast) {
+                let again = Reference::new(&compiled.image).expect("valid").evaluate(&entry, input.as_ref());
+                let again = match again {
+                    Ok(Some(value)) => Evaluation::Value(value),
+                    Ok(None) => Evaluation::Undefined,
+                    Err(fault) => panic!("{entry} of\n{text}\nmachine {fast:?}\nreference {fault:?}"),
+                };
+                assert_eq!(fast, again, "{entry} of\n{text}");
+            }
             assert!(
                 fast == plain || faults(&fast) || faults(&plain),
                 "{entry} of\n{text}\noptimised {fast:?}\nplain {plain:?}"

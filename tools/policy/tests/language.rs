@@ -33,6 +33,7 @@ fn every_probe_gives_opas_answer_or_is_refused() {
     let input = json!({"f": false, "z": 0});
     let mut wrong = Vec::new();
     let mut refused = Vec::new();
+    let (mut same, mut faults) = (0, Vec::new());
     for (name, answer) in &answers {
         let answer = answer.as_str().unwrap();
         let entry = format!("data.t.{name}");
@@ -58,12 +59,21 @@ fn every_probe_gives_opas_answer_or_is_refused() {
                 serde_json::from_str::<Value>(answer).is_ok_and(|theirs| *value == theirs)
             }
         };
+        match &ours {
+            Evaluation::Fault(fault) => faults.push(format!("{name}: {answer} {fault:?}")),
+            _ => same += usize::from(right),
+        }
         // What OPA refuses to compile has no answer to differ from.
         if !right && !answer.starts_with("compile:") {
             wrong.push(format!("{name}: OPA says {answer}, we say {ours:?}"));
         }
     }
-    println!("refused:\n{}", refused.join("\n"));
+    println!(
+        "{} probes: {same} as OPA answers, faults {faults:?}, {} refused:\n{}",
+        answers.len(),
+        refused.len(),
+        refused.join("\n")
+    );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -577,6 +587,61 @@ fn a_number_in_text_is_read_as_go_reads_it() {
         "99999999999999999999",
     ] {
         assert!(matches!(read(text), Evaluation::Fault(_)), "{text}: {:?}", read(text));
+    }
+}
+
+/// Every builtin that policies of this field use, as they use it.
+#[test]
+fn every_builtin_in_use_is_there_and_answers_as_opa_does() {
+    let cases = [
+        ("array.concat([1], [2, 1])", json!([1, 2, 1])),
+        ("base64url.encode(\"a?~\")", json!("YT9-")),
+        ("bits.and(6, 3)", json!(2)),
+        ("bits.negate(5)", json!(-6)),
+        ("bits.or(6, 3)", json!(7)),
+        ("concat(\"-\", {\"b\", \"a\"})", json!("a-b")),
+        ("contains(\"abc\", \"bc\")", json!(true)),
+        ("count(\"é€😀\")", json!(3)),
+        ("endswith(\"abc\", \"bc\")", json!(true)),
+        ("indexof(\"éab\", \"b\")", json!(2)),
+        ("intersection({{1, 2}, {2, 3}})", json!([2])),
+        ("is_null(null)", json!(true)),
+        ("lower(\"AÉΣ\")", json!("aéσ")),
+        ("max([1, \"a\", [0]])", json!([0])),
+        ("object.get({\"a\": {\"b\": 1}}, [\"a\", \"b\"], 0)", json!(1)),
+        ("object.keys({\"a\": 1, \"b\": 2})", json!(["a", "b"])),
+        (
+            "object.union({\"a\": 1, \"b\": {\"c\": 1}}, {\"b\": {\"d\": 2}})",
+            json!({"a": 1, "b": {"c": 1, "d": 2}}),
+        ),
+        ("regex.find_all_string_submatch_n(\"a(b)?\", \"ab a\", -1)", json!([["ab", "b"], ["a", ""]])),
+        ("regex.match(\"^a+$\", \"aa\")", json!(true)),
+        ("replace(\"aXbX\", \"X\", \"y\")", json!("ayby")),
+        ("semver.compare(\"1.0.0-rc.1\", \"1.0.0\")", json!(-1)),
+        ("semver.is_valid(\"1.0\")", json!(false)),
+        ("split(\"a=b=c\", \"=\")", json!(["a", "b", "c"])),
+        ("sprintf(\"%v %s %d%%\", [[1, \"a\"], \"b\", 3])", json!("[1, \"a\"] b 3%")),
+        ("startswith(\"abc\", \"ab\")", json!(true)),
+        ("substring(\"éabc\", 1, 2)", json!("ab")),
+        ("to_number(\"-12\")", json!(-12)),
+        ("trim_prefix(\"CAP_KILL\", \"CAP_\")", json!("KILL")),
+        ("union({{1}, {2}})", json!([1, 2])),
+    ];
+    for (call, expected) in cases {
+        // With arguments known to the compiler, and with such as are known only at run time.
+        let (name, arguments) = call.strip_suffix(')').unwrap().split_once('(').unwrap();
+        let late = ["xs[0]", "xs[0], xs[1]", "xs[0], xs[1], xs[2]"]
+            .map(|list| format!("r := {name}({list}) if xs := h([{arguments}])\nh(x) := x if input.a"));
+        let compiles =
+            |text: &&String| compile(&inputs(&format!("package t\n{text}\n"), &["data.t.r"])).is_ok();
+        let late = late.iter().find(compiles).unwrap();
+        for text in [&format!("r := {call}"), late] {
+            let compiled = compile(&inputs(&format!("package t\n{text}\n"), &["data.t.r"])).unwrap();
+            let input = json!({"a": 1});
+            let ours = Session::new(&compiled.image).unwrap().evaluate("data.t.r", Some(&input));
+            agree(&compiled.image, "data.t.r", &input, &ours);
+            assert_eq!(ours, Evaluation::Value(expected.clone()), "{text}");
+        }
     }
 }
 
