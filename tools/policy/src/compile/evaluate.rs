@@ -2,7 +2,7 @@
 //! on the machine, so that there is no second meaning.
 
 use parma_guest::policy::engine::{self, Engine};
-use parma_guest::policy::value::Arena;
+use parma_guest::policy::value::{Arena, Fault};
 
 use super::automata::Automata;
 use super::constant::Constant;
@@ -16,6 +16,8 @@ use crate::value;
 pub(crate) enum Outcome {
     Value(Constant),
     Undefined,
+    /// OPA has a value that the machine has not: a fraction, a number too large, a verb of `sprintf`.
+    Unsupported,
     /// It cannot be worked out now, or is a fault: left to be found at run time.
     Unknown,
 }
@@ -54,6 +56,7 @@ fn run(program: &Program, node: &Node, roots: &[FunctionId]) -> Outcome {
             None => Outcome::Unknown,
         },
         Ok(engine::Outcome::Undefined) => Outcome::Undefined,
+        Err(Fault::Unsupported | Fault::Overflow) => Outcome::Unsupported,
         Ok(engine::Outcome::Missing) | Err(_) => Outcome::Unknown,
     }
 }

@@ -439,7 +439,7 @@ impl<'p> Search<'p> {
             let values = match evaluate::call(self.program, id, &key.1) {
                 Outcome::Value(value) => Some(BTreeSet::from([value])),
                 Outcome::Undefined => Some(BTreeSet::new()),
-                Outcome::Unknown => None,
+                Outcome::Unsupported | Outcome::Unknown => None,
             };
             self.called.borrow_mut().insert(key, values.clone());
             values
@@ -603,7 +603,7 @@ impl<'p> Search<'p> {
             match evaluate::node(self.program, &substituted(node, &leaves, assignment)) {
                 Outcome::Value(value) => results.insert(value),
                 Outcome::Undefined => continue,
-                Outcome::Unknown => return None,
+                Outcome::Unsupported | Outcome::Unknown => return None,
             };
         }
         Some(results)

@@ -158,7 +158,9 @@ impl Steps {
 
     fn size(&self, state: &thompson::State) -> u32 {
         let ways = match state {
-            thompson::State::Sparse(transitions) => transitions.transitions.len() * 2 - 1,
+            thompson::State::Sparse(transitions) => {
+                (transitions.transitions.len() * 2).saturating_sub(1).max(1)
+            }
             thompson::State::Union { alternates } => alternates.len().saturating_sub(1).max(1),
             thompson::State::Dense(_) => 256 * 2 - 1,
             _ => 1,
@@ -250,6 +252,9 @@ impl Steps {
     /// One of these, which exclude each other.
     fn any(&mut self, here: u32, ranges: &[Step]) {
         let count = ranges.len();
+        if count == 0 {
+            self.never(here);
+        }
         for (number, range) in ranges.iter().enumerate() {
             let at = here + u32::try_from(number * 2).unwrap_or(u32::MAX);
             if number + 1 < count {

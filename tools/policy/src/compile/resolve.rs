@@ -229,7 +229,7 @@ impl<'a> Resolver<'a> {
                 variables: 0,
             }],
             Outcome::Undefined => Vec::new(),
-            Outcome::Unknown => return,
+            Outcome::Unsupported | Outcome::Unknown => return,
         };
         self.program.functions[id] = Rc::new(Function {
             name: function.name.clone(),
@@ -867,13 +867,13 @@ impl<'a> Resolver<'a> {
             let (pattern, span) = whole_pattern(pattern);
             frame.matches_computed |= pattern.as_constant().is_none();
             let node = Node::new(pos, Expr::Match { pattern: Box::new(pattern), text: Box::new(text), span });
-            return Ok(self.folded(node));
+            return self.folded(node);
         }
         if dotted == "regex.find_all_string_submatch_n" {
             arity(3)?;
             frame.matches_computed |= arguments[0].as_constant().is_none();
             let Ok(parts) = <[Node; 3]>::try_from(arguments) else { return Ok(Node::undefined(pos)) };
-            return Ok(self.folded(Node::new(pos, Expr::Submatches(Box::new(parts)))));
+            return self.folded(Node::new(pos, Expr::Submatches(Box::new(parts))));
         }
         let Some(&builtin) = Builtin::ALL.iter().find(|builtin| builtin.name() == dotted) else {
             return Err(Refusal::new(
@@ -883,7 +883,7 @@ impl<'a> Resolver<'a> {
             ));
         };
         arity(builtin.arity())?;
-        Ok(self.folded(Node::new(pos, Expr::Builtin(builtin, arguments))))
+        self.folded(Node::new(pos, Expr::Builtin(builtin, arguments)))
     }
 
     /// The definitions that a called name means, if it is not a builtin.
@@ -922,21 +922,25 @@ impl<'a> Resolver<'a> {
                 Outcome::Value(value) => return Node::constant(pos, value),
                 Outcome::Undefined if function.called => return Node::undefined_call(pos),
                 Outcome::Undefined => return Node::undefined(pos),
-                Outcome::Unknown => {}
+                Outcome::Unsupported | Outcome::Unknown => {}
             }
         }
         Node::new(pos, Expr::Call(id, arguments))
     }
 
     /// The node's value, if its parts are constants.
-    fn folded(&self, node: Node) -> Node {
+    fn folded(&self, node: Node) -> Result<Node> {
         if !node.children().iter().all(|child| child.as_constant().is_some()) {
-            return node;
+            return Ok(node);
         }
         match evaluate::node(&self.program, &node) {
-            Outcome::Value(value) => Node::constant(node.pos, value),
-            Outcome::Undefined => Node::undefined_call(node.pos),
-            Outcome::Unknown => node,
+            Outcome::Value(value) => Ok(Node::constant(node.pos, value)),
+            Outcome::Undefined => Ok(Node::undefined_call(node.pos)),
+            Outcome::Unsupported => {
+                let message = "its value is not supported: not a 64-bit integer, or text of another form";
+                Err(Refusal::new(node.pos, "call", message))
+            }
+            Outcome::Unknown => Ok(node),
         }
     }
 }
