@@ -190,11 +190,12 @@ fn requests(trace: impl BufRead) -> Result<Vec<Request>> {
 /// # Errors
 /// If a line is no request, the image is not valid, or reading or writing fails.
 pub fn replay(image: &[u8], trace: impl BufRead, out: impl Write) -> Result<()> {
-    answer(image, &requests(trace)?, &BTreeMap::new(), out)
+    answer(Session::new(image)?, &requests(trace)?, &BTreeMap::new(), out)
 }
 
 /// Replays a trace on sources: any rule can be asked, whether or not it is an enforcement point. A rule
-/// that does not compile is answered with `"defined": false` and the compiler's `error`.
+/// that does not compile is answered with `"defined": false` and the compiler's `error`. `metadata` and `pstate` in the static
+/// data are what is remembered at the start, beside what a fresh guest remembers.
 ///
 /// # Errors
 /// As [`replay`], or if the modules do not parse.
@@ -225,17 +226,32 @@ pub fn replay_sources(inputs: &Inputs, trace: impl BufRead, out: impl Write) -> 
             compile(&Inputs { entries, modules, ..inputs.clone() })?.image
         }
     };
-    answer(&image, &requests, &refused, out)
+    let mut session = Session::new(&image)?;
+    // What is given as data of the memory's names is what the guest remembers at the start.
+    let mut memory = session.metadata();
+    for (given, into) in [("metadata", ""), ("pstate", "/pstate")] {
+        if let Some(Json::Object(given)) = inputs.data.as_ref().and_then(|data| data.get(given)) {
+            if memory.pointer(into).is_none() {
+                memory["pstate"] = json!({});
+            }
+            if let Some(Json::Object(memory)) = memory.pointer_mut(into) {
+                memory.extend(given.clone());
+            }
+        }
+    }
+    if memory != session.metadata() {
+        session.set_metadata(&memory).context("data.metadata")?;
+    }
+    answer(session, &requests, &refused, out)
 }
 
 /// Answers each request; `refused` are the rules that do not compile.
 fn answer(
-    image: &[u8],
+    mut session: Session<'_>,
     requests: &[Request],
     refused: &BTreeMap<String, CompileError>,
     mut out: impl Write,
 ) -> Result<()> {
-    let mut session = Session::new(image)?;
     for request in requests {
         let evaluation = match refused.get(&request.rule) {
             Some(error) => Err(anyhow!("{error}")),

@@ -816,6 +816,29 @@ fn a_trace_is_replayed_with_metadata_kept_between_its_lines() {
     assert!(replay(&compiled.image, &b"{\"input\": {}}"[..], Vec::new()).is_err());
 }
 
+#[test]
+fn data_of_the_memorys_names_is_what_a_replay_starts_with() {
+    let policy = "package agent\nimport rego.v1\nos := [k | data.metadata.operatingsystem[k]]\n\
+                  put := {\"allowed\": true, \"ops\": [{\"op\": \"add\", \"path\": \"/pstate/b\", \"value\": input.v}]}\n\
+                  all := {k: v | some k, v in data.pstate}\n";
+    let mut agent = inputs(policy, &[]);
+    let ask = |inputs: &Inputs| {
+        let trace = "{\"rule\": \"data.agent.put\", \"input\": {\"v\": 2}}\n{\"rule\": \"data.agent.all\"}\n{\"rule\": \"data.agent.os\"}\n";
+        let mut out = Vec::new();
+        replay_sources(inputs, trace.as_bytes(), &mut out).unwrap();
+        let lines = String::from_utf8(out).unwrap();
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let answers = ask(&agent);
+    assert_eq!((&answers[1]["result"], &answers[2]["result"]), (&json!({"b": 2}), &json!(["ostype"])));
+    assert_eq!(answers[2]["metadata"], json!({"operatingsystem": {"ostype": "linux"}, "pstate": {"b": 2}}));
+    agent.data = Some(
+        json!({"pstate": {"a": 1}, "metadata": {"operatingsystem": {"other": "windows"}, "devices": {}}}),
+    );
+    let answers = ask(&agent);
+    assert_eq!((&answers[1]["result"], &answers[2]["result"]), (&json!({"a": 1, "b": 2}), &json!(["other"])));
+}
+
 /// Makes small rules of everything the language has, with a fixed sequence of choices.
 struct Maker(u64);
 
