@@ -7,7 +7,7 @@ use crate::output::hex;
 use crate::workload::{Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::gate::fields::{ContainerId, ScratchBlocks, Serial};
-use parma_guest::wire::{List, Process, Request, Stdio, Tags};
+use parma_guest::wire::{List, Mount, Process, Request, Source, Stdio, Tags};
 use parma_policy::generate::Container;
 use parma_psp::{Report, layout};
 use parma_vmm::{Accel, Config, Disk, Exit, Machine, Outcome, Properties, Reply, Session};
@@ -283,12 +283,13 @@ impl Guest {
     /// See [`Guest::ask`].
     pub fn create(&self, id: &ContainerId, container: &Container, stdio: Stdio) -> Result<u32> {
         let process = process(container, &container.args, stdio)?;
-        self.started(Request::CreateContainer {
-            container: id.as_str(),
-            privileged: false,
-            mounts: List::new(),
-            process,
-        })
+        let mounts = container.mounts.iter().map(|mount| Mount {
+            source: Source::Directory(&mount.volume),
+            destination: &mount.destination,
+            read_only: mount.read_only,
+        });
+        let mounts = List::from_vec(mounts.collect()).context("more mounts than the guest takes")?;
+        self.started(Request::CreateContainer { container: id.as_str(), privileged: false, mounts, process })
     }
 
     /// Starts a further process in a container; gives its number.

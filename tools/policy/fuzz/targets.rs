@@ -334,7 +334,8 @@ impl Bytes<'_> {
             5..10 => json!(self.text()),
             10 | 11 | 14 => (0..self.next() % 8).map(|_| self.value(depth + 1)).collect(),
             12 => {
-                let value = self.value(depth + 1);
+                // Long lists, but not of long lists.
+                let value = self.value(6);
                 (0..u16::from(self.next()) * 4).map(|_| value.clone()).collect()
             }
             _ => {

@@ -1,11 +1,12 @@
-//! The strict policy of one OCI image.
+//! The strict policy of an OCI image, or of the containers of a Pod.
 //!
-//! [`Container`] is what one container of the image is to be: the image's configuration and what the user adds. It gives
-//! the policy ([`Container::policy`]) and the values that an honest request then has, so the two cannot differ.
+//! [`Container`] is what one container of an image is to be: the image's configuration and what the user, or the Pod
+//! ([`read_pod`]), adds. It gives the policy and the values that an honest request then has, so the two cannot differ.
 //! The policy allows that one process line, user, environment and directory, on exactly the image's layers, and
 //! nothing else. What it cannot express is an error, never left out.
 
 mod accounts;
+mod kubernetes;
 mod rehearse;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +16,7 @@ use parma_layer::oci::Image;
 use serde_json::{Value, json};
 
 pub use accounts::{Accounts, Identity};
+pub use kubernetes::{PodContainer, read_pod};
 
 /// The `PATH` of a container whose image has none, as container engines set it.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -65,10 +67,24 @@ const POINTS: [&str; 15] = [
 /// What the user adds to the image's configuration.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
+    /// The container's name in the policy.
+    pub name: Option<String>,
+    /// A command in place of the image's entry point.
+    pub entrypoint: Option<Vec<String>>,
     /// Arguments in place of the image's `Cmd`; its entry point stays.
     pub args: Option<Vec<String>>,
     /// `NAME=value`: replaces the image's variable of that name, or is added.
     pub env: Vec<String>,
+    /// A working directory in place of the image's.
+    pub working_dir: Option<String>,
+    /// A user in place of the image's, `user[:group]`.
+    pub user: Option<String>,
+    /// Whether it is an error if the user is root.
+    pub non_root: bool,
+    /// Capabilities in place of the usual ones.
+    pub capabilities: Option<Vec<String>>,
+    /// What is mounted.
+    pub mounts: Vec<Mount>,
     /// Further commands that may be started in the container, with its user, environment and directory.
     pub exec: Vec<Vec<String>>,
     /// Signals that may be sent to every process, 1 to 64; by default the image's stop signal and SIGKILL.
@@ -90,8 +106,15 @@ pub struct GenerateOptions {
 impl Default for GenerateOptions {
     fn default() -> Self {
         Self {
+            name: None,
+            entrypoint: None,
             args: None,
             env: Vec::new(),
+            working_dir: None,
+            user: None,
+            non_root: false,
+            capabilities: None,
+            mounts: Vec::new(),
             exec: Vec::new(),
             signals: None,
             stdio: true,
@@ -104,9 +127,36 @@ impl Default for GenerateOptions {
     }
 }
 
+/// A directory on the container's scratch space, empty at first, that is mounted in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The directory's name: containers that name the same share it.
+    pub volume: String,
+    /// Where it is mounted.
+    pub destination: String,
+    /// Whether the container can only read it.
+    pub read_only: bool,
+}
+
+impl Mount {
+    /// The constraint of a policy that allows it, with the path of the directory below the scratch space as pattern.
+    fn constraint(&self) -> Value {
+        // Of what a name may have, only the dot means something in a pattern.
+        let source = format!("sandbox:///tmp/atlas/emptydir/{}", self.volume.replace('.', "\\."));
+        json!({"type": "bind", "source": source, "destination": self.destination, "options": self.options()})
+    }
+
+    /// Its options, as the guest gives them to the policy.
+    fn options(&self) -> [&'static str; 3] {
+        ["rbind", "rshared", if self.read_only { "ro" } else { "rw" }]
+    }
+}
+
 /// One container: what its policy allows, and what an honest host asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
+    /// Its name in the policy.
+    pub name: Option<String>,
     /// Digest of the image's manifest, `sha256:…`.
     pub image: String,
     /// The layers' root hashes, bottom first.
@@ -123,6 +173,10 @@ pub struct Container {
     pub identity: Identity,
     /// File mode creation mask of every process.
     pub umask: u16,
+    /// Capabilities that every process has, and can get.
+    pub held: Vec<String>,
+    /// What is mounted.
+    pub mounts: Vec<Mount>,
     /// Whether processes can never gain privileges.
     pub no_new_privileges: bool,
     /// Whether standard streams may be connected.
@@ -148,9 +202,19 @@ pub struct Container {
 /// # Errors
 /// As [`Container::new`], or if the policy does not do that.
 pub fn generate(image: &Image, layers: &[[u8; 32]], options: &GenerateOptions) -> Result<String> {
-    let container = Container::new(image, layers, options)?;
-    let policy = container.policy();
-    rehearse::rehearse(&container, &policy)?;
+    policy_of(&[Container::new(image, layers, options)?])
+}
+
+/// The strict policy of some containers in one guest.
+///
+/// It has been compiled, and has allowed every request of an honest life of each container.
+///
+/// # Errors
+/// There is none, or the policy does not do that.
+pub fn policy_of(containers: &[Container]) -> Result<String> {
+    ensure!(!containers.is_empty(), "there is no container");
+    let policy = text(containers);
+    rehearse::rehearse(containers, &policy)?;
     Ok(policy)
 }
 
@@ -172,16 +236,31 @@ impl Container {
         );
         ensure!(!layers.is_empty(), "{}: it has no layers", of_image());
         let config = &image.config;
+        let entrypoint = options.entrypoint.as_ref().unwrap_or(&config.entrypoint);
         let args = options.args.as_ref().unwrap_or(&config.cmd);
+        let user = options.user.as_ref().unwrap_or(&config.user);
+        let identity = identity(image, user).with_context(of_image)?;
+        ensure!(
+            !options.non_root || identity.uid != 0,
+            "{}: its user is root, and must not be: give another",
+            of_image()
+        );
         let container = Self {
+            name: options.name.clone(),
             image: format!("sha256:{}", image.manifest.hex()),
             layers: layers.to_vec(),
-            args: command(config.entrypoint.iter().chain(args).cloned().collect()).with_context(of_image)?,
+            args: command(entrypoint.iter().chain(args).cloned().collect()).with_context(of_image)?,
             env: environment(&config.env, &options.env).with_context(of_image)?,
-            working_dir: working_dir(&config.working_dir).with_context(of_image)?,
-            user: config.user.clone(),
-            identity: identity(image).with_context(of_image)?,
+            working_dir: working_dir(options.working_dir.as_ref().unwrap_or(&config.working_dir))
+                .with_context(of_image)?,
+            user: user.clone(),
+            identity,
             umask: UMASK,
+            held: match &options.capabilities {
+                Some(names) => names.clone(),
+                None => USUAL_CAPABILITIES.iter().map(ToString::to_string).collect(),
+            },
+            mounts: options.mounts.clone(),
             no_new_privileges: options.no_new_privileges,
             stdio: options.stdio,
             exec: options.exec.iter().cloned().map(command).collect::<Result<_>>()?,
@@ -197,16 +276,24 @@ impl Container {
 
     /// The capability sets of every process.
     pub fn capabilities(&self) -> Capabilities {
-        let usual = CAPABILITY_NAMES.iter().enumerate().filter(|(_, name)| USUAL_CAPABILITIES.contains(name));
-        let usual = usual.fold(0, |set, (number, _)| set | 1 << number);
-        Capabilities { bounding: usual, effective: usual, inheritable: 0, permitted: usual, ambient: 0 }
+        let held = CAPABILITY_NAMES.iter().enumerate();
+        let held = held.filter(|(_, name)| self.held.iter().any(|held| held == *name));
+        let held = held.fold(0, |set, (number, _)| set | 1 << number);
+        Capabilities { bounding: held, effective: held, inheritable: 0, permitted: held, ambient: 0 }
     }
 
     /// The policy's text: Rego, the same for the same container.
     pub fn policy(&self) -> String {
+        text(std::slice::from_ref(self))
+    }
+
+    /// Its entry in a policy.
+    fn entry(&self) -> String {
         let rule = |variable: &String| json!({"pattern": variable, "strategy": "string", "required": true});
         let process = |command: &Vec<String>| json!({"command": command, "signals": self.signals});
         let number = |id: &u32| json!({"pattern": id.to_string(), "strategy": "id"});
+        let name =
+            self.name.as_ref().map(|name| format!("    \"name\": {},\n", json!(name))).unwrap_or_default();
         let id = json!(self.image);
         let layers = lines(self.layers.iter().map(|layer| json!(hex(layer))));
         let command = json!(self.args);
@@ -217,21 +304,12 @@ impl Container {
         let user = number(&self.identity.uid);
         let groups = lines(self.identity.gids.iter().map(number));
         let umask = json!(format!("{:04o}", self.umask));
-        let usual = json!(USUAL_CAPABILITIES);
-        let Self { no_new_privileges, stdio, properties, logging, max_scratch, memory_scratch, .. } = self;
-        let points: String =
-            POINTS.iter().map(|point| format!("{point} := data.framework.{point}\n")).collect();
+        let held = json!(self.held);
+        let mounts = lines(self.mounts.iter().map(Mount::constraint));
+        let Self { no_new_privileges, stdio, .. } = self;
         format!(
-            r#"# The policy of one container. What it does not name is denied.
-# What it means is said by the framework that is compiled with it: docs/policy-framework.md.
-package policy
-
-api_version := "0.12.0"
-framework_version := "0.5.0"
-
-containers := [
-  {{
-    "id": {id},
+            r#"  {{
+{name}    "id": {id},
     # The root hashes of the layers, bottom first.
     "layers": {layers},
     # The first process, and the signals that may be sent to it.
@@ -248,20 +326,42 @@ containers := [
       "umask": {umask},
     }},
     "capabilities": {{
-      "bounding": {usual},
-      "effective": {usual},
+      "bounding": {held},
+      "effective": {held},
       "inheritable": [],
-      "permitted": {usual},
+      "permitted": {held},
       "ambient": [],
     }},
     "no_new_privileges": {no_new_privileges},
     "allow_elevated": false,
     "seccomp_profile_sha256": "",
-    "mounts": [],
+    "mounts": {mounts},
     # Whether standard streams may be connected to the host.
     "allow_stdio_access": {stdio},
   }},
-]
+"#
+        )
+    }
+}
+
+/// The policy of these containers. What is not a container's own is the first one's.
+fn text(containers: &[Container]) -> String {
+    let Some(Container { properties, logging, max_scratch, memory_scratch, .. }) = containers.first() else {
+        return String::new();
+    };
+    let count = if containers.len() == 1 { "one container" } else { "the containers of one guest" };
+    let entries: String = containers.iter().map(Container::entry).collect();
+    let points: String = POINTS.iter().map(|point| format!("{point} := data.framework.{point}\n")).collect();
+    format!(
+        r#"# The policy of {count}. What it does not name is denied.
+# What it means is said by the framework that is compiled with it: docs/policy-framework.md.
+package policy
+
+api_version := "0.12.0"
+framework_version := "0.5.0"
+
+containers := [
+{entries}]
 
 # Whether the host may list devices, containers and processes, use the guest's own log, or see its stacks.
 allow_properties_access := {properties}
@@ -286,8 +386,7 @@ allow_capability_dropping := false
 {points}
 reason := data.framework.reason
 "#
-        )
-    }
+    )
 }
 
 /// A JSON array of one element a line, which is also how Rego writes one.
@@ -346,9 +445,8 @@ fn working_dir(image: &str) -> Result<String> {
     Ok(path)
 }
 
-/// The image's user, resolved in the image's files.
-fn identity(image: &Image) -> Result<Identity> {
-    let user = &image.config.user;
+/// A user, resolved in the image's files.
+fn identity(image: &Image, user: &str) -> Result<Identity> {
     let Ok(spec) = UserSpec::parse(user) else {
         bail!("the user {user:?} is not `user[:group]` of names and numbers");
     };

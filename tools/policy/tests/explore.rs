@@ -64,6 +64,7 @@ fn finds(point: &str, rule: &str, promise: Invariant, steps: usize) -> String {
 fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<String>>();
     let container = Container {
+        name: None,
         image: format!("sha256:{}", hash(7)),
         layers: vec![[1; 32], [2; 32]],
         args: words(&["python3", "-c", "print('up')"]),
@@ -72,6 +73,8 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         user: String::new(),
         identity: Identity { uid: 0, gids: vec![0] },
         umask: 0o22,
+        held: words(&["CAP_KILL"]),
+        mounts: Vec::new(),
         no_new_privileges: true,
         stdio: true,
         exec: vec![words(&["python3", "-c", "print('more')"])],

@@ -8,7 +8,7 @@ use parma::output::{self, hex};
 use parma::workload::{Policy, Workload};
 use parma_layer::oci::Reference;
 use parma_policy::explore::{Bounds, Progress, explore};
-use parma_policy::generate::{GenerateOptions, signal};
+use parma_policy::generate::{GenerateOptions, PodContainer, policy_of, read_pod, signal};
 use parma_policy::{Inputs, check, explain, lint};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
@@ -69,14 +69,23 @@ impl Allow {
     }
 }
 
-/// Write the strict policy of an image: this container and nothing else
+/// Write the strict policy of an image or a Kubernetes Pod: these containers and nothing else
 #[derive(Args)]
-#[command(after_help = "Example:
-  parma policy generate oci:python:latest -o p.rego -- python3 -c 'print(6*7)'")]
+#[command(after_help = "Examples:
+  parma policy generate oci:python:latest -o p.rego -- python3 -c 'print(6*7)'
+  parma policy generate -f pod.yaml --image docker.io/library/nginx:1.29=oci:nginx -o p.rego
+What a policy cannot express is an error that names the field. Before it is written, the policy is compiled and asked for
+everything that an honest host asks for.")]
 pub struct Generate {
     /// The image: oci:DIR or oci:DIR:TAG
-    #[arg(value_parser = reference)]
-    image: Reference,
+    #[arg(value_parser = reference, required_unless_present = "file", conflicts_with = "file")]
+    reference: Option<Reference>,
+    /// A Pod, in YAML
+    #[arg(short, long, value_name = "POD", conflicts_with_all = ["env", "args"])]
+    file: Option<PathBuf>,
+    /// Where an image of the Pod is: its name there, and oci:DIR or oci:DIR:TAG
+    #[arg(long, value_name = "NAME=IMAGE", value_parser = named_image, requires = "file")]
+    image: Vec<(String, Reference)>,
     #[command(flatten)]
     allow: Allow,
     /// Where to write it [default: standard output]
@@ -256,17 +265,51 @@ pub fn reference(text: &str) -> Result<Reference, String> {
     Reference::parse(text).map_err(|error| format!("{error:#}"))
 }
 
+/// Parses an image of a Pod and where it is, for clap.
+fn named_image(text: &str) -> Result<(String, Reference), String> {
+    // A name may have `=` in no place; a folder may.
+    let (name, place) = text.split_once('=').ok_or("not NAME=oci:DIR or NAME=oci:DIR:TAG")?;
+    Ok((name.into(), reference(place)?))
+}
+
+/// The containers of the Pod in a file: where the image of each is, and what the Pod says about it.
+fn of_pod(
+    file: &Path,
+    images: &[(String, Reference)],
+    options: &GenerateOptions,
+) -> Result<Vec<(Reference, GenerateOptions)>> {
+    let of_file = || file.display().to_string();
+    let text = String::from_utf8(read(file)?).with_context(of_file)?;
+    let containers = read_pod(&text, options).with_context(of_file)?;
+    let located = containers.into_iter().map(|PodContainer { place, image, options }| {
+        let (_, reference) = images.iter().find(|(name, _)| *name == image).with_context(|| {
+            format!("{}: {place}.image: give --image {image}=oci:DIR[:TAG]", file.display())
+        })?;
+        Ok((reference.clone(), options))
+    });
+    located.collect()
+}
+
 /// Runs one of them.
 pub fn main(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Generate(Generate { image, allow, output, args }) => {
-            let bar = super::run::spinner(false);
+        Command::Generate(Generate { reference, file, image, allow, output, args }) => {
             let options = allow.options(&args);
-            let workload = Workload::prepare(&image, &options, "layer", |number, count, bytes| {
-                bar.set_message(format!("layer {number} of {count}: {}", HumanBytes(bytes)));
-            })?;
+            let wanted = match (reference, file) {
+                (Some(reference), _) => vec![(reference, options)],
+                (None, Some(file)) => of_pod(&file, &image, &options)?,
+                (None, None) => bail!("there is no image: give one, or a Pod with -f"),
+            };
+            let bar = super::run::spinner(false);
+            let mut containers = Vec::new();
+            for (reference, options) in wanted {
+                let workload = Workload::prepare(&reference, &options, "layer", |number, count, bytes| {
+                    bar.set_message(format!("layer {number} of {count}: {}", HumanBytes(bytes)));
+                })?;
+                containers.push(workload.container);
+            }
             bar.finish_and_clear();
-            let policy = workload.container.policy();
+            let policy = policy_of(&containers)?;
             match output {
                 Some(path) => output::write(&path, policy.as_bytes())?,
                 None => print(&policy)?,

@@ -9,16 +9,19 @@ use super::{Container, hex};
 use crate::{Evaluation, Inputs, Session, compile};
 
 /// An id of the form that containers have.
-const ID: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+fn id_of(number: usize) -> String {
+    format!("{:064x}", number + 1)
+}
 
-/// Asks `policy` for everything that an honest host asks for in the life of `container`.
+/// Asks `policy` for everything that an honest host asks for in the lives of `containers`, one after the other.
 ///
 /// # Errors
 /// The policy does not compile, or denies one of these requests.
-pub fn rehearse(container: &Container, policy: &str) -> Result<()> {
+pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     let compiled = compile(&Inputs::policy("policy.rego", policy)).context("the generated policy")?;
     let mut session = Session::new(&compiled.image)?;
-    for (point, input) in honest_life(container) {
+    let lives = containers.iter().enumerate();
+    for (point, input) in lives.flat_map(|(number, container)| honest_life(container, &id_of(number))) {
         let rule = point.entry();
         match session.decide(rule, Some(&input)).context("the generated policy")? {
             Evaluation::Value(result) if result["allowed"] == true => {}
@@ -31,10 +34,10 @@ pub fn rehearse(container: &Container, policy: &str) -> Result<()> {
 }
 
 /// The requests, in order, as the guest gives them to the policy.
-fn honest_life(container: &Container) -> Vec<(Point, Value)> {
+fn honest_life(container: &Container, id: &str) -> Vec<(Point, Value)> {
     let device = |number: usize| format!("/run/mounts/scsi/m{number}");
     let devices = 0..container.layers.len();
-    let rootfs = format!("/run/gcs/c/{ID}/rootfs");
+    let rootfs = format!("/run/gcs/c/{id}/rootfs");
     let mut life = Vec::new();
     for (number, layer) in container.layers.iter().enumerate() {
         let target = device(number);
@@ -44,8 +47,8 @@ fn honest_life(container: &Container) -> Vec<(Point, Value)> {
         ));
     }
     let layers: Vec<String> = devices.clone().rev().map(device).collect();
-    let scratch = format!("/run/gcs/c/{ID}");
-    let writable = format!("{scratch}/scratch/{ID}");
+    let scratch = format!("/run/gcs/c/{id}");
+    let writable = format!("{scratch}/scratch/{id}");
     life.push((
         Point::RwMountDevice,
         json!({
@@ -53,17 +56,17 @@ fn honest_life(container: &Container) -> Vec<(Point, Value)> {
             "mountPathRegex": "/run/gcs/c/[0-9a-fA-F]{64}", "rollbackProtection": true, "size": container.max_scratch,
         }),
     ));
-    life.push((Point::MountOverlay, json!({"containerID": ID, "layerPaths": layers, "target": rootfs})));
+    life.push((Point::MountOverlay, json!({"containerID": id, "layerPaths": layers, "target": rootfs})));
     life.push((
         Point::ScratchMount,
         json!({"target": writable, "encrypted": true, "memory": container.memory_scratch}),
     ));
-    life.push((Point::CreateContainer, process(container, &container.args)));
+    life.push((Point::CreateContainer, process(container, id, &container.args)));
     for command in &container.exec {
-        life.push((Point::ExecInContainer, process(container, command)));
+        life.push((Point::ExecInContainer, process(container, id, command)));
     }
     for &signal in &container.signals {
-        let request = |args: &[String], init: bool| json!({"containerID": ID, "signal": signal, "isInitProcess": init, "argList": args});
+        let request = |args: &[String], init: bool| json!({"containerID": id, "signal": signal, "isInitProcess": init, "argList": args});
         life.push((Point::SignalContainerProcess, request(&container.args, true)));
         for command in &container.exec {
             life.push((Point::SignalContainerProcess, request(command, false)));
@@ -75,7 +78,7 @@ fn honest_life(container: &Container) -> Vec<(Point, Value)> {
     if container.logging {
         life.push((Point::RuntimeLogging, json!({})));
     }
-    life.push((Point::ShutdownContainer, json!({"containerID": ID})));
+    life.push((Point::ShutdownContainer, json!({"containerID": id})));
     life.push((Point::UnmountOverlay, json!({"unmountTarget": rootfs})));
     life.push((Point::ScratchUnmount, json!({"unmountTarget": writable})));
     life.push((Point::RwUnmountDevice, json!({"unmountTarget": scratch})));
@@ -84,21 +87,25 @@ fn honest_life(container: &Container) -> Vec<(Point, Value)> {
 }
 
 /// The start of a process, with the fields of both enforcement points that start one.
-fn process(container: &Container, args: &[String]) -> Value {
+fn process(container: &Container, id: &str, args: &[String]) -> Value {
     let id_name = |id: u32| json!({"id": id.to_string(), "name": ""});
     let sets = container.capabilities();
     let names = |set: u64| -> Vec<&str> {
         let held = CAPABILITY_NAMES.iter().enumerate().filter(|(number, _)| set >> number & 1 == 1);
         held.map(|(_, &name)| name).collect()
     };
+    let mounts = container.mounts.iter().map(|mount| {
+        let source = format!("/run/gcs/c/{id}/sandboxMounts/tmp/atlas/emptydir/{}", mount.volume);
+        json!({"type": "bind", "source": source, "destination": mount.destination, "options": mount.options()})
+    });
     json!({
-        "containerID": ID,
+        "containerID": id,
         "argList": args,
         "envList": container.env,
         "workingDir": container.working_dir,
-        "sandboxDir": format!("/run/gcs/c/{ID}/sandboxMounts"),
-        "hugePagesDir": format!("/run/gcs/c/{ID}/hugepages"),
-        "mounts": [],
+        "sandboxDir": format!("/run/gcs/c/{id}/sandboxMounts"),
+        "hugePagesDir": format!("/run/gcs/c/{id}/hugepages"),
+        "mounts": mounts.collect::<Vec<_>>(),
         "devices": [],
         "privileged": false,
         "noNewPrivileges": container.no_new_privileges,

@@ -1,0 +1,208 @@
+//! The policy of a Kubernetes Pod: it allows what the Pod says and no more; what it cannot express is an error that
+//! names the field.
+
+mod common;
+
+use std::path::Path;
+
+use common::layout::{Entry, image};
+use common::requests::{device_path, id, mount_device, with};
+use common::{Guest, Oracle};
+use parma_policy::generate::{Container, GenerateOptions, policy_of, read_pod};
+use serde_json::{Value, json};
+
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: shop, labels: {app: shop}}
+spec:
+  restartPolicy: Always
+  securityContext: {runAsUser: 1000, runAsNonRoot: true}
+  volumes:
+  - name: work.dir
+    emptyDir: {}
+  initContainers:
+  - name: prepare
+    image: example.org/tools:1
+    command: [/bin/prepare, "$(TARGET)", "$$(TARGET)", "$(UNKNOWN)"]
+    env:
+    - {name: TARGET, value: /work}
+    - {name: LOG, value: "$(TARGET)/log"}
+    volumeMounts:
+    - {name: work.dir, mountPath: /work}
+  containers:
+  - name: serve
+    image: example.org/serve:2
+    args: [--port, "8080"]
+    workingDir: /srv
+    ports:
+    - {containerPort: 8080, name: http}
+    resources: {limits: {memory: 1Gi, cpu: "1"}, requests: {cpu: 500m}}
+    readinessProbe:
+      exec: {command: [/bin/check, --ready]}
+      periodSeconds: 5
+    livenessProbe:
+      httpGet: {path: /live, port: 8080}
+    volumeMounts:
+    - {name: work.dir, mountPath: /data, readOnly: true}
+    securityContext:
+      runAsUser: 33
+      runAsGroup: 4
+      allowPrivilegeEscalation: false
+      capabilities: {drop: [ALL], add: [NET_BIND_SERVICE]}
+"#;
+
+const ETC: &[Entry] = &[
+    Entry::Directory("etc"),
+    Entry::File("etc/passwd", "root:x:0:0::/:/bin/sh\nwww:x:33:33::/:/bin/sh\n"),
+    Entry::File("etc/group", "root:x:0:\nadm:x:4:www\nwww:x:33:\n"),
+];
+
+/// The containers of [`POD`], both of one image, with a layer each that is the container's own.
+fn containers(dir: &Path) -> Vec<Container> {
+    let config =
+        json!({"Entrypoint": ["/bin/serve"], "Cmd": ["--help"], "Env": ["MODE=production"], "User": "www"});
+    let image = image(dir, &[ETC], &config);
+    let pod = read_pod(POD, &GenerateOptions::default()).unwrap();
+    let named: Vec<&str> = pod.iter().map(|container| &*container.image).collect();
+    assert_eq!(named, ["example.org/tools:1", "example.org/serve:2"]);
+    let made =
+        (1..).zip(&pod).map(|(byte, container)| Container::new(&image, &[[byte; 32]], &container.options));
+    made.collect::<anyhow::Result<_>>().unwrap()
+}
+
+fn create(id: &str, container: &Container, mounts: Value) -> Value {
+    let none: [&str; 0] = [];
+    json!({
+        "containerID": id,
+        "argList": container.args,
+        "envList": container.env,
+        "workingDir": container.working_dir,
+        "sandboxDir": format!("/run/gcs/c/{id}/sandboxMounts"),
+        "hugePagesDir": format!("/run/gcs/c/{id}/hugepages"),
+        "mounts": mounts,
+        "devices": [],
+        "privileged": false,
+        "noNewPrivileges": true,
+        "user": {"id": container.identity.uid.to_string(), "name": ""},
+        "groups": container.identity.gids.iter().map(|gid| json!({"id": gid.to_string(), "name": ""})).collect::<Vec<_>>(),
+        "umask": "0022",
+        "capabilities": {"bounding": container.held, "effective": container.held, "inheritable": none,
+            "permitted": container.held, "ambient": none},
+        "seccompProfileSHA256": "",
+        "isSandboxContainer": false,
+    })
+}
+
+fn directory(id: &str, name: &str, destination: &str, access: &str) -> Value {
+    json!({"type": "bind", "source": format!("/run/gcs/c/{id}/sandboxMounts/tmp/atlas/emptydir/{name}"),
+        "destination": destination, "options": ["rbind", "rshared", access]})
+}
+
+#[test]
+fn a_pod_s_policy_allows_each_container_what_the_pod_says_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let containers = containers(dir.path());
+    let [prepare, serve] = &containers[..] else { panic!("two containers") };
+    assert_eq!(prepare.args, ["/bin/prepare", "/work", "$(TARGET)", "$(UNKNOWN)"]);
+    assert!(prepare.env.contains(&"LOG=/work/log".to_string()), "{:?}", prepare.env);
+    assert_eq!((prepare.identity.uid, &*prepare.identity.gids), (1000, &[0][..]));
+    assert_eq!(serve.args, ["/bin/serve", "--port", "8080"]);
+    assert_eq!((serve.identity.uid, serve.identity.gids[0]), (33, 4));
+    assert_eq!(serve.held, ["CAP_NET_BIND_SERVICE"]);
+    assert_eq!((&*serve.working_dir, &serve.exec[0][1]), ("/srv", &"--ready".to_string()));
+
+    let policy = policy_of(&containers).unwrap();
+    let mut guest = Guest::new(Oracle::new(&policy));
+    let (a, b) = (id('a'), id('b'));
+    for (number, id) in [(0, &a), (1, &b)] {
+        guest.ask("mount_device", &mount_device(number, &format!("0{}", number + 1).repeat(32))).allowed();
+        let layers = [device_path(number)];
+        let target = format!("/run/gcs/c/{id}/rootfs");
+        guest
+            .ask("mount_overlay", &json!({"containerID": id, "layerPaths": layers, "target": target}))
+            .allowed();
+    }
+    let mount = directory(&a, "work.dir", "/work", "rw");
+    guest.ask("create_container", &create(&a, prepare, json!([mount]))).allowed();
+
+    let mount = directory(&b, "work.dir", "/data", "ro");
+    let honest = create(&b, serve, json!([mount]));
+    for wrong in [
+        directory(&b, "work.dir", "/data", "rw"),
+        directory(&b, "work.dir", "/etc", "ro"),
+        directory(&b, "workxdir", "/data", "ro"),
+        directory(&b, "../../../etc", "/data", "ro"),
+    ] {
+        let denied = guest.ask("create_container", &with(&honest, "/mounts", json!([wrong]))).denied();
+        assert_eq!(denied, ["invalid mount list"]);
+    }
+    // Nothing of the one container in the other.
+    for (field, value) in [
+        ("/argList", json!(prepare.args)),
+        ("/envList", json!(prepare.env)),
+        ("/user", json!({"id": "1000", "name": ""})),
+        ("/noNewPrivileges", json!(false)),
+    ] {
+        guest.ask("create_container", &with(&honest, field, value)).denied();
+    }
+    guest.ask("create_container", &honest).allowed();
+    let mut probe = honest.clone();
+    probe["argList"] = json!(["/bin/check", "--ready"]);
+    guest.ask("exec_in_container", &probe).allowed();
+    probe["argList"] = json!(["/bin/check"]);
+    guest.ask("exec_in_container", &probe).denied();
+}
+
+#[test]
+fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
+    let pod = |spec: &str| format!("apiVersion: v1\nkind: Pod\nspec:\n  {}\n", spec.replace('\n', "\n  "));
+    let one = |more: &str| pod(&format!("containers:\n- name: a\n  image: i\n{more}"));
+    for (text, named) in [
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nspec: {containers: []}".into(),
+            "kind is apps/v1 Deployment",
+        ),
+        (pod("containers: []"), "spec.containers"),
+        (one("hostNetwork: true"), "spec.hostNetwork"),
+        (one("hostPID: true"), "spec.hostPID"),
+        (one("shareProcessNamespace: true"), "spec.shareProcessNamespace"),
+        (one("hostAliases: []"), "hostAliases"),
+        (one("securityContext: {fsGroup: 2000}"), "fsGroup"),
+        (one("securityContext: {sysctls: []}"), "sysctls"),
+        (one("volumes:\n- {name: v, hostPath: {path: /}}"), "hostPath"),
+        (one("volumes:\n- {name: v, emptyDir: {medium: Memory}}"), "spec.volumes[0].emptyDir.medium"),
+        (one("volumes:\n- {name: v, emptyDir: {sizeLimit: 1Gi}}"), "sizeLimit"),
+        (one("volumes:\n- {name: .., emptyDir: {}}"), "spec.volumes[0].name"),
+        (one("  tty: true"), "spec.containers[0]: tty"),
+        (one("  envFrom: []"), "envFrom"),
+        (one("  env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]"), "valueFrom"),
+        (one("  securityContext: {privileged: true}"), "securityContext.privileged"),
+        (one("  securityContext: {readOnlyRootFilesystem: true}"), "readOnlyRootFilesystem"),
+        (one("  securityContext: {seccompProfile: {type: Unconfined}}"), "seccompProfile"),
+        (one("  securityContext: {capabilities: {add: [ALL]}}"), "capabilities.add"),
+        (one("  securityContext: {runAsGroup: 5}"), "runAsGroup"),
+        (one("  volumeMounts: [{name: v, mountPath: /v}]"), "volumeMounts[0].name"),
+        (one("  ports: [{containerPort: 80, hostPort: 80}]"), "hostPort"),
+        (one("  name: again"), "name"),
+        (one("- {name: a, image: j}"), "spec.containers[1].name"),
+    ] {
+        let error = format!("{:#}", read_pod(&text, &GenerateOptions::default()).expect_err(&text));
+        assert!(error.contains(named), "{named}: {error}");
+    }
+    let error = read_pod(
+        &one("  volumeMounts: [{name: v, mountPath: /proc/v}]\nvolumes: [{name: v, emptyDir: {}}]"),
+        &GenerateOptions::default(),
+    );
+    assert!(format!("{:#}", error.unwrap_err()).contains("mountPath"));
+}
+
+#[test]
+fn a_container_that_must_not_be_root_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: i, securityContext: {runAsNonRoot: true}}]}";
+    let pod = read_pod(text, &GenerateOptions::default()).unwrap();
+    let config = json!({"Entrypoint": ["/bin/serve"], "User": "root"});
+    let error = Container::new(&image(dir.path(), &[ETC], &config), &[[1; 32]], &pod[0].options).unwrap_err();
+    assert!(error.to_string().contains("its user is root"), "{error}");
+}
