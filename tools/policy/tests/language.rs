@@ -389,7 +389,7 @@ fn a_run_time_string_in_a_pattern_means_what_it_means_to_opa() {
             format!("{id}b"),
             "ab".into(),
             format!("{id}{id}"),
-            format!("{id}"),
+            id.to_string(),
             format!("q{id}é"),
             "plain".into(),
             "abc".into(),
