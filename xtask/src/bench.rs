@@ -3,6 +3,7 @@
 //! Times are wall-clock of this machine, whole samples in the file, medians on the screen. The boot is compared with the
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
+use crate::first_line::{self, Way};
 use crate::{cache, cpio, firmware, fixtures, image, setup, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
@@ -73,12 +74,17 @@ pub fn main(arguments: Arguments) -> Result<()> {
         bare.push(power_off_boot(&empty)?);
         ours.push(policy_boot(&stage)?);
     }
+    let lines = first_lines(&image, arguments.boots)?;
     let (round_trip, decision, resident) = requests(&stage, arguments.requests)?;
 
     let init = fs::metadata(built.init())?.len();
+    let files = [&image.rom, &image.kernel, &image.initrd];
+    let image_bytes = files.iter().map(|file| Ok(fs::metadata(file)?.len())).sum::<Result<u64>>()?;
     let figures = json!({
         "machine": machine(&image)?,
         "init_bytes": init,
+        "image_bytes": image_bytes,
+        "kernels_first_line": lines,
         "boot_to_policy_ms": samples(&ours),
         "boot_to_power_off_with_an_empty_init_ms": samples(&bare),
         "request_refused_by_the_gate_us": samples(&round_trip),
@@ -102,6 +108,18 @@ pub fn main(arguments: Arguments) -> Result<()> {
         println!("QEMU start to policy accepted                 {:>9.0} ms", median(&ours));
         println!("QEMU start to power-off, same kernel, no init {:>9.0} ms", median(&bare));
         println!("  ratio                                       {ratio:>9.2}       goal 1.5");
+        println!(
+            "ROM, kernel and initrd                        {:>9.2} MiB   goal 5",
+            image_bytes as f64 / f64::from(1 << 20)
+        );
+        for (way, line) in lines.as_object().into_iter().flatten() {
+            let of = |what: &str| line[what]["median"].as_f64().unwrap_or(f64::NAN);
+            println!(
+                "kernel's first line through {way:<18}{:>9.0} ms of CPU, {:.0} ms",
+                of("cpu_ms"),
+                of("wall_ms")
+            );
+        }
         println!("request and refusal over vsock                {:>9.0} µs", median(&round_trip));
         println!("request decided by the policy                 {:>9.0} µs", median(&decision));
         println!("memory of the init with its policy            {resident:>9} KiB   goal 4096");
@@ -161,6 +179,30 @@ fn power_off_boot(image: &Image) -> Result<f64> {
     let exit = machine.wait(PATIENCE)?.context("the empty init does not power off")?;
     ensure!(exit.by_guest(), "the empty init's machine ended otherwise: {exit:?}");
     Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+/// The starts of all ways, in turns.
+fn first_lines(image: &Image, boots: usize) -> Result<serde_json::Value> {
+    let scratch = tempfile::tempdir()?;
+    let image = first_line::talkative(image, scratch.path())?;
+    let mut starts: Vec<(Way, Vec<f64>, Vec<f64>)> =
+        first_line::ways().into_iter().map(|way| (way, Vec::new(), Vec::new())).collect();
+    for _ in 0..boots {
+        for (way, cpu, wall) in &mut starts {
+            let start = first_line::measure(*way, &image)?;
+            cpu.push(start.cpu);
+            wall.push(start.wall);
+        }
+    }
+    let figure = |(way, cpu, wall): &(Way, Vec<f64>, Vec<f64>)| {
+        let name = match way {
+            Way::Ours => "our ROM",
+            Way::SeaBios => "SeaBIOS -kernel",
+            Way::Ovmf => "OVMF -kernel",
+        };
+        (name.to_owned(), json!({ "cpu_ms": samples(cpu), "wall_ms": samples(wall) }))
+    };
+    Ok(serde_json::Value::Object(starts.iter().map(figure).collect()))
 }
 
 /// Microseconds of requests that only the gate looks at and of requests that the policy decides, and the init's memory.

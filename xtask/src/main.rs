@@ -9,12 +9,14 @@ mod cache;
 mod cpio;
 mod demo;
 mod firmware;
+mod first_line;
 mod fixtures;
 mod image;
 mod kernel;
 mod measure;
 mod process;
 mod setup;
+mod sign;
 mod storage;
 mod tcb;
 mod test;
@@ -36,6 +38,7 @@ enum Task {
     Kernel(kernel::Arguments),
     Image(image::Arguments),
     Measure(measure::Arguments),
+    Sign(sign::Arguments),
     Fixtures(fixtures::Arguments),
     Test(test::Arguments),
     Demo(demo::Arguments),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Task::Kernel(arguments) => kernel::main(arguments),
         Task::Image(arguments) => image::main(arguments),
         Task::Measure(arguments) => measure::main(arguments),
+        Task::Sign(arguments) => sign::main(arguments),
         Task::Fixtures(arguments) => fixtures::main(arguments),
         Task::Test(arguments) => test::main(arguments),
         Task::Demo(arguments) => demo::main(arguments),

@@ -42,10 +42,14 @@ pub fn main(arguments: Arguments) -> Result<()> {
 
 /// The launch digest of a ROM in hex.
 pub fn digest(rom: &[u8], cpu: &str, vcpus: u32) -> Result<String> {
+    Ok(bytes(rom, cpu, vcpus)?.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The launch digest of a ROM.
+pub fn bytes(rom: &[u8], cpu: &str, vcpus: u32) -> Result<measure::Digest> {
     let signature = measure::signature(cpu).ok_or_else(|| {
         let known = CPUS.map(|(name, _)| name).join(", ");
         anyhow!("unknown processor {cpu:?}: use one of {known}, or a version of it like EPYC-v4")
     })?;
-    let digest = measure::launch_digest(rom, vcpus, signature)?;
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(measure::launch_digest(rom, vcpus, signature)?)
 }

@@ -58,6 +58,11 @@ pub const VM: Need = Need(&[package("qemu-system-x86", "qemu-system-x86_64", "ru
 pub const ORACLES: Need = Need(&[
     package("cryptsetup-bin", "veritysetup", "checks our dm-verity trees"),
     package("e2fsprogs", "e2fsck", "checks our ext4 file systems"),
+    package(
+        "ovmf",
+        "/usr/share/ovmf/OVMF.fd",
+        "a peer of our firmware, and a second ROM for the launch digest",
+    ),
 ]);
 
 pub fn main(arguments: Arguments) -> Result<()> {

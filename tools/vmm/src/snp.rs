@@ -12,7 +12,7 @@ use std::process::Command;
 /// The first QEMU with SNP guests.
 const LEAST_QEMU: (u32, u32) = (9, 1);
 /// POLICY: simultaneous multithreading allowed (bit 16), reserved and one (bit 17); no debugging, no migration agent.
-const POLICY: u32 = 0x3_0000;
+pub const POLICY: u32 = 0x3_0000;
 
 /// One thing that an SNP host needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,7 +142,9 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// Base64 with padding (RFC 4648), as QEMU takes binary values.
+#[must_use]
+pub fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for part in bytes.chunks(3) {
