@@ -516,6 +516,57 @@ fn matches_with_groups_are_those_of_opa() {
     assert_eq!(ours.as_array().unwrap().len(), theirs.as_array().unwrap().len());
 }
 
+impl Maker {
+    /// A pattern that RE2 and Rust's engine read alike.
+    fn pattern(&mut self, depth: usize) -> String {
+        let atom = match self.choose(if depth == 0 { 5 } else { 9 }) {
+            0 | 1 => self.one_of(&["a", "b", "é"]),
+            2 => ".".into(),
+            3 => self.one_of(&["[ab]", "[^a]", "[a-cé]", r"\\."]),
+            4 => self.one_of(&["^", "$", "(?i)A", "x"]),
+            5 => format!("({})", self.pattern(depth - 1)),
+            6 => format!("(?:{})", self.pattern(depth - 1)),
+            7 => return format!("{}|{}", self.pattern(depth - 1), self.pattern(depth - 1)),
+            _ => return format!("{}{}", self.pattern(depth - 1), self.pattern(depth - 1)),
+        };
+        let repeated = self.choose(3) == 0 && !["^", "$"].contains(&&*atom) && !atom.starts_with("(?i)");
+        if repeated { atom + &self.one_of(&["*", "+", "?", "*?", "+?", "??", "{2}", "{1,2}"]) } else { atom }
+    }
+
+    fn text(&mut self) -> String {
+        (0..self.choose(7)).map(|_| self.one_of(&["a", "b", "c", "é", ".", "A", " ", "x", "\\n"])).collect()
+    }
+}
+
+#[test]
+fn made_up_patterns_match_and_find_what_they_do_for_regorus() {
+    let mut maker = Maker(3);
+    let mut found = 0;
+    for _ in 0..40 {
+        let patterns: Vec<String> = (0..6).map(|_| maker.pattern(3)).collect();
+        let texts: Vec<String> = (0..5).map(|_| maker.text()).collect();
+        let list = |all: &[String]| format!("[\"{}\"]", all.join("\", \""));
+        let module = format!(
+            "package t\nimport rego.v1\nr := [[p, t, input.n, m, w, f] | some p in {}; some t in {}\n\
+             m := regex.match(p, t)\nw := regex.match(concat(\"\", [\"^(?:\", p, \")$\"]), t)\n\
+             f := regex.find_all_string_submatch_n(p, t, input.n)]\n",
+            list(&patterns),
+            list(&texts),
+        );
+        for n in [-1, 1, 2] {
+            let (ours, theirs) = both(&module, &json!({"n": n}));
+            let (Evaluation::Value(ours), Some(theirs)) = (ours, theirs) else { panic!("{module}") };
+            let (ours, theirs) = (ours.as_array().unwrap(), theirs.as_array().unwrap());
+            assert_eq!(ours.len(), theirs.len(), "{module}");
+            for (ours, theirs) in ours.iter().zip(theirs) {
+                assert_eq!(ours, theirs);
+                found += ours[5].as_array().unwrap().len();
+            }
+        }
+    }
+    assert!(found > 500, "{found} matches");
+}
+
 #[test]
 fn a_package_can_be_chosen_at_run_time() {
     let modules = [
