@@ -33,6 +33,10 @@ const GROUP_METADATA: u32 = 2 + INODE_TABLE;
 /// A last group with fewer blocks than this is left out.
 const LEAST_GROUP: u32 = GROUP_METADATA + 64;
 
+/// Whoever can mount a volume may write to it; the containers' own users are not known here. What is above a scratch space's
+/// root is reached by nobody.
+const ROOT_MODE: u16 = 0o777;
+
 /// ext_attr, dir_index, sparse_super2 (without any backup); filetype, extents; large_file, huge_file, uninit_bg, extra_isize.
 const FEATURES: Features = Features { compat: 0x228, incompat: 0x42, ro_compat: 0x5a };
 const UUID: [u8; 16] = *b"parma empty ext4";
@@ -176,7 +180,7 @@ impl Plan {
     fn inodes(&self) -> [u8; BLOCK] {
         let mut block = [0; BLOCK];
         for (number, mode, links, at) in
-            [(ROOT_INODE, DIRECTORY | 0o755, 3, 0), (FIRST_INODE, DIRECTORY | 0o700, 2, 1)]
+            [(ROOT_INODE, DIRECTORY | ROOT_MODE, 3, 0), (FIRST_INODE, DIRECTORY | 0o700, 2, 1)]
         {
             let inode = Inode {
                 mode,

@@ -3,16 +3,20 @@
 //! The disk is one that the test scripts: it sees every request of the guest and changes blocks under its feet.
 
 mod support;
+mod twin;
 
 use parma_guest::point::Point;
 use parma_guest::policy;
-use parma_guest::wire::{Denied, Field, Reason, Request, ScratchKind, Stdio, Step, Stream, Tags};
+use parma_guest::wire::{
+    Denied, Field, List, Mount, Reason, Request, ScratchKind, Source, Stdio, Step, Stream, Tags,
+};
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::scripted::{Operation, ScriptedDisk};
 use parma_vmm::{Disk, Reply};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
 use support::{Guest, Stage, Workload, id, read_until, serial, stage};
 
 const BLOCK: u64 = 4096;
@@ -122,7 +126,8 @@ fn block(content: &[u8], at: u64) -> &[u8] {
 /// Where a file's blocks are: those in a row that are others after it was written again.
 fn file_blocks(before: &[u8], after: &[u8]) -> Range<u64> {
     let differs = |at: u64| block(before, at) != block(after, at);
-    let start = (0..=BLOCKS - FILE_BLOCKS).find(|&at| (at..at + FILE_BLOCKS).all(differs));
+    let start =
+        (0..=before.len() as u64 / BLOCK - FILE_BLOCKS).find(|&at| (at..at + FILE_BLOCKS).all(differs));
     let start = start.expect("the file's blocks changed");
     start..start + FILE_BLOCKS
 }
@@ -413,4 +418,247 @@ fn containers_of_a_pod_share_a_device_and_nothing_on_it() {
     }
     let mut three = clerk(&guest, &workload, &id('3'), &pod);
     assert_eq!(three.read("file"), "ENOENT");
+}
+
+/// The layer that holds a data volume's content here, and what is in it.
+fn data_layer(stage: &Stage) -> support::Layer {
+    stage.workload("busybox", &["true"], GenerateOptions::default()).layers.remove(0)
+}
+
+fn mount_entry(source: &str, destination: &str, access: &str) -> String {
+    format!(
+        r#"{{"type": "bind", "source": "{source}", "destination": "{destination}", "options": ["rbind", "rshared", "{access}"]}}"#
+    )
+}
+
+/// A workload whose container may have these mounts.
+fn workload_with(stage: &Stage, entries: &[String]) -> Workload {
+    workload(stage, |policy| {
+        policy.replace("\"mounts\": []", &format!("\"mounts\": [{}]", entries.join(", ")))
+    })
+}
+
+/// A container with these mounts, on the scratch space of this id.
+fn clerk_with(
+    guest: &Guest,
+    workload: &Workload,
+    container: &str,
+    scratch: &str,
+    mounts: &[Mount<'_>],
+) -> Clerk {
+    guest.mount_overlay_on(workload, container, Some(scratch));
+    let stdio = Stdio { stdin: true, stdout: true, stderr: false };
+    let process = guest.started(create_with(workload, container, mounts, stdio));
+    Clerk { input: guest.attach(process, Stream::Stdin), output: guest.attach(process, Stream::Stdout) }
+}
+
+fn create_with<'a>(
+    workload: &'a Workload,
+    container: &'a str,
+    mounts: &[Mount<'a>],
+    stdio: Stdio,
+) -> Request<'a> {
+    let mounts = List::from_vec(mounts.to_vec()).unwrap();
+    Request::CreateContainer { container, privileged: false, mounts, process: workload.process(stdio) }
+}
+
+/// An `emptyDir` is the pod's own, and a read-only volume is what its root hash says; neither goes anywhere else.
+#[test]
+fn directories_of_a_pod_and_verified_volumes_are_mounted_where_the_policy_says() {
+    let Some(stage) = stage() else { return };
+    let layer = data_layer(&stage);
+    let entries = [
+        mount_entry("sandbox:///tmp/atlas/emptydir/.+", "/shared", "rw"),
+        mount_entry(&format!("verity://{}", parma::output::hex(&layer.root_hash)), "/deep/data", "ro"),
+    ];
+    let (workload, disk) = (workload_with(&stage, &entries), disk());
+    let mut disks = workload.disks();
+    disks.push(Disk::scripted(&disk, serial("scratch0")));
+    disks.push(Disk::layer(&layer.path, serial("model")));
+    let guest = stage.boot(workload.policy.host_data(), disks);
+    guest.accept(&workload.policy.image);
+    guest.mount_layers(&workload);
+    let pod = id('f');
+    guest.done(scratch(&pod, "scratch0", Tags::Memory));
+    let (root_hash, data_blocks) = (layer.root_hash, layer.data_blocks);
+    guest.done(Request::MountDevice { device: "model", root_hash, data_blocks });
+    let shared = Mount { source: Source::Directory("cache"), destination: "/shared", read_only: false };
+    let data = Mount { source: Source::Layer("model"), destination: "/deep/data", read_only: true };
+    let mut one = clerk_with(&guest, &workload, &id('1'), &pod, &[shared, data]);
+    let mut two = clerk_with(&guest, &workload, &id('2'), &pod, &[shared]);
+    one.write("../shared/file", 'a');
+    assert_eq!(two.read("../shared/file"), "aa");
+    assert_eq!(one.ask("write ../deep/data/file x"), "EROFS");
+    assert_eq!(two.read("../deep/data/bin"), "ENOENT", "what was not asked for");
+    // Elsewhere, or with other rights, or another layer: the policy's to allow.
+    guest.mount_overlay_on(&workload, &id('3'), Some(&pod));
+    let base = workload.serial(0);
+    for wrong in [
+        Mount { destination: "/etc", ..shared },
+        Mount { read_only: true, ..shared },
+        Mount { destination: "/shared", ..data },
+        Mount { source: Source::Layer(&base), ..data },
+    ] {
+        let refused = guest.refused(create_with(&workload, &id('3'), &[wrong], Stdio::default()));
+        assert!(
+            denied_for(&refused, Point::CreateContainer, policy::Reason::InvalidMounts),
+            "{wrong:?}: {refused:?}"
+        );
+    }
+    let unmount = Request::UnmountDevice { device: "model" };
+    assert_eq!(guest.refused(unmount.clone()), Reason::InUse { field: Field::Device });
+    drop(one);
+    guest.done(Request::ShutdownContainer { container: &id('1') });
+    guest.done(unmount);
+}
+
+/// By policy, a corrupted layer is the end of the machine.
+#[test]
+fn i02_a_corrupted_block_ends_the_machine_where_the_policy_says_so() {
+    let Some(stage) = stage() else { return };
+    let panics =
+        |policy: String| policy.replace("panic_on_corruption := false", "panic_on_corruption := true");
+    let workload = workload(&stage, panics);
+    let top = workload.layers.last().unwrap();
+    let disk = ScriptedDisk::copy_of(&top.path).unwrap();
+    let last = workload.layers.len() - 1;
+    let mut disks = workload.disks();
+    disks[last] = Disk::scripted(&disk, serial(&workload.serial(last)));
+    let mut guest = stage.boot(workload.policy.host_data(), disks);
+    guest.accept(&workload.policy.image);
+    guest.mount_layers(&workload);
+    // Every block of the layer, from now on.
+    disk.write(0, &vec![0xa5; (top.data_blocks * BLOCK) as usize]).unwrap();
+    let layers = workload.overlay_layers();
+    let overlay = Request::MountOverlay {
+        container: &id('1'),
+        layers: support::list(layers.iter().map(String::as_str)),
+        scratch: None,
+    };
+    let start = guest
+        .session
+        .request(overlay)
+        .and_then(|_| guest.session.request(create_with(&workload, &id('1'), &[], Stdio::default())));
+    let exit = guest.machine.wait(support::LONG).unwrap().expect("the machine ends");
+    assert!(exit.by_guest(), "{exit:?} {start:?}");
+    assert!(guest.console().contains("dm-verity device corrupted"), "{}", guest.console());
+}
+
+/// Who owns a volume's key: answers whoever the guest's key request reaches on the host.
+struct Owner(Arc<Mutex<(Vec<u8>, u64)>>);
+
+impl Owner {
+    /// Hands out this key, and says that the volume's generation is at least this.
+    fn of(guest: &Guest, key: [u8; 32], least: u64) -> Option<Self> {
+        let parma_vmm::Connector::Unix(path) = guest.machine.connector() else {
+            eprintln!("skipped: the key's owner needs vhost-device-vsock");
+            return None;
+        };
+        let listener = UnixListener::bind(format!("{}_5044", path.display())).unwrap();
+        let answer = Arc::new(Mutex::new((key.to_vec(), least)));
+        let theirs = answer.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut id = [0; 32];
+                stream.read_exact(&mut id).unwrap();
+                let (key, least) = theirs.lock().unwrap().clone();
+                stream.write_all(&[key, least.to_le_bytes().to_vec()].concat()).unwrap();
+            }
+        });
+        Some(Self(answer))
+    }
+
+    fn now(&self, key: [u8; 32], least: u64) {
+        *self.0.lock().unwrap() = (key.to_vec(), least);
+    }
+}
+
+/// A volume that its owner made with `parma volume create` keeps its content from one guest to the next; a block that the
+/// host changes is an error, another key opens nothing, and a volume that was brought back as a whole is refused where its
+/// owner keeps count.
+#[test]
+fn a_volume_outlives_its_guest_and_what_the_host_does_to_it_is_noticed() {
+    let Some(stage) = stage() else { return };
+    let key = [7; 32];
+    let volume = parma_guest::target::volume::id(&key);
+    let path = stage.file("unused", b"").with_file_name("volume.img");
+    parma_layer::volume::Volume::create(
+        &path,
+        20 << 20,
+        &parma_layer::volume::Key::read(&mut &key[..]).unwrap(),
+    )
+    .unwrap();
+    let data = ScriptedDisk::copy_of(&path).unwrap();
+    let made = data.snapshot().unwrap();
+    let entries = [mount_entry(&format!("volume://{}", parma::output::hex(&volume)), "/data", "rw")];
+    let workload = workload_with(&stage, &entries);
+    let mount = Mount { source: Source::Volume(volume), destination: "/data", read_only: false };
+    let open = Request::MountVolume { volume, device: "scratch1" };
+    let failed = |step, errno| Reason::Failed { step, errno };
+    let (estale, eacces, eilseq) = (116, 13, 84);
+    for (generation, earlier) in [(1, "ENOENT"), (2, "bb")] {
+        let space = disk();
+        let guest = machine(&stage, &workload, &[&space, &data]);
+        guest.done(scratch(&id('1'), "scratch0", Tags::Memory));
+        let Some(owner) = Owner::of(&guest, [8; 32], 0) else { return };
+        assert_eq!(guest.refused(open.clone()), failed(Step::ReleaseKey, eacces), "another key");
+        owner.now(key, generation - 1);
+        let other = Request::MountVolume { volume: [9; 32], device: "scratch1" };
+        let refused = guest.refused(other);
+        assert!(denied_for(&refused, Point::RwMountDevice, policy::Reason::VolumeNotAllowed), "{refused:?}");
+        guest.done(open.clone());
+        let Reply::Properties(properties) = guest.done(Request::GetProperties) else {
+            panic!("no properties")
+        };
+        assert_eq!((properties.volumes[0].volume, properties.volumes[0].generation), (volume, generation));
+        let mut clerk = clerk_with(&guest, &workload, &id('1'), &id('1'), &[mount]);
+        assert_eq!(clerk.read("../data/file"), earlier);
+        clerk.write("../data/file", 'a');
+        let before = data.read(0, 20 << 20).unwrap();
+        clerk.write("../data/file", 'b');
+        let file = file_blocks(&before, &data.read(0, 20 << 20).unwrap());
+        assert_eq!(clerk.read("../data/file"), "bb");
+        let block = data.read(file.start * BLOCK, BLOCK as usize).unwrap();
+        data.write(file.start * BLOCK, &[0; BLOCK as usize]).unwrap();
+        assert_eq!(clerk.read("../data/file"), REFUSED);
+        data.write(file.start * BLOCK, &block).unwrap();
+        assert_eq!(clerk.read("../data/file"), "bb");
+        drop(clerk);
+        guest.done(Request::ShutdownContainer { container: &id('1') });
+        guest.done(Request::UnmountVolume { volume });
+        if generation == 2 {
+            // The volume as it was made, and one with another first block.
+            owner.now(key, 2);
+            data.restore(&made).unwrap();
+            assert_eq!(guest.refused(open.clone()), failed(Step::VolumeContent, estale));
+            data.write(100, b"x").unwrap();
+            let refused = guest.refused(open.clone());
+            assert!(
+                refused == failed(Step::VolumeContent, eilseq) || refused == failed(Step::VolumeContent, 5),
+                "{refused:?}"
+            );
+        }
+    }
+}
+
+/// The twin of L02 and L04: the same kernel, the same disk and the same two attacks, but plain XTS, as many set-ups have it.
+/// A restored block is read as what it was, and a moved one as noise, without any error. So those tests can fail.
+#[test]
+fn l02_l04_on_plain_xts_the_same_attacks_succeed() {
+    let Some(stage) = stage() else { return };
+    let disk = ScriptedDisk::zeroed(1 << 20).unwrap();
+    let Some(mut guest) = twin::boot(&stage.image, &disk) else { return };
+    guest.until("written once");
+    let old = disk.snapshot().unwrap();
+    let moved = disk.read(0, BLOCK as usize).unwrap();
+    assert!(moved[..64] != [b'a'; 64] && moved[..64] != [0; 64], "written, and encrypted");
+    guest.go_on();
+    guest.until("written again");
+    disk.restore(&old).unwrap();
+    guest.go_on();
+    guest.until("read: as it was before");
+    disk.write(BLOCK, &moved).unwrap();
+    guest.go_on();
+    guest.until("read: noise, and no error");
 }
