@@ -1,15 +1,16 @@
 //! The storage figures of `cargo xtask bench`.
 //!
 //! Layers: `parma layer build` and `hash` beside `mkfs.ext4 -d` and `veritysetup format` on the same files, and beside
-//! SHA-256 alone, salted blocks of 4096 bytes on as many threads, and writing alone. Disks: the time from a disk's arrival to its mount, and
-//! reads of one file, past the page cache, in a container on dm-verity and by the same program on the same filesystems
-//! mounted without it, in the same kernel.
+//! SHA-256 alone, salted blocks of 4096 bytes on as many threads, and writing alone. Disks: the time from a disk's arrival
+//! to its mount; reads of a layer's file and writes and reads of a scratch file, past the page cache, in a container, and by
+//! the same program on the same disks mounted raw, without dm-verity and dm-crypt, in the same kernel.
 
 use crate::bench::median;
 use crate::{cpio, firmware, fixtures};
 use anyhow::{Context, Result, ensure};
 use parma::pod::{Pod, Scratch, new_container_id, unobserved};
 use parma::workload::Workload;
+use parma_guest::gate::fields::Serial;
 use parma_guest::wire::{Stdio, Stream};
 use parma_layer::build::{Options, build_file, hash_file};
 use parma_layer::oci::{Image as Source, Reference};
@@ -36,12 +37,15 @@ const MEMORY_GOAL: u64 = 64 << 10;
 /// How long a machine may take to end.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Reads its own interpreter past the page cache for some seconds, from front to back and here and there; prints bytes a
-/// second and reads a second. (A minimal Python has no aligned memory to offer: a buffer's aligned part is found by trying.)
+/// Reads its own interpreter, then writes and reads a file in /tmp, each past the page cache for some seconds, from front to
+/// back and here and there; prints bytes a second, and reads a second, in the order of [`RATES`]. (A minimal Python has no
+/// aligned memory to offer: a buffer's aligned part is found by trying.)
 const READER: &str = "\
 import os, sys, time
-file = os.open(os.path.realpath(sys.executable), os.O_RDONLY | os.O_DIRECT)
-size = os.fstat(file).st_size & ~0xfffff
+def open_direct(path, flags):
+    global file, size
+    file = os.open(path, flags | os.O_DIRECT, 0o600)
+    size = os.fstat(file).st_size & ~0xfffff
 def aligned(length):
     buffer = memoryview(bytearray(length + 4096))
     for at in range(0, 4096, 16):
@@ -50,11 +54,10 @@ def aligned(length):
             return [buffer[at:at + length]]
         except OSError:
             pass
-large, small = aligned(1 << 20), aligned(4096)
-def rate(reads):
+def rate(step):
     start, done = time.monotonic(), 0
-    while time.monotonic() - start < 4:
-        done += reads()
+    while time.monotonic() - start < 3:
+        done += step()
     return done / (time.monotonic() - start)
 state = 1
 def somewhere():
@@ -63,9 +66,22 @@ def somewhere():
     return 4096 * ((state >> 33) % (size // 4096))
 front = lambda: sum(os.preadv(file, large, at) for at in range(0, size, 1 << 20))
 here = lambda: sum(os.preadv(file, small, somewhere()) for _ in range(100)) / 4096
-rate(front)
-print('rates', rate(front), rate(here), flush=True)
+fill = lambda: sum(os.pwritev(file, large, at) for at in range(0, 8 << 20, 1 << 20))
+open_direct(os.path.realpath(sys.executable), os.O_RDONLY)
+large, small = aligned(1 << 20), aligned(4096)
+front()
+rates = [rate(front), rate(here)]
+open_direct('/tmp/file', os.O_RDWR | os.O_CREAT)
+fill()
+size = 8 << 20
+rates += [rate(fill), rate(front), rate(here)]
+print('rates', *rates, flush=True)
 ";
+
+/// What the reader measures: on the layers, then on the writable space.
+const RATES: [&str; 5] = ["layer_read", "layer_random", "scratch_write", "scratch_read", "scratch_random"];
+/// Bytes of the writable space's disk.
+const SCRATCH: u64 = 64 << 20;
 
 /// All of them, for `target/bench.json`.
 pub fn figures(image: &Image, rounds: usize) -> Result<Value> {
@@ -92,11 +108,17 @@ pub fn print(figures: &Value) {
     row("peak memory, a layer of 2 GiB", number("/layer_of_2_gib_peak_kib"), "KiB", "goal 65536");
     row("disk plugged in to layer mounted", number("/disks/attach_to_mounted_ms"), "ms", "");
     row("disk that is there to layer mounted", number("/disks/present_to_mounted_ms"), "ms", "");
-    let mb = |path: &str| number(path) / 1e6;
-    row("sequential reads, dm-verity", mb("/disks/verity/sequential"), "MB/s", "");
-    row("sequential reads, same ext4 without it", mb("/disks/raw/sequential"), "MB/s", "");
-    row("random reads of 4 KiB, dm-verity", number("/disks/verity/random"), "/s", "");
-    row("random reads of 4 KiB, same ext4 without it", number("/disks/raw/random"), "/s", "");
+    for (name, what, unit, scale) in [
+        ("layer_read", "layer, sequential reads", "MB/s", 1e-6),
+        ("layer_random", "layer, random reads of 4 KiB", "/s", 1.0),
+        ("scratch_write", "scratch, sequential writes", "MB/s", 1e-6),
+        ("scratch_read", "scratch, sequential reads", "MB/s", 1e-6),
+        ("scratch_random", "scratch, random reads of 4 KiB", "/s", 1.0),
+    ] {
+        let (ours, raw) = (number(&format!("/disks/ours/{name}")), number(&format!("/disks/raw/{name}")));
+        let more = format!("{:.0} {unit} on the raw disk", raw * scale);
+        row(what, ours * scale, unit, &more);
+    }
 }
 
 /// Builds a layer, prints the peak of this process's memory in KiB: what [`peak`] runs.
@@ -253,7 +275,7 @@ fn peak(dir: &Path) -> Result<u64> {
     Ok(peak)
 }
 
-/// Times of mounts, and rates of reads.
+/// Times of mounts, and rates of reads and writes.
 fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
     let layout = fixtures::image("python")?;
     let reference = Reference::parse(&format!("oci:{}:latest", layout.display()))?;
@@ -262,26 +284,26 @@ fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
     let workload = Workload::prepare(&reference, &options, "layer", |_, _, _| {})?;
     let policy = workload.strict_policy()?;
 
-    eprintln!("reads on dm-verity");
+    eprintln!("disks of a container");
     let id = new_container_id()?;
     let stdio = Stdio { stdin: false, stdout: true, stderr: true };
     let config = Config::new(image.clone(), policy.host_data());
     let (pod, process) =
-        Pod::start(config.clone(), &policy, &workload, &Scratch::Memory, &id, stdio, unobserved())?;
+        Pod::start(config.clone(), &policy, &workload, &Scratch::disk(SCRATCH)?, &id, stdio, unobserved())?;
     let mut output = String::new();
     let mut stream = pod.guest.session.attach(process, Stream::Stdout)?.map_err(anyhow::Error::new)?;
     stream.read_to_string(&mut output)?;
     let mut stream = pod.guest.session.attach(process, Stream::Stderr)?.map_err(anyhow::Error::new)?;
     stream.read_to_string(&mut output)?;
-    let verity = rates(&output).with_context(|| format!("the reader said {output:?}"))?;
+    let ours = rates(&output).with_context(|| format!("the reader said {output:?}"))?;
     drop(pod);
 
-    eprintln!("reads without it");
+    eprintln!("the same disks, raw");
     let raw = raw(image, &workload, dir)?;
 
     eprintln!("mounts");
     let (mut plugged, mut present) = (Vec::new(), Vec::new());
-    let mut pod = Pod::boot(&config, unobserved())?;
+    let mut pod = Pod::boot(&Config { ports: 1, ..config }, unobserved())?;
     pod.set_policy(&policy)?;
     let layer = workload.layers.last().context("a layer")?;
     for _ in 0..rounds {
@@ -298,11 +320,12 @@ fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
     }
     Ok(json!({
         "attach_to_mounted_ms": median(&plugged), "present_to_mounted_ms": median(&present),
-        "verity": verity, "raw": raw,
+        "ours": ours, "raw": raw,
     }))
 }
 
-/// The reader's rates on the layers' filesystems without dm-verity: busybox's shell mounts them, in the same kernel.
+/// The reader's rates on the layers' filesystems without dm-verity and on an ext4 of the host's without dm-crypt: busybox's
+/// shell mounts them, in the same kernel.
 fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
     let count = workload.layers.len();
     let mounts: String = (0..count)
@@ -311,10 +334,11 @@ fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
     let lower: Vec<String> = (0..count).rev().map(|at| format!("/l{at}")).collect();
     let script = format!(
         "for c in mkdir mount chroot reboot; do /busybox ln -s /busybox /$c; done\nexport PATH=/\nmkdir /dev /t /r\n\
-         mount -t devtmpfs d /dev\n{mounts}mount -t tmpfs t /t\nmkdir /t/u /t/w\n\
+         mount -t devtmpfs d /dev\n{mounts}mount -t ext4 /dev/vd{} /t\nmkdir /t/u /t/w\n\
          mount -t overlay o -o lowerdir={},upperdir=/t/u,workdir=/t/w /r\nmkdir -p /r/proc\nmount -t proc p /r/proc\n\
          PATH=/usr/bin:/bin chroot /r python3 -c \"{READER}\" > /dev/ttyS0 2>&1\nreboot -f\n",
-        lower.join(":")
+        letter(count),
+        lower.join(":"),
     );
     let busybox = busybox()?;
     let archive = cpio::archive(&[
@@ -329,6 +353,10 @@ fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
     let image = firmware::with_rom_of_its_own(Image { initrd, command_line, ..image.clone() }, dir)?;
     let mut config = Config::new(image, [0; 32]);
     config.disks.extend(workload.disks());
+    let writable = dir.join("writable.img");
+    File::create(&writable)?.set_len(SCRATCH)?;
+    run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "^has_journal"]).arg(&writable))?;
+    config.disks.push(Disk::scratch(&writable, Serial::parse("writable").ok().context("a serial")?));
     let mut machine = Machine::launch(&config)?;
     machine.wait(PATIENCE)?.context("the machine with the raw disks does not end")?;
     let console = String::from_utf8_lossy(&machine.console()?).into_owned();
@@ -340,8 +368,10 @@ fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
 /// What the reader says.
 fn rates(output: &str) -> Option<Value> {
     let line = output.lines().find_map(|line| line.trim().strip_prefix("rates "))?;
-    let (sequential, random) = line.split_once(' ')?;
-    Some(json!({"sequential": sequential.parse::<f64>().ok()?, "random": random.parse::<f64>().ok()?}))
+    let rates: Vec<f64> = line.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+    (rates.len() == RATES.len()).then(|| {
+        RATES.into_iter().zip(rates).map(|(name, rate)| (name.to_owned(), Value::from(rate))).collect()
+    })
 }
 
 /// The letter of a disk's name: the first is `vda`.

@@ -6,7 +6,7 @@ mod support;
 use parma_guest::wire::{ExitStatus, Reason, Request, Stdio, Step, Stream, Tags};
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::scripted::{Failure, Operation, When};
-use parma_vmm::{Disk, HOT_PORTS, MAX_DISKS, MAX_DISKS_SMP, Reply, ScriptedDisk};
+use parma_vmm::{Disk, Reply, ScriptedDisk, most_disks};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use support::{Guest, LONG, OUTPUT, Stage, Workload, id, list, read_until, serial, stage, tar};
@@ -16,6 +16,18 @@ use tar::EntryType;
 const EIO: u16 = 5;
 /// Errno of a device that is not there.
 const ENODEV: u16 = 19;
+
+/// Disks that can be plugged in, in a test that does.
+const PORTS: u32 = 8;
+
+/// A machine into which disks can be plugged, with this policy in force.
+fn start_with_ports(stage: &Stage, workload: &Workload, disks: Vec<Disk>) -> Guest {
+    let mut config = stage.config(workload.policy.host_data(), disks);
+    config.ports = PORTS;
+    let guest = stage.launch(&config);
+    guest.accept(&workload.policy.image);
+    guest
+}
 
 /// A container that prints one word.
 fn echo(stage: &Stage) -> Workload {
@@ -139,8 +151,7 @@ for line in sys.stdin:
 fn a_disk_that_is_plugged_in_late_is_found_and_can_be_taken_off_and_come_again() {
     let Some(stage) = stage() else { return };
     let workload = echo(&stage);
-    let mut guest = stage.boot(workload.policy.host_data(), vec![]);
-    guest.accept(&workload.policy.image);
+    let mut guest = start_with_ports(&stage, &workload, vec![]);
     for round in 0..2 {
         // The request is on its way before the guest's kernel has seen the disk.
         let attached: Vec<_> =
@@ -165,19 +176,20 @@ fn more_layers_than_one_bus_has_slots_are_mounted_beside_disks_that_are_plugged_
     let Some(stage) = stage() else { return };
     let workload = echo(&stage);
     let filler = stage.file("filler", &[0; 4096]);
-    for (vcpus, most) in [(1, MAX_DISKS), (2, MAX_DISKS_SMP)] {
+    for (vcpus, ports) in [(1, PORTS), (2, 32)] {
+        let most = most_disks(vcpus, ports);
         let fill = (workload.layers.len()..most)
             .map(|number| Disk::layer(&filler, serial(&format!("filler{number}"))));
         let mut config = stage.config(workload.policy.host_data(), fill.chain(workload.disks()).collect());
-        config.vcpus = vcpus;
+        (config.vcpus, config.ports) = (vcpus, ports);
         let mut guest = stage.launch(&config);
         guest.accept(&workload.policy.image);
         guest.mount_layers(&workload);
         let bottom = &workload.layers[0].path;
-        for port in 0..HOT_PORTS {
+        for port in 0..ports {
             let _ = guest.machine.attach(&Disk::layer(bottom, serial(&format!("late{port}")))).unwrap();
         }
-        for port in 0..HOT_PORTS {
+        for port in 0..ports {
             guest.done(mount(&workload, &format!("late{port}"), 0));
         }
         let error = guest.machine.attach(&Disk::layer(bottom, serial("one-too-many"))).unwrap_err();
@@ -406,8 +418,7 @@ fn l08_a_slow_disk_delays_its_reader_and_nobody_else() {
 fn l08_a_layer_that_is_unplugged_under_a_container_leaves_the_guest_and_others_running() {
     let Some(stage) = stage() else { return };
     let workload = echo(&stage);
-    let mut guest = stage.boot(workload.policy.host_data(), vec![]);
-    guest.accept(&workload.policy.image);
+    let mut guest = start_with_ports(&stage, &workload, vec![]);
     let attached: Vec<_> = workload.disks().iter().map(|disk| guest.machine.attach(disk).unwrap()).collect();
     guest.mount_layers(&workload);
     guest.mount_overlay(&workload, &id('1'));
@@ -525,7 +536,7 @@ fn l08_a_scratch_disk_that_is_full_fails_shrinks_or_vanishes_is_an_error_to_its_
 fn l08_a_scratch_disk_that_is_unplugged_is_an_error_to_its_writer_and_can_be_replaced() {
     let Some(stage) = stage() else { return };
     let workload = Writer::workload(&stage);
-    let mut guest = stage.start(&workload);
+    let mut guest = start_with_ports(&stage, &workload, workload.disks());
     guest.mount_layers(&workload);
     for round in ['1', '2'] {
         let disk = ScriptedDisk::zeroed(SCRATCH).unwrap();

@@ -1,7 +1,7 @@
 //! Block devices: what is behind them, and where they are in the machine.
 //!
 //! Disks that are there from the start sit on the root bus, eight functions in a slot. Disks that come later each get a
-//! PCI Express root port of their own, out of [`HOT_PORTS`].
+//! PCI Express root port of their own, of which a machine has as many as it was started with.
 //!
 //! Files are handed over as open descriptors, so that what was checked is what is used.
 
@@ -16,20 +16,23 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Disks that can be plugged in at the same time, in a machine that runs.
-pub const HOT_PORTS: usize = 8;
-/// Most disks of a machine that starts with one processor. Each takes two of the processor's 200 interrupt vectors, and
-/// some are left for the other devices and for the disks that come later.
-pub const MAX_DISKS: usize = 80;
-/// Most disks of a machine that starts with more processors.
-pub const MAX_DISKS_SMP: usize = 120;
+/// Interrupt vectors for disks and ports. A processor has about 200, of which some are left for the other devices.
+const VECTORS: usize = 184;
+/// The same with more than one processor: a disk's queue takes one of each.
+const VECTORS_SMP: usize = 264;
+/// Vectors of a disk: changes of its configuration, and its queue.
+const DISK_VECTORS: usize = 2;
+/// Vectors of a port: its own, and those of its disk.
+const PORT_VECTORS: usize = 1 + DISK_VECTORS;
+/// Most ports for disks that come later.
+const MAX_PORTS: usize = 32;
 /// Functions of a slot of a PCI bus.
 const FUNCTIONS: usize = 8;
-/// The first slot of the root bus that is for disks.
+/// The first slot of the root bus that is for disks, and the first that is for ports.
 const DISK_SLOT: usize = 2;
-/// The slot of the root ports for disks that come later.
-const HOT_SLOT: usize = 30;
-const _: () = assert!(MAX_DISKS_SMP <= (HOT_SLOT - DISK_SLOT) * FUNCTIONS && HOT_PORTS <= FUNCTIONS);
+const PORT_SLOT: usize = 27;
+const _: () = assert!(VECTORS_SMP / DISK_VECTORS <= (PORT_SLOT - DISK_SLOT) * FUNCTIONS);
+const _: () = assert!(PORT_SLOT + MAX_PORTS / FUNCTIONS <= 31);
 
 /// What is behind a disk.
 #[derive(Clone)]
@@ -136,32 +139,42 @@ impl Place {
     }
 }
 
-/// Checks that a machine with so many processors can start with so many disks.
+/// Most disks that a machine with so many processors and ports can start with.
+#[must_use]
+pub fn most_disks(vcpus: u32, ports: u32) -> usize {
+    let vectors = if vcpus == 1 { VECTORS } else { VECTORS_SMP };
+    vectors.saturating_sub(PORT_VECTORS.saturating_mul(ports as usize)) / DISK_VECTORS
+}
+
+/// Checks that a machine with so many processors and ports can start with so many disks.
 ///
 /// # Errors
 /// It cannot.
-pub fn check_count(disks: usize, vcpus: u32) -> Result<()> {
-    let most = if vcpus == 1 { MAX_DISKS } else { MAX_DISKS_SMP };
+pub fn check_count(disks: usize, vcpus: u32, ports: u32) -> Result<()> {
+    ensure!(ports as usize <= MAX_PORTS, "{ports} ports for disks that come later: at most {MAX_PORTS}");
+    let most = most_disks(vcpus, ports);
     let remedy = if vcpus == 1 { "give the guest two processors, or " } else { "" };
     ensure!(
         disks <= most,
-        "{disks} disks, and a guest of {vcpus} processors takes {most}: {remedy}use images with fewer layers"
+        "{disks} disks, and a guest of {vcpus} processors and {ports} ports takes {most}: {remedy}use images with \
+         fewer layers"
     );
     Ok(())
 }
 
 /// QEMU's arguments for the ports of disks that come later.
-pub fn hot_ports() -> Vec<OsString> {
+pub fn hot_ports(count: u32) -> Vec<OsString> {
     let port = |index: usize| {
+        let (slot, function) = (PORT_SLOT + index / FUNCTIONS, index % FUNCTIONS);
         // A disk needs no I/O ports, and 2 MiB of addresses are more than its registers.
         let port = json!({
-            "driver": "pcie-root-port", "id": format!("hot{index}"), "bus": "pcie.0", "addr": format!("{HOT_SLOT:x}.{index}"),
+            "driver": "pcie-root-port", "id": format!("hot{index}"), "bus": "pcie.0", "addr": format!("{slot:x}.{function}"),
             "multifunction": true, "chassis": index, "slot": index, "io-reserve": 0, "mem-reserve": 2 << 20,
             "pref64-reserve": 2 << 20,
         });
         ["-device".into(), OsString::from(port.to_string())]
     };
-    (0..HOT_PORTS).flat_map(port).collect()
+    (0..count as usize).flat_map(port).collect()
 }
 
 /// SECURITY (T07): a layer's path may lie where something else can put a link to a file of the host; what is opened is
@@ -219,17 +232,29 @@ mod tests {
     }
 
     #[test]
-    fn every_disk_has_a_place_of_its_own() {
-        let all = (0..MAX_DISKS_SMP).map(Place::cold).chain((0..HOT_PORTS).map(Place::hot));
-        let places: BTreeSet<_> = all.map(|place| (place.bus, place.address)).collect();
-        assert_eq!(places.len(), MAX_DISKS_SMP + HOT_PORTS);
+    fn every_disk_and_port_has_a_place_of_its_own() {
+        let most = most_disks(2, 0);
+        let cold = (0..most).map(Place::cold).map(|place| (place.bus, place.address));
+        let ports = hot_ports(MAX_PORTS as u32).into_iter().filter_map(|argument| {
+            let port: Value = serde_json::from_str(argument.to_str()?).ok()?;
+            Some((port["bus"].as_str()?.to_owned(), port["addr"].as_str()?.to_owned()))
+        });
+        let places: BTreeSet<_> = cold.chain(ports).collect();
+        assert_eq!(places.len(), most + MAX_PORTS);
     }
 
     #[test]
     fn too_many_disks_are_refused_with_the_remedy() {
-        check_count(MAX_DISKS, 1).unwrap();
-        check_count(MAX_DISKS_SMP, 2).unwrap();
-        assert!(check_count(MAX_DISKS + 1, 1).unwrap_err().to_string().contains("two processors"));
-        assert!(check_count(MAX_DISKS_SMP + 1, 2).unwrap_err().to_string().contains("fewer layers"));
+        for (vcpus, ports) in [(1, 0), (1, 8), (2, 0), (2, 32)] {
+            let most = most_disks(vcpus, ports);
+            check_count(most, vcpus, ports).unwrap();
+            let error = check_count(most + 1, vcpus, ports).unwrap_err().to_string();
+            assert!(
+                error.contains("fewer layers") && error.contains("two processors") == (vcpus == 1),
+                "{error}"
+            );
+        }
+        assert!(check_count(0, 2, 33).is_err());
+        assert!(most_disks(1, u32::MAX) == 0);
     }
 }

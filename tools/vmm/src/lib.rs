@@ -29,7 +29,7 @@ mod vsock;
 
 pub use accel::Accel;
 pub use connection::Connection;
-pub use disk::{Disk, HOT_PORTS, MAX_DISKS, MAX_DISKS_SMP, Source};
+pub use disk::{Disk, Source, most_disks};
 pub use image::{CPU, Image};
 pub use machine::{Attached, Config, Exit, Machine};
 pub use refusal::Refused;

@@ -2,7 +2,7 @@
 
 use crate::accel::Accel;
 use crate::connection::Connection;
-use crate::disk::{self, Disk, HOT_PORTS, Place};
+use crate::disk::{self, Disk, Place};
 use crate::image::Image;
 use crate::process::{Process, tail};
 use crate::qemu;
@@ -51,6 +51,8 @@ pub struct Config {
     pub vcpus: u32,
     /// Block devices.
     pub disks: Vec<Disk>,
+    /// Disks that can be plugged in at the same time while it runs. Each port makes the boot a little longer.
+    pub ports: u32,
     /// What executes the guest; `None`: whatever works best, see [`Accel::choose`].
     pub accel: Option<Accel>,
     /// Further arguments of QEMU: for tests that play a hostile host.
@@ -58,7 +60,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// 512 MiB, one processor, no disks.
+    /// 512 MiB, one processor, no disks, and no ports for more.
     #[must_use]
     pub fn new(image: Image, host_data: [u8; 32]) -> Self {
         Self {
@@ -67,6 +69,7 @@ impl Config {
             memory_mib: 512,
             vcpus: 1,
             disks: Vec::new(),
+            ports: 0,
             accel: None,
             extra_args: Vec::new(),
         }
@@ -125,7 +128,7 @@ pub struct Machine {
     psp: Arc<Psp>,
     accel: Accel,
     /// What is plugged into each port.
-    hot: [Option<Plugged>; HOT_PORTS],
+    hot: Vec<Option<Plugged>>,
     /// Disks that were plugged in so far.
     plugged: usize,
     _runtime: Runtime,
@@ -152,8 +155,8 @@ impl Machine {
         command.arg("-chardev").arg(format!("socket,id=console,fd={}", console_fd.as_raw_fd()));
         command.args(["-serial", "chardev:console"]);
         let mut inherit = vec![qmp_fd, console_fd];
-        disk::check_count(config.disks.len(), config.vcpus)?;
-        command.args(disk::hot_ports());
+        disk::check_count(config.disks.len(), config.vcpus, config.ports)?;
+        command.args(disk::hot_ports(config.ports));
         for (index, disk) in config.disks.iter().enumerate() {
             let mut set = 0;
             if let Some(fd) = disk.open()? {
@@ -181,7 +184,7 @@ impl Machine {
             });
         }
         qmp.handshake().with_context(|| process.tail())?;
-        let hot = [const { None }; HOT_PORTS];
+        let hot = (0..config.ports).map(|_| None).collect();
         Ok(Self { qemu: process, qmp, console, vsock, psp, accel, hot, plugged: 0, _runtime: runtime })
     }
 
@@ -277,7 +280,10 @@ impl Machine {
     pub fn attach(&mut self, disk: &Disk) -> Result<Attached> {
         let free = self.hot.iter().position(Option::is_none);
         let port = free.with_context(|| {
-            format!("all {HOT_PORTS} ports have their disks: take one off, or give this one to the machine's start")
+            format!(
+                "all {} ports have their disks: take one off, or start the machine with more ports",
+                self.hot.len()
+            )
         })?;
         let number = self.plugged;
         self.plugged += 1;
