@@ -1,82 +1,134 @@
 //! Certificate chains: RFC 5280 path validation with the last certificate as trust anchor, as did:x509 asks for it.
 //!
 //! Stricter than the RFC where that is simpler: a chain with name constraints or policy constraints, with a critical
-//! extension that is not evaluated here, with one extension or one attribute of a name twice, is refused.
+//! extension that is not evaluated here, with one extension or one attribute of a name twice, is refused; names are
+//! compared as they are encoded.
 
+use super::der::{Invalid, Reader, Value, explicit, tag};
 use super::key::Key;
 use super::{MAX_CERTIFICATE, MAX_CHAIN, Problem};
 use alloc::vec::Vec;
-use const_oid::db::rfc5280::{
-    ID_CE_BASIC_CONSTRAINTS, ID_CE_CERTIFICATE_POLICIES, ID_CE_EXT_KEY_USAGE, ID_CE_INHIBIT_ANY_POLICY,
-    ID_CE_KEY_USAGE, ID_CE_NAME_CONSTRAINTS, ID_CE_POLICY_CONSTRAINTS, ID_CE_POLICY_MAPPINGS,
-    ID_CE_SUBJECT_ALT_NAME,
-};
-use core::time::Duration;
-use der::asn1::ObjectIdentifier;
-use der::{Decode, Encode, Reader as _, SliceReader};
-use x509_cert::Version;
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
-use x509_cert::name::Name;
+
+/// Most extensions of a certificate, and attributes of a name.
+const MAX_ITEMS: usize = 32;
+
+// The contents of their object identifiers (RFC 5280 section 4.2.1).
+const KEY_USAGE: &[u8] = &[0x55, 0x1d, 15];
+pub(super) const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
+const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 19];
+const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 30];
+const CERTIFICATE_POLICIES: &[u8] = &[0x55, 0x1d, 32];
+const POLICY_MAPPINGS: &[u8] = &[0x55, 0x1d, 33];
+const POLICY_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 36];
+pub(super) const EXT_KEY_USAGE: &[u8] = &[0x55, 0x1d, 37];
+const INHIBIT_ANY_POLICY: &[u8] = &[0x55, 0x1d, 54];
 
 /// Extensions that may be critical because they are evaluated here, or cannot make a valid chain invalid: without an
 /// initial set of policies, certificate policies, their mappings and limits only say which policies are left at the end.
-const KNOWN: [ObjectIdentifier; 7] = [
-    ID_CE_BASIC_CONSTRAINTS,
-    ID_CE_KEY_USAGE,
-    ID_CE_EXT_KEY_USAGE,
-    ID_CE_SUBJECT_ALT_NAME,
-    ID_CE_CERTIFICATE_POLICIES,
-    ID_CE_POLICY_MAPPINGS,
-    ID_CE_INHIBIT_ANY_POLICY,
+const KNOWN: [&[u8]; 7] = [
+    BASIC_CONSTRAINTS,
+    KEY_USAGE,
+    EXT_KEY_USAGE,
+    SUBJECT_ALT_NAME,
+    CERTIFICATE_POLICIES,
+    POLICY_MAPPINGS,
+    INHIBIT_ANY_POLICY,
 ];
+
+// Bits of a key usage (RFC 5280 section 4.2.1.3), in its first byte.
+const DIGITAL_SIGNATURE: u8 = 0x80;
+const KEY_CERT_SIGN: u8 = 0x04;
+
+/// Version 3, as certificates count.
+const VERSION_3: &[u8] = &[2];
+
+/// An attribute of a name: the content of its object identifier, and its value.
+pub type Attribute<'a> = (&'a [u8], Value<'a>);
 
 /// One certificate of a chain.
 #[derive(Debug)]
 pub struct Certificate<'a> {
     der: &'a [u8],
-    parsed: x509_cert::Certificate,
     /// The part that is signed, byte for byte.
     signed: &'a [u8],
+    /// The content of the algorithm's object identifier, and the signature.
+    algorithm: &'a [u8],
+    signature: &'a [u8],
+    issuer: &'a [u8],
+    subject: &'a [u8],
+    attributes: heapless::Vec<Attribute<'a>, MAX_ITEMS>,
+    /// First and last moment, see [`Reader::time`].
+    life: (u64, u64),
     key: Key,
+    /// Object identifiers and contents.
+    extensions: heapless::Vec<(&'a [u8], &'a [u8]), MAX_ITEMS>,
 }
 
 impl<'a> Certificate<'a> {
     /// Reads one certificate by itself.
-    fn read(der: &'a [u8]) -> Option<Self> {
+    fn read(der: &'a [u8]) -> Result<Self, Invalid> {
         if der.len() > MAX_CERTIFICATE {
-            return None;
+            return Err(Invalid);
         }
-        let parsed = x509_cert::Certificate::from_der(der).ok()?;
-        let mut reader = SliceReader::new(der).ok()?;
-        let signed = reader
-            .sequence(|reader| {
-                let signed = reader.tlv_bytes()?;
-                reader.tlv_bytes()?;
-                reader.tlv_bytes()?;
-                Ok::<_, der::Error>(signed)
-            })
-            .ok()?;
-        let tbs = parsed.tbs_certificate();
+        let mut outer = Reader::new(der);
+        let mut parts = outer.inside(tag::SEQUENCE)?;
+        outer.end()?;
+        let body = parts.expect(tag::SEQUENCE)?;
+        let algorithm = parts.expect(tag::SEQUENCE)?;
+        let signature = parts.bits()?;
+        parts.end()?;
+
+        let mut fields = Reader::new(body.content);
+        let mut version = fields.inside(explicit(0))?;
+        let is_version_3 = version.unsigned()? == VERSION_3;
+        version.end()?;
+        fields.expect(tag::INTEGER)?;
         // RFC 5280 section 4.1.1.2: the algorithm stands inside and outside of what is signed.
-        if tbs.version() != Version::V3 || tbs.signature() != parsed.signature_algorithm() {
-            return None;
+        if !is_version_3 || fields.expect(tag::SEQUENCE)? != algorithm {
+            return Err(Invalid);
         }
-        let extensions = tbs.extensions().map_or(&[][..], Vec::as_slice);
-        for (index, extension) in extensions.iter().enumerate() {
-            let id = extension.extn_id;
-            let constraint = id == ID_CE_NAME_CONSTRAINTS || id == ID_CE_POLICY_CONSTRAINTS;
-            let twice = extensions.iter().skip(index + 1).any(|other| other.extn_id == id);
-            if twice || constraint || extension.critical && !KNOWN.contains(&id) {
-                return None;
+        let issuer = fields.expect(tag::SEQUENCE)?;
+        let mut validity = fields.inside(tag::SEQUENCE)?;
+        let life = (validity.time()?, validity.time()?);
+        validity.end()?;
+        let subject = fields.expect(tag::SEQUENCE)?;
+        let key = Key::read(fields.expect(tag::SEQUENCE)?.content).ok_or(Invalid)?;
+        // Unique identifiers, which nothing uses any more.
+        fields.optional(0x81)?;
+        fields.optional(0x82)?;
+        let mut extensions = heapless::Vec::new();
+        if let Some(wrapped) = fields.optional(explicit(3))? {
+            let mut wrapped = Reader::new(wrapped.content);
+            let mut list = wrapped.inside(tag::SEQUENCE)?;
+            wrapped.end()?;
+            while !list.is_at_end() {
+                let mut extension = list.inside(tag::SEQUENCE)?;
+                let id = extension.expect(tag::OID)?.content;
+                let critical = extension.flag()?;
+                let content = extension.expect(tag::OCTET_STRING)?.content;
+                extension.end()?;
+                let constraint = id == NAME_CONSTRAINTS || id == POLICY_CONSTRAINTS;
+                let twice = extensions.iter().any(|(other, _)| *other == id);
+                if constraint || twice || critical && !KNOWN.contains(&id) {
+                    return Err(Invalid);
+                }
+                extensions.push((id, content)).map_err(|_| Invalid)?;
             }
         }
-        if !unique(tbs.subject()) || !unique(tbs.issuer()) {
-            return None;
-        }
-        let public = tbs.subject_public_key_info();
-        let parameters = public.algorithm.parameters.as_ref().map(Into::into);
-        let key = Key::read(public.algorithm.oid, parameters, public.subject_public_key.as_bytes()?)?;
-        Some(Self { der, parsed, signed, key })
+        fields.end()?;
+        attributes(issuer.content)?;
+        Ok(Self {
+            der,
+            signed: body.whole,
+            algorithm: Reader::new(algorithm.content).expect(tag::OID)?.content,
+            signature,
+            issuer: issuer.whole,
+            subject: subject.whole,
+            attributes: attributes(subject.content)?,
+            life,
+            key,
+            extensions,
+        })
     }
 
     /// Its bytes.
@@ -89,60 +141,74 @@ impl<'a> Certificate<'a> {
         &self.key
     }
 
-    /// Whom it describes.
-    pub fn subject(&self) -> &Name {
-        self.parsed.tbs_certificate().subject()
+    /// Whom it describes; no attribute occurs twice.
+    pub fn subject(&self) -> &[Attribute<'a>] {
+        &self.attributes
     }
 
-    /// The content of an extension.
-    pub fn extension(&self, id: ObjectIdentifier) -> Option<&[u8]> {
-        let extensions = self.parsed.tbs_certificate().extensions()?;
-        let extension = extensions.iter().find(|extension| extension.extn_id == id)?;
-        Some(extension.extn_value.as_bytes())
+    /// The content of an extension, by that of its object identifier.
+    pub fn extension(&self, id: &[u8]) -> Option<&'a [u8]> {
+        self.extensions.iter().find(|(own, _)| *own == id).map(|(_, content)| *content)
     }
 
-    fn key_usage(&self) -> Option<Option<KeyUsage>> {
-        self.extension(ID_CE_KEY_USAGE)
-            .map(|usage| KeyUsage::from_der(usage).ok())
-            .map_or(Some(None), |u| u.map(Some))
+    /// Whether its key may be used so: a certificate that says nothing of it does not forbid it.
+    fn may(&self, usage: u8) -> bool {
+        let Some(extension) = self.extension(KEY_USAGE) else { return true };
+        let mut reader = Reader::new(extension);
+        match reader.expect(tag::BIT_STRING) {
+            Ok(Value { content: [0..8, first, ..], .. }) => first & usage != 0 && reader.is_at_end(),
+            _ => false,
+        }
     }
 
-    /// Whether it may sign the certificate below it, `below` authorities above the leaf.
+    /// Whether it may sign the certificate below it, with so many authorities between that and the leaf.
     fn is_authority(&self, below: usize) -> bool {
-        let Some(Some(constraints)) =
-            self.extension(ID_CE_BASIC_CONSTRAINTS).map(|bytes| BasicConstraints::from_der(bytes).ok())
-        else {
-            return false;
+        let constraints = |extension| {
+            let mut outer = Reader::new(extension);
+            let mut fields = outer.inside(tag::SEQUENCE)?;
+            outer.end()?;
+            let authority = fields.flag()?;
+            let limit = if fields.is_at_end() { None } else { Some(fields.unsigned()?) };
+            fields.end()?;
+            let short = match limit {
+                None => true,
+                Some([]) => below == 0,
+                Some([limit]) => below <= usize::from(*limit),
+                // More than there are certificates.
+                Some(_) => true,
+            };
+            Ok::<_, Invalid>(authority && short)
         };
-        let may_sign = self.key_usage().is_some_and(|usage| usage.is_none_or(|usage| usage.key_cert_sign()));
-        let short = constraints.path_len_constraint.is_none_or(|limit| below <= usize::from(limit));
-        constraints.ca && may_sign && short
+        let may_be = self.extension(BASIC_CONSTRAINTS).map(constraints);
+        may_be == Some(Ok(true)) && self.may(KEY_CERT_SIGN)
     }
 
     fn is_signed_by(&self, key: &Key) -> bool {
-        let Some(signature) = self.parsed.signature().as_bytes() else { return false };
-        key.signed_certificate(self.parsed.signature_algorithm().oid, self.signed, signature)
+        key.signed_certificate(self.algorithm, self.signed, self.signature)
     }
 
     fn self_issued(&self) -> bool {
-        same_name(self.parsed.tbs_certificate().issuer(), self.subject())
-    }
-
-    /// When it becomes and ceases to be valid.
-    fn life(&self) -> (Duration, Duration) {
-        let validity = self.parsed.tbs_certificate().validity();
-        (validity.not_before.to_unix_duration(), validity.not_after.to_unix_duration())
+        self.issuer == self.subject
     }
 }
 
-/// Whether no attribute occurs twice.
-fn unique(name: &Name) -> bool {
-    name.iter().enumerate().all(|(index, a)| name.iter().skip(index + 1).all(|b| a.oid != b.oid))
-}
-
-/// Names are compared as they are encoded, which refuses more than the RFC's comparison does.
-fn same_name(a: &Name, b: &Name) -> bool {
-    matches!((a.to_der(), b.to_der()), (Ok(a), Ok(b)) if a == b)
+/// The attributes of a name, none twice.
+fn attributes(name: &[u8]) -> Result<heapless::Vec<Attribute<'_>, MAX_ITEMS>, Invalid> {
+    let mut found: heapless::Vec<Attribute<'_>, MAX_ITEMS> = heapless::Vec::new();
+    let mut name = Reader::new(name);
+    while !name.is_at_end() {
+        let mut set = name.inside(tag::SET)?;
+        while !set.is_at_end() {
+            let mut attribute = set.inside(tag::SEQUENCE)?;
+            let id = attribute.expect(tag::OID)?.content;
+            let value = attribute.value()?;
+            attribute.end()?;
+            if found.iter().any(|(other, _)| *other == id) || found.push((id, value)).is_err() {
+                return Err(Invalid);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// A valid chain: its leaf's key may sign, each certificate is signed by the next, the last is the anchor.
@@ -158,28 +224,28 @@ impl<'a> Chain<'a> {
         if !(2..=MAX_CHAIN).contains(&ders.len()) {
             return Err(Problem::Chain);
         }
-        let certificates: Option<Vec<_>> = ders.iter().map(|der| Certificate::read(der)).collect();
-        let certificates = certificates.ok_or(Problem::Chain)?;
+        let mut certificates = Vec::new();
+        certificates.try_reserve_exact(ders.len()).map_err(|_| Problem::Chain)?;
+        for der in ders {
+            certificates.push(Certificate::read(der).map_err(|Invalid| Problem::Chain)?);
+        }
         let chain = Self { certificates };
         if chain.is_valid() { Ok(chain) } else { Err(Problem::Chain) }
     }
 
     fn is_valid(&self) -> bool {
         // No trusted clock: the moment that is asked about is the end of the leaf's life.
-        let (begin, moment) = self.leaf().life();
+        let (begin, moment) = self.leaf().life;
         // Authorities below each one, not counting those that issued themselves (RFC 5280 section 4.2.1.9).
         let mut below = 0;
-        let mut valid = begin <= moment
-            && self
-                .leaf()
-                .key_usage()
-                .is_some_and(|usage| usage.is_none_or(|usage| usage.digital_signature()));
+        let mut valid = begin <= moment && self.leaf().may(DIGITAL_SIGNATURE);
         for (certificate, issuer) in self.certificates.iter().zip(self.authorities()) {
-            let (from, to) = issuer.life();
-            valid &= same_name(certificate.parsed.tbs_certificate().issuer(), issuer.subject())
-                && certificate.is_signed_by(&issuer.key)
+            let (from, to) = issuer.life;
+            valid = valid
+                && certificate.issuer == issuer.subject
                 && issuer.is_authority(below)
-                && (from..=to).contains(&moment);
+                && (from..=to).contains(&moment)
+                && certificate.is_signed_by(&issuer.key);
             below += usize::from(!issuer.self_issued());
         }
         let anchor = self.authorities().last();

@@ -6,32 +6,28 @@
 //! Every predicate must hold of the leaf. What the specification does not name is refused, a part or a fragment
 //! identifier after the name included.
 
-use super::certificate::{Certificate, Chain};
+use super::certificate::{Certificate, Chain, EXT_KEY_USAGE, SUBJECT_ALT_NAME};
+use super::der::{Invalid, Reader, Value, implicit, oid, tag};
 use super::key::Hash;
 use super::{MAX_NAME, Problem};
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
-use const_oid::db::rfc5280::{ID_CE_EXT_KEY_USAGE, ID_CE_SUBJECT_ALT_NAME};
 use core::str;
-use der::asn1::ObjectIdentifier;
-use der::{Decode, Tag, Tagged};
-use x509_cert::attr::AttributeTypeAndValue;
-use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{ExtendedKeyUsage, SubjectAltName};
 
 const PREFIX: &str = "did:x509:0:";
-/// The extension in which Sigstore's Fulcio says who identified the leaf's holder.
-const FULCIO_ISSUER: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.57264.1.1");
+/// The extension in which Sigstore's Fulcio says who identified the leaf's holder, 1.3.6.1.4.1.57264.1.1.
+const FULCIO_ISSUER: &[u8] = &[0x2b, 6, 1, 4, 1, 0x83, 0xbf, 0x30, 1, 1];
 
-/// The labels of RFC 4514 that the specification uses; other attributes go by their number.
-const LABELS: [(&str, &str); 7] = [
-    ("CN", "2.5.4.3"),
-    ("L", "2.5.4.7"),
-    ("ST", "2.5.4.8"),
-    ("O", "2.5.4.10"),
-    ("OU", "2.5.4.11"),
-    ("C", "2.5.4.6"),
-    ("STREET", "2.5.4.9"),
+/// The labels of RFC 4514 that the specification uses, and the object identifiers of the attributes; other attributes go
+/// by their number.
+const LABELS: [(&str, &[u8]); 7] = [
+    ("CN", &[0x55, 4, 3]),
+    ("L", &[0x55, 4, 7]),
+    ("ST", &[0x55, 4, 8]),
+    ("O", &[0x55, 4, 10]),
+    ("OU", &[0x55, 4, 11]),
+    ("C", &[0x55, 4, 6]),
+    ("STREET", &[0x55, 4, 9]),
 ];
 
 /// Whether a did:x509 describes a valid chain.
@@ -101,18 +97,18 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok().filter(|text| !text.is_empty())
 }
 
-/// What the model calls an attribute of a name.
-fn label(oid: ObjectIdentifier) -> String {
-    let number = oid.to_string();
-    LABELS.iter().find(|(_, known)| *known == number).map_or(number, |(label, _)| (*label).into())
+/// The object identifier of an attribute that a name calls so. What has a label is not called by its number.
+fn attribute(name: &str) -> Option<Vec<u8>> {
+    if let Some((_, id)) = LABELS.iter().find(|(label, _)| *label == name) {
+        return Some(Vec::from(*id));
+    }
+    oid(name).filter(|id| LABELS.iter().all(|(_, known)| known != id))
 }
 
-/// An attribute's value, of the string types whose characters are those of UTF-8.
-fn text(attribute: &AttributeTypeAndValue) -> Option<&str> {
-    match attribute.value.tag() {
-        Tag::Utf8String | Tag::PrintableString | Tag::Ia5String => {
-            str::from_utf8(attribute.value.value()).ok()
-        }
+/// A text of the types whose characters are those of UTF-8.
+fn text<'a>(value: &Value<'a>) -> Option<&'a str> {
+    match value.tag {
+        tag::UTF8_STRING | tag::PRINTABLE_STRING | tag::IA5_STRING => str::from_utf8(value.content).ok(),
         _ => None,
     }
 }
@@ -125,36 +121,44 @@ fn subject(value: &str, leaf: &Certificate<'_>) -> Option<bool> {
         if pairs.iter().skip(index + 1).any(|[other, _]| other == key) {
             return None;
         }
-        let value = decoded(value)?;
-        holds &= leaf
-            .subject()
-            .iter()
-            .any(|attribute| label(attribute.oid) == *key && text(attribute) == Some(value.as_str()));
+        let (id, value) = (attribute(key)?, decoded(value)?);
+        holds &=
+            leaf.subject().iter().any(|(own, text_of)| *own == id && text(text_of) == Some(value.as_str()));
     }
     Some(holds)
 }
 
+/// Whether a sequence that an extension is has this value.
+fn contains(extension: Option<&[u8]>, tag_of: u8, wanted: &[u8]) -> Option<bool> {
+    let Some(extension) = extension else { return Some(false) };
+    let search = || {
+        let mut outer = Reader::new(extension);
+        let mut list = outer.inside(tag::SEQUENCE)?;
+        outer.end()?;
+        let mut found = false;
+        while !list.is_at_end() {
+            let value = list.value()?;
+            found |= value.tag == tag_of && value.content == wanted;
+        }
+        Ok::<_, Invalid>(found)
+    };
+    search().ok()
+}
+
 fn alternative_name(value: &str, leaf: &Certificate<'_>) -> Option<bool> {
     let (kind, value) = value.split_once(':')?;
-    let value = decoded(value)?;
-    if !["email", "dns", "uri"].contains(&kind) {
-        return None;
-    }
-    let Some(extension) = leaf.extension(ID_CE_SUBJECT_ALT_NAME) else { return Some(false) };
-    let names = SubjectAltName::from_der(extension).ok()?;
-    Some(names.0.iter().any(|name| match name {
-        GeneralName::Rfc822Name(name) => kind == "email" && name.as_str() == value,
-        GeneralName::DnsName(name) => kind == "dns" && name.as_str() == value,
-        GeneralName::UniformResourceIdentifier(name) => kind == "uri" && name.as_str() == value,
-        _ => false,
-    }))
+    // RFC 5280 section 4.2.1.6.
+    let number = match kind {
+        "email" => 1,
+        "dns" => 2,
+        "uri" => 6,
+        _ => return None,
+    };
+    contains(leaf.extension(SUBJECT_ALT_NAME), implicit(number), decoded(value)?.as_bytes())
 }
 
 fn extended_key_usage(value: &str, leaf: &Certificate<'_>) -> Option<bool> {
-    let wanted: ObjectIdentifier = value.parse().ok()?;
-    let Some(extension) = leaf.extension(ID_CE_EXT_KEY_USAGE) else { return Some(false) };
-    let usages = ExtendedKeyUsage::from_der(extension).ok()?;
-    Some(wanted.to_string() == value && usages.0.contains(&wanted))
+    contains(leaf.extension(EXT_KEY_USAGE), tag::OID, &oid(value)?)
 }
 
 fn fulcio_issuer(value: &str, leaf: &Certificate<'_>) -> Option<bool> {

@@ -4,9 +4,8 @@
 //! their hash, for RSA; none of them is "none", none is symmetric.
 
 use super::Problem;
+use super::der::{Invalid, Reader, tag};
 use alloc::boxed::Box;
-use der::asn1::{AnyRef, ObjectIdentifier, UintRef};
-use der::{Decode, Reader as _, SliceReader};
 use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use rsa::traits::SignatureScheme;
 use rsa::{BoxedUint, Pkcs1v15Sign, Pss, RsaPublicKey};
@@ -15,10 +14,17 @@ use sha2::{Digest, Sha256, Sha384, Sha512};
 /// Sizes of RSA keys, in bytes.
 const RSA_SIZES: core::ops::RangeInclusive<usize> = 2048 / 8..=4096 / 8;
 
-const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
-const P256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7");
-const P384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.34");
-const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+// The contents of object identifiers: RFC 5480, RFC 8017, RFC 5758.
+const EC_PUBLIC_KEY: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1];
+const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7];
+const P384: &[u8] = &[0x2b, 0x81, 4, 0, 34];
+const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1];
+const ECDSA_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2];
+const ECDSA_SHA384: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 3];
+const ECDSA_SHA512: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 4];
+const RSA_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 11];
+const RSA_SHA384: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 12];
+const RSA_SHA512: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 13];
 
 /// A hash function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,26 +110,28 @@ pub enum Key {
 }
 
 impl Key {
-    /// Reads what a SubjectPublicKeyInfo says (RFC 5280 section 4.1.2.7, RFC 5480, RFC 3279).
-    pub fn read(algorithm: ObjectIdentifier, parameters: Option<AnyRef<'_>>, bits: &[u8]) -> Option<Self> {
-        match algorithm {
-            EC_PUBLIC_KEY => match parameters?.decode_as::<ObjectIdentifier>().ok()? {
-                P256 => Some(Self::P256(Box::new(p256::ecdsa::VerifyingKey::from_sec1_bytes(bits).ok()?))),
-                P384 => Some(Self::P384(Box::new(p384::ecdsa::VerifyingKey::from_sec1_bytes(bits).ok()?))),
-                _ => None,
-            },
-            RSA if parameters.is_some_and(|parameters| parameters.is_null()) => {
-                let mut reader = SliceReader::new(bits).ok()?;
-                let (modulus, exponent) = reader
-                    .sequence(|reader| {
-                        Ok::<_, der::Error>((UintRef::decode(reader)?, UintRef::decode(reader)?))
-                    })
-                    .ok()?;
-                reader.finish().ok()?;
-                if !RSA_SIZES.contains(&modulus.as_bytes().len()) {
+    /// Reads the content of a SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7, RFC 5480, RFC 3279).
+    pub fn read(info: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(info);
+        let mut algorithm = reader.inside(tag::SEQUENCE).ok()?;
+        let bits = reader.bits().ok()?;
+        reader.end().ok()?;
+        let kind = algorithm.expect(tag::OID).ok()?.content;
+        let parameters = algorithm.value().ok()?;
+        algorithm.end().ok()?;
+        match (kind, parameters.tag, parameters.content) {
+            (EC_PUBLIC_KEY, tag::OID, P256) => {
+                Some(Self::P256(Box::new(p256::ecdsa::VerifyingKey::from_sec1_bytes(bits).ok()?)))
+            }
+            (EC_PUBLIC_KEY, tag::OID, P384) => {
+                Some(Self::P384(Box::new(p384::ecdsa::VerifyingKey::from_sec1_bytes(bits).ok()?)))
+            }
+            (RSA, tag::NULL, []) => {
+                let [modulus, exponent] = pair(bits).ok()?;
+                if !RSA_SIZES.contains(&modulus.len()) {
                     return None;
                 }
-                let number = |number: UintRef<'_>| BoxedUint::from_be_slice_vartime(number.as_bytes());
+                let number = BoxedUint::from_be_slice_vartime;
                 Some(Self::Rsa(Box::new(RsaPublicKey::new(number(modulus), number(exponent)).ok()?)))
             }
             _ => None,
@@ -150,33 +158,47 @@ impl Key {
     }
 
     /// Whether a certificate's signature over its signed part is this key's. Certificates name their algorithms
-    /// otherwise: ECDSA with any hash, RSA as in PKCS #1 v1.5 (RFC 5758, RFC 4055).
-    pub fn signed_certificate(&self, algorithm: ObjectIdentifier, signed: &[u8], signature: &[u8]) -> bool {
-        const ECDSA_256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
-        const ECDSA_384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
-        const ECDSA_512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.4");
-        const RSA_256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
-        const RSA_384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12");
-        const RSA_512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13");
+    /// otherwise, by object identifiers: ECDSA with any hash, RSA as in PKCS #1 v1.5 (RFC 5758, RFC 4055).
+    pub fn signed_certificate(&self, algorithm: &[u8], signed: &[u8], signature: &[u8]) -> bool {
         let (hash, scheme) = match algorithm {
-            ECDSA_256 => (Hash::Sha256, None),
-            ECDSA_384 => (Hash::Sha384, None),
-            ECDSA_512 => (Hash::Sha512, None),
-            RSA_256 => (Hash::Sha256, Some(Pkcs1v15Sign::new::<Sha256>())),
-            RSA_384 => (Hash::Sha384, Some(Pkcs1v15Sign::new::<Sha384>())),
-            RSA_512 => (Hash::Sha512, Some(Pkcs1v15Sign::new::<Sha512>())),
+            ECDSA_SHA256 => (Hash::Sha256, None),
+            ECDSA_SHA384 => (Hash::Sha384, None),
+            ECDSA_SHA512 => (Hash::Sha512, None),
+            RSA_SHA256 => (Hash::Sha256, Some(Pkcs1v15Sign::new::<Sha256>())),
+            RSA_SHA384 => (Hash::Sha384, Some(Pkcs1v15Sign::new::<Sha384>())),
+            RSA_SHA512 => (Hash::Sha512, Some(Pkcs1v15Sign::new::<Sha512>())),
             _ => return false,
         };
         let hash = hash.of(&[signed]);
         match (self, scheme) {
-            (Self::P256(key), None) => p256::ecdsa::Signature::from_der(signature)
-                .and_then(|signature| key.verify_prehash(&hash, &signature))
-                .is_ok(),
-            (Self::P384(key), None) => p384::ecdsa::Signature::from_der(signature)
-                .and_then(|signature| key.verify_prehash(&hash, &signature))
-                .is_ok(),
+            (Self::P256(key), None) => fixed::<32, 64>(signature)
+                .and_then(|fixed| p256::ecdsa::Signature::from_slice(&fixed).ok())
+                .is_some_and(|signature| key.verify_prehash(&hash, &signature).is_ok()),
+            (Self::P384(key), None) => fixed::<48, 96>(signature)
+                .and_then(|fixed| p384::ecdsa::Signature::from_slice(&fixed).ok())
+                .is_some_and(|signature| key.verify_prehash(&hash, &signature).is_ok()),
             (Self::Rsa(key), Some(scheme)) => scheme.verify(key, &hash, signature).is_ok(),
             _ => false,
         }
     }
+}
+
+/// Two numbers in a sequence.
+fn pair(bytes: &[u8]) -> Result<[&[u8]; 2], Invalid> {
+    let mut outer = Reader::new(bytes);
+    let mut numbers = outer.inside(tag::SEQUENCE)?;
+    outer.end()?;
+    let pair = [numbers.unsigned()?, numbers.unsigned()?];
+    numbers.end()?;
+    Ok(pair)
+}
+
+/// A signature's two numbers, of `N` bytes each, one after the other.
+fn fixed<const N: usize, const TWICE: usize>(signature: &[u8]) -> Option<[u8; TWICE]> {
+    let mut fixed = [0; TWICE];
+    for (part, number) in fixed.chunks_exact_mut(N).zip(pair(signature).ok()?) {
+        let start = N.checked_sub(number.len())?;
+        part.get_mut(start..)?.copy_from_slice(number);
+    }
+    Some(fixed)
 }

@@ -4,7 +4,8 @@
 //! series it belongs to (its feed), its number in that series (its security version number, SVN) and the certificate
 //! chain of the key that signed it. [`verify`] promises, of what it returns, that
 //!
-//! - the message is the one strict encoding of its content: definite lengths, shortest numbers, no label twice ([`cbor`]);
+//! - the message is the one strict encoding of its content: definite lengths, shortest numbers, no label twice ([`cbor`],
+//!   and [`der`] in its certificates);
 //! - everything that it says comes from the protected header (attack F05);
 //! - the chain is valid up to its last certificate ([`certificate`]), the issuer is a did:x509 that pins a certificate of
 //!   that chain and describes its leaf ([`did`]), and so whoever trusts the issuer's text trusts the chain (attack F04);
@@ -20,6 +21,7 @@
 pub mod cbor;
 pub mod certificate;
 pub mod cose;
+pub mod der;
 pub mod did;
 pub mod key;
 

@@ -479,6 +479,28 @@ fn f05_only_the_protected_header_of_a_strict_message_counts() {
 }
 
 #[test]
+fn f04_a_real_message_with_an_rsa_chain_is_verified() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/vectors/snp/azure/body.uvm_reference_info.bin");
+    let Ok(message) = std::fs::read(&path) else {
+        println!("skipped: {} is not there", path.display());
+        return;
+    };
+    let signed = verify(&message).unwrap();
+    assert!(
+        signed.issuer.starts_with("did:x509:0:sha256:") && signed.issuer.contains("::eku:"),
+        "{signed:?}"
+    );
+    assert_eq!(signed.content_type, "application/json");
+    assert!(signed.payload.starts_with(b"{"));
+    for index in (0..message.len()).step_by(501) {
+        let mut changed = message.clone();
+        changed[index] ^= 1;
+        assert!(verify(&changed).is_err(), "byte {index}");
+    }
+}
+
+#[test]
 fn f06_fragments_of_fragments_go_two_levels_down_and_only_where_that_is_stated() {
     let names = |feed: &str, next: &str, includes: &str| {
         format!(
