@@ -169,12 +169,16 @@ fn compiler_flags(root: &Path) -> Result<[String; 3]> {
         .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())))
 }
 
+/// SHA-2 in the init: it hashes a policy and a few signatures, so small code is worth more there than fast code.
+const SMALL_HASHES: [&str; 4] =
+    ["--cfg", "sha2_backend=\"soft\"", "--cfg", "sha2_backend_soft=\"compact\""];
+
 /// Builds the init of a tree; returns it and the compiler's version.
 fn init(root: &Path, emulated: bool) -> Result<(Vec<u8>, String)> {
     let compiler = process::output(Command::new("rustc").arg("--version"))?.trim().to_string();
     let target = root.join("target/guest");
     let features = if emulated { "guest,emulated" } else { "guest" };
-    let flags = compiler_flags(root)?;
+    let flags = [compiler_flags(root)?.as_slice(), &SMALL_HASHES.map(String::from)].concat();
     let step = Step::new(&format!("building the init ({features})"), None);
     // Cargo's own lock covers the build, not the copy: two features share one file name.
     let _lock = cache::lock(&target)?;
