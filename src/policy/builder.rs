@@ -577,7 +577,10 @@ fn map_constant<'a>(instruction: Instruction<'a>, mut map: impl FnMut(Const) -> 
     use Instruction as I;
     match instruction {
         I::Const { dst, value } => I::Const { dst, value: map(value) },
+        I::InputGet { dst, key } => I::InputGet { dst, key: map(key) },
         I::GetConst { dst, from, key } => I::GetConst { dst, from, key: map(key) },
+        I::Lookup { dst, key, from } => I::Lookup { dst, key, from: map(from) },
+        I::ReturnConst { value } => I::ReturnConst { value: map(value) },
         I::CompareConst { relation, dst, left, right } => {
             I::CompareConst { relation, dst, left, right: map(right) }
         }

@@ -224,16 +224,19 @@ impl Context<'_, '_> {
         let view = super::value::View { image: self.image, state: self.state, arena: self.arena.bytes() };
         let (text, needle) = (view.bytes(text), view.bytes(needle));
         let Some(last) = text.len().checked_sub(needle.len()) else { return Ok(None) };
-        for at in from..=last {
-            let rest = text.get(at..).unwrap_or_default();
-            if rest.first() == needle.first() || needle.is_empty() {
-                self.fuel.take(1)?;
-                self.fuel.bytes(needle.len())?;
-                if rest.starts_with(needle) {
-                    self.fuel.bytes(at - from)?;
-                    return Ok(Some(at));
-                }
+        let Some(&first) = needle.first() else { return Ok((from <= last).then_some(from)) };
+        let mut at = from;
+        while let Some(next) =
+            text.get(at..=last).and_then(|rest| rest.iter().position(|&byte| byte == first))
+        {
+            at += next;
+            self.fuel.take(1)?;
+            self.fuel.bytes(needle.len())?;
+            if text.get(at..).is_some_and(|rest| rest.starts_with(needle)) {
+                self.fuel.bytes(at - from)?;
+                return Ok(Some(at));
             }
+            at += 1;
         }
         self.fuel.bytes(text.len())?;
         Ok(None)

@@ -143,6 +143,8 @@ pub enum Instruction<'a> {
     Const { dst: Reg, value: Const },
     /// `dst` := `input`. Fails if the decision has no input.
     Input { dst: Reg },
+    /// `dst` := `input[key]`. Fails if there is no input, or no such field.
+    InputGet { dst: Reg, key: Const },
     /// `dst` := `data.metadata`, an object of the state's maps.
     State { dst: Reg },
     /// `dst` := `src`.
@@ -152,6 +154,8 @@ pub enum Instruction<'a> {
     Get { dst: Reg, from: Reg, key: Reg },
     /// The same with a constant key.
     GetConst { dst: Reg, from: Reg, key: Const },
+    /// `dst` := `from[key]` of a constant: a table that the compiler made, or the policy's data.
+    Lookup { dst: Target, key: Reg, from: Const },
     /// `dst` := `[items…]`.
     Array { dst: Reg, items: Args<'a> },
     /// `dst` := `{items…}`.
@@ -210,6 +214,8 @@ pub enum Instruction<'a> {
     Return { value: Reg },
     /// The function returns `value` and ends (where no other way could return something else).
     ReturnLast { value: Reg },
+    /// The function returns a constant and ends.
+    ReturnConst { value: Const },
     /// The function ends if it has returned something: what follows is `else` or `default`.
     Leave,
     /// A fault: the compiler proved that going on would not be what the source means.
@@ -250,176 +256,151 @@ mod opcode {
     pub const RETURN_LAST: u8 = 0x2b;
     pub const LEAVE: u8 = 0x2c;
     pub const ABORT: u8 = 0x2d;
+    pub const INPUT_GET: u8 = 0x30;
+    pub const LOOKUP: u8 = 0x31;
+    pub const RETURN_CONST: u8 = 0x32;
 }
 
 fn target(byte: u8) -> Target {
     (byte != NO_REGISTER).then_some(byte)
 }
 
-/// Takes words off the front of code.
+/// Takes words of code one after another.
 struct Reader<'a> {
-    rest: &'a [u8],
+    code: &'a [u8],
+    at: usize,
 }
 
 impl<'a> Reader<'a> {
-    #[inline]
+    #[inline(always)]
     fn word(&mut self) -> Option<[u8; 4]> {
-        let (word, rest) = self.rest.split_first_chunk()?;
-        self.rest = rest;
+        let word = self.code.get(self.at..)?.first_chunk()?;
+        self.at += 4;
         Some(*word)
     }
 
+    #[inline(always)]
     fn operand(&mut self) -> Option<u32> {
         self.word().map(u32::from_le_bytes)
     }
 
-    /// `count` registers, then zeros to the end of the word.
-    #[inline]
+    #[inline(always)]
+    fn constant(&mut self) -> Option<Const> {
+        self.operand().map(Const::from_bits)
+    }
+
+    /// `count` registers, and on to the end of the word.
+    #[inline(always)]
     fn args(&mut self, count: u8) -> Option<Args<'a>> {
         let count = usize::from(count);
-        let (padded, rest) = self.rest.split_at_checked(count.next_multiple_of(4))?;
-        let (args, padding) = padded.split_at_checked(count)?;
-        self.rest = rest;
-        padding.iter().all(|&byte| byte == 0).then_some(Args(args))
+        let args = self.code.get(self.at..)?.get(..count)?;
+        self.at += count.next_multiple_of(4);
+        Some(Args(args))
+    }
+}
+
+/// Where an instruction's bytes go.
+trait Sink {
+    fn put(&mut self, bytes: &[u8]);
+}
+
+impl Sink for Vec<u8> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.extend_from_slice(bytes);
+    }
+}
+
+/// Compares with bytes that are there already.
+struct Same<'a> {
+    rest: Option<&'a [u8]>,
+}
+
+impl Sink for Same<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.rest = self.rest.and_then(|rest| rest.strip_prefix(bytes));
     }
 }
 
 impl<'a> Instruction<'a> {
     /// Reads the instruction at the start of `code` and returns it with the code after it.
     ///
-    /// `None` where there is no instruction, a part is missing, or an unused field is not zero.
-    /// It does not look at what operands refer to: that is the verifier's.
-    #[inline]
+    /// `None` where there is no instruction, a part is missing, or the bytes are not what
+    /// [`encode`](Self::encode) writes. It does not look at what operands refer to: that is the verifier's.
     pub fn decode(code: &'a [u8]) -> Option<(Self, &'a [u8])> {
+        let (instruction, _) = Self::read(code, 0)?;
+        let mut same = Same { rest: Some(code) };
+        instruction.write(&mut same);
+        Some((instruction, same.rest?))
+    }
+
+    /// Reads the instruction at byte `at` of code that was decoded before, and where the next one is. Fields that an
+    /// instruction does not use are not looked at.
+    #[inline(always)]
+    pub(super) fn read(code: &'a [u8], at: usize) -> Option<(Self, usize)> {
         use Instruction as I;
-        let mut reader = Reader { rest: code };
+        let mut reader = Reader { code, at };
         let [op, a, b, c] = reader.word()?;
-        let unused = |fields: &[u8]| fields.iter().all(|&field| field == 0).then_some(());
         let instruction = match op {
-            opcode::CONST => {
-                unused(&[b, c])?;
-                I::Const { dst: a, value: Const::from_bits(reader.operand()?) }
-            }
-            opcode::INPUT => {
-                unused(&[b, c])?;
-                I::Input { dst: a }
-            }
-            opcode::STATE => {
-                unused(&[b, c])?;
-                I::State { dst: a }
-            }
-            opcode::MOVE => {
-                unused(&[c])?;
-                I::Move { dst: a, src: b }
-            }
+            opcode::CONST => I::Const { dst: a, value: reader.constant()? },
+            opcode::INPUT => I::Input { dst: a },
+            opcode::INPUT_GET => I::InputGet { dst: a, key: reader.constant()? },
+            opcode::STATE => I::State { dst: a },
+            opcode::MOVE => I::Move { dst: a, src: b },
             opcode::GET => I::Get { dst: a, from: b, key: c },
-            opcode::GET_CONST => {
-                unused(&[c])?;
-                I::GetConst { dst: a, from: b, key: Const::from_bits(reader.operand()?) }
-            }
-            opcode::ARRAY => {
-                unused(&[b])?;
-                I::Array { dst: a, items: reader.args(c)? }
-            }
-            opcode::SET => {
-                unused(&[b])?;
-                I::Set { dst: a, items: reader.args(c)? }
-            }
-            opcode::OBJECT => {
-                unused(&[b, c % 2])?;
-                I::Object { dst: a, pairs: reader.args(c)? }
-            }
-            opcode::TEST => {
-                unused(&[b, c])?;
-                I::Test { value: a }
-            }
-            opcode::CALL => {
-                unused(&[b])?;
-                I::Call { dst: target(a), function: reader.operand()?, args: reader.args(c)? }
-            }
+            opcode::GET_CONST => I::GetConst { dst: a, from: b, key: reader.constant()? },
+            opcode::LOOKUP => I::Lookup { dst: target(a), key: b, from: reader.constant()? },
+            opcode::ARRAY => I::Array { dst: a, items: reader.args(c)? },
+            opcode::SET => I::Set { dst: a, items: reader.args(c)? },
+            opcode::OBJECT if c % 2 == 0 => I::Object { dst: a, pairs: reader.args(c)? },
+            opcode::TEST => I::Test { value: a },
+            opcode::CALL => I::Call { dst: target(a), function: reader.operand()?, args: reader.args(c)? },
             opcode::BUILTIN => {
                 I::Builtin { dst: target(a), builtin: Builtin::from_number(b)?, args: reader.args(c)? }
             }
-            opcode::MATCH => {
-                unused(&[c])?;
-                I::Match { dst: target(a), text: b, pattern: reader.operand()? }
-            }
+            opcode::MATCH => I::Match { dst: target(a), text: b, pattern: reader.operand()? },
             opcode::MATCH_BY => {
-                let [pattern, part, count, x] = reader.word()?;
-                unused(&[c, x, part & !1])?;
-                if usize::from(count) > MAX_HOLES {
+                let [pattern, part, count, _] = reader.word()?;
+                if usize::from(count) > MAX_HOLES || part > 1 {
                     return None;
                 }
                 I::MatchBy { dst: target(a), text: b, pattern, part: part == 1, holes: reader.args(count)? }
             }
             opcode::SUBMATCHES => {
-                let [limit, x, y, z] = reader.word()?;
-                unused(&[x, y, z])?;
+                let [limit, ..] = reader.word()?;
                 I::Submatches { dst: a, text: b, pattern: c, limit }
             }
-            opcode::MATCH_ALL => {
-                unused(&[c])?;
-                I::MatchAll { dst: a, text: b, dfa: reader.operand()? }
-            }
-            opcode::BLOCK | opcode::SOME | opcode::NOT => {
-                unused(&[a, b, c])?;
-                let body = reader.operand()?;
-                match op {
-                    opcode::BLOCK => I::Block { body },
-                    opcode::SOME => I::Some { body },
-                    _ => I::Not { body },
-                }
-            }
+            opcode::MATCH_ALL => I::MatchAll { dst: a, text: b, dfa: reader.operand()? },
+            opcode::BLOCK => I::Block { body: reader.operand()? },
+            opcode::SOME => I::Some { body: reader.operand()? },
+            opcode::NOT => I::Not { body: reader.operand()? },
             opcode::SCAN => I::Scan { source: a, key: target(b), value: target(c), body: reader.operand()? },
             opcode::EVERY => {
                 I::Every { source: a, key: target(b), value: target(c), body: reader.operand()? }
             }
             opcode::COLLECT => {
-                unused(&[c])?;
                 let kind = *Collection::ALL.get(usize::from(b))?;
                 I::Collect { dst: a, kind, body: reader.operand()? }
             }
-            opcode::YIELD => {
-                unused(&[b, c])?;
-                I::Yield { value: a }
-            }
-            opcode::YIELD_PAIR => {
-                unused(&[c])?;
-                I::YieldPair { key: a, value: b }
-            }
-            opcode::DONE => {
-                unused(&[b, c])?;
-                I::Done { depth: a }
-            }
-            opcode::RETURN => {
-                unused(&[b, c])?;
-                I::Return { value: a }
-            }
-            opcode::RETURN_LAST => {
-                unused(&[b, c])?;
-                I::ReturnLast { value: a }
-            }
-            opcode::FAIL | opcode::LEAVE | opcode::ABORT => {
-                unused(&[a, b, c])?;
-                match op {
-                    opcode::FAIL => I::Fail,
-                    opcode::LEAVE => I::Leave,
-                    _ => I::Abort,
-                }
-            }
+            opcode::YIELD => I::Yield { value: a },
+            opcode::YIELD_PAIR => I::YieldPair { key: a, value: b },
+            opcode::FAIL => I::Fail,
+            opcode::DONE => I::Done { depth: a },
+            opcode::RETURN => I::Return { value: a },
+            opcode::RETURN_LAST => I::ReturnLast { value: a },
+            opcode::RETURN_CONST => I::ReturnConst { value: reader.constant()? },
+            opcode::LEAVE => I::Leave,
+            opcode::ABORT => I::Abort,
             _ => {
                 if let Some(&relation) = Relation::ALL.get(usize::from(op.wrapping_sub(opcode::COMPARE))) {
                     I::Compare { relation, dst: target(a), left: b, right: c }
                 } else {
                     let number = usize::from(op.wrapping_sub(opcode::COMPARE_CONST));
                     let relation = *Relation::ALL.get(number)?;
-                    unused(&[c])?;
-                    let right = Const::from_bits(reader.operand()?);
-                    I::CompareConst { relation, dst: target(a), left: b, right }
+                    I::CompareConst { relation, dst: target(a), left: b, right: reader.constant()? }
                 }
             }
         };
-        Some((instruction, reader.rest))
+        Some((instruction, reader.at))
     }
 
     /// The body's owner and length, if this instruction has a body.
@@ -441,12 +422,15 @@ impl<'a> Instruction<'a> {
     pub fn registers(&self, mut visit: impl FnMut(Reg, bool)) {
         use Instruction as I;
         let (reads, args, writes): ([Target; 3], &[Reg], [Target; 2]) = match *self {
-            I::Const { dst, .. } | I::Input { dst } | I::State { dst } | I::Collect { dst, .. } => {
-                ([None; 3], &[], [Some(dst), None])
-            }
+            I::Const { dst, .. }
+            | I::Input { dst }
+            | I::InputGet { dst, .. }
+            | I::State { dst }
+            | I::Collect { dst, .. } => ([None; 3], &[], [Some(dst), None]),
             I::Move { dst, src } => ([Some(src), None, None], &[], [Some(dst), None]),
             I::Get { dst, from, key } => ([Some(from), Some(key), None], &[], [Some(dst), None]),
             I::GetConst { dst, from, .. } => ([Some(from), None, None], &[], [Some(dst), None]),
+            I::Lookup { dst, key, .. } => ([Some(key), None, None], &[], [dst, None]),
             I::Array { dst, items } | I::Set { dst, items } => ([None; 3], items.0, [Some(dst), None]),
             I::Object { dst, pairs } => ([None; 3], pairs.0, [Some(dst), None]),
             I::Compare { dst, left, right, .. } => ([Some(left), Some(right), None], &[], [dst, None]),
@@ -472,6 +456,7 @@ impl<'a> Instruction<'a> {
             | I::Not { .. }
             | I::Fail
             | I::Done { .. }
+            | I::ReturnConst { .. }
             | I::Leave
             | I::Abort => ([None; 3], &[], [None; 2]),
         };
@@ -484,6 +469,10 @@ impl<'a> Instruction<'a> {
     /// # Panics
     /// If there are more than 255 argument registers.
     pub fn encode(&self, code: &mut Vec<u8>) {
+        self.write(code);
+    }
+
+    fn write(&self, sink: &mut impl Sink) {
         use Instruction as I;
         let reg = |target: Target| target.unwrap_or(NO_REGISTER);
         let count = |args: Args<'_>| u8::try_from(args.0.len()).expect("at most 255 arguments");
@@ -491,11 +480,15 @@ impl<'a> Instruction<'a> {
         let (head, operand, args): ([u8; 4], Option<[u8; 4]>, &[Reg]) = match *self {
             I::Const { dst, value } => ([opcode::CONST, dst, 0, 0], Some(value.bits().to_le_bytes()), &[]),
             I::Input { dst } => ([opcode::INPUT, dst, 0, 0], None, &[]),
+            I::InputGet { dst, key } => ([opcode::INPUT_GET, dst, 0, 0], Some(key.bits().to_le_bytes()), &[]),
             I::State { dst } => ([opcode::STATE, dst, 0, 0], None, &[]),
             I::Move { dst, src } => ([opcode::MOVE, dst, src, 0], None, &[]),
             I::Get { dst, from, key } => ([opcode::GET, dst, from, key], None, &[]),
             I::GetConst { dst, from, key } => {
                 ([opcode::GET_CONST, dst, from, 0], Some(key.bits().to_le_bytes()), &[])
+            }
+            I::Lookup { dst, key, from } => {
+                ([opcode::LOOKUP, reg(dst), key, 0], Some(from.bits().to_le_bytes()), &[])
             }
             I::Array { dst, items } => ([opcode::ARRAY, dst, 0, count(items)], None, items.0),
             I::Set { dst, items } => ([opcode::SET, dst, 0, count(items)], None, items.0),
@@ -547,13 +540,16 @@ impl<'a> Instruction<'a> {
             I::Done { depth } => ([opcode::DONE, depth, 0, 0], None, &[]),
             I::Return { value } => ([opcode::RETURN, value, 0, 0], None, &[]),
             I::ReturnLast { value } => ([opcode::RETURN_LAST, value, 0, 0], None, &[]),
+            I::ReturnConst { value } => {
+                ([opcode::RETURN_CONST, 0, 0, 0], Some(value.bits().to_le_bytes()), &[])
+            }
             I::Leave => ([opcode::LEAVE, 0, 0, 0], None, &[]),
             I::Abort => ([opcode::ABORT, 0, 0, 0], None, &[]),
         };
-        code.extend_from_slice(&head);
-        code.extend_from_slice(operand.as_ref().map_or(&[], |word| word.as_slice()));
-        code.extend_from_slice(args);
-        code.resize(code.len().next_multiple_of(4), 0);
+        sink.put(&head);
+        sink.put(operand.as_ref().map_or(&[], |word| word.as_slice()));
+        sink.put(args);
+        sink.put(&[0; 3][..args.len().next_multiple_of(4) - args.len()]);
     }
 }
 

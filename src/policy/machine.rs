@@ -15,7 +15,7 @@
 use alloc::vec::Vec;
 
 use super::builtins;
-use super::format::{Class, FunctionRecord, Image, ImageError, Pattern, Section};
+use super::format::{Class, Const, Image, ImageError, Pattern, Section};
 use super::instruction::{Args, Collection, Instruction, Reg, Relation, Target};
 use super::pattern::{self, Holes};
 use super::state::State;
@@ -32,14 +32,19 @@ pub(super) struct Machine<'p> {
     base: usize,
     frames: Vec<Frame>,
     controls: Vec<Control>,
+    /// Where the innermost body ends.
+    end: usize,
     memos: Vec<Memo>,
 }
 
-/// Where a function is.
+/// Where a function is, in bytes of code.
 #[derive(Clone, Copy, Debug)]
 struct Function {
-    record: FunctionRecord,
     start: usize,
+    end: usize,
+    registers: u8,
+    /// The number of its remembered result.
+    memo: Option<u32>,
 }
 
 /// A remembered result.
@@ -52,9 +57,11 @@ enum Memo {
 /// An active function.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
-    function: u32,
-    /// Its first register.
+    /// The number of its remembered result.
+    memo: Option<u32>,
+    /// Its first register, and that of the functions it calls.
     base: usize,
+    callee_base: usize,
     /// Number of open bodies when it was called.
     controls: usize,
     /// Where its caller goes on, and with what.
@@ -175,22 +182,29 @@ impl<'p> Machine<'p> {
         })?;
         let count = image.functions();
         let mut functions = vec_of(count as usize)?;
-        let (mut stack, mut frames, mut controls) = (0, 0, 0);
+        let (mut stack, mut frames, mut controls, mut remembered) = (0, 0, 0, 0);
         for function in 0..count {
             let record = image.function(function).ok_or(ImageError::Function { function })?;
             let start = image.code_range(function).ok_or(ImageError::Function { function })?.start;
             stack = stack.max(usize::from(record.stack));
             frames = frames.max(usize::from(record.frames));
             controls = controls.max(usize::from(record.controls));
-            functions.push(Function { record, start });
+            let memo = record.memo.then_some(remembered);
+            remembered += u32::from(record.memo);
+            functions.push(Function {
+                start,
+                end: record.end as usize * 4,
+                registers: record.registers,
+                memo,
+            });
         }
         let mut registers = vec_of(stack)?;
         registers.resize(stack, Value::Null);
-        let mut memos = vec_of(count as usize)?;
-        memos.resize(count as usize, Memo::Unknown);
+        let mut memos = vec_of(remembered as usize)?;
+        memos.resize(remembered as usize, Memo::Unknown);
         // Each active function has a body of its own.
         let controls = vec_of(controls + frames)?;
-        Ok(Machine { dfas, functions, registers, base: 0, frames: vec_of(frames)?, controls, memos })
+        Ok(Machine { dfas, functions, registers, base: 0, frames: vec_of(frames)?, controls, end: 0, memos })
     }
 
     /// Evaluates a function without arguments. `None` is undefined.
@@ -203,11 +217,12 @@ impl<'p> Machine<'p> {
         self.frames.clear();
         self.controls.clear();
         self.memos.fill(Memo::Unknown);
+        let code = context.image.section(Section::Code);
         let mut flow = self.call(context, None, function, 0, 0)?;
         loop {
             flow = match flow {
-                Flow::Go(at) if at == self.top()?.end => Flow::End,
-                Flow::Go(at) => self.step(context, at, input)?,
+                Flow::Go(at) if at == self.end => self.end(context)?,
+                Flow::Go(at) => self.step(context, code, at, input)?,
                 Flow::Fail => self.fail(context)?,
                 Flow::End => self.end(context)?,
                 Flow::Return => self.leave(context)?,
@@ -217,24 +232,32 @@ impl<'p> Machine<'p> {
     }
 
     // After verification there always is a top. If not, the policy faults rather than the guest.
-    #[inline]
-    fn top(&mut self) -> Result<&mut Control, Fault> {
-        self.controls.last_mut().ok_or(Fault::Abort)
-    }
-
-    #[inline]
+    #[inline(always)]
     fn frame(&mut self) -> Result<&mut Frame, Fault> {
         self.frames.last_mut().ok_or(Fault::Abort)
     }
 
-    #[inline]
+    #[inline(always)]
     fn get(&self, register: Reg) -> Value {
         self.registers[self.base + usize::from(register)]
     }
 
-    #[inline]
+    #[inline(always)]
     fn set(&mut self, register: Reg, value: Value) {
         self.registers[self.base + usize::from(register)] = value;
+    }
+
+    #[inline(always)]
+    fn push(&mut self, control: Control) {
+        self.end = control.end;
+        self.controls.push(control);
+    }
+
+    /// Closes all bodies but the outermost `count`.
+    #[inline(always)]
+    fn close(&mut self, count: usize) {
+        self.controls.truncate(count);
+        self.end = self.controls.last().map_or(0, |control| control.end);
     }
 
     /// Delivers a result and goes on at `next`.
@@ -265,19 +288,20 @@ impl<'p> Machine<'p> {
         base: usize,
         caller: usize,
     ) -> Result<Flow, Fault> {
-        if let Some(Memo::Known(result)) = self.memos.get(function as usize).copied() {
+        let Function { start, end, registers, memo } =
+            *self.functions.get(function as usize).ok_or(Fault::Abort)?;
+        if let Some(Memo::Known(result)) = memo.and_then(|memo| self.memos.get(memo as usize)).copied() {
             return Ok(if self.frames.is_empty() {
                 Flow::Finish(result)
             } else {
                 self.deliver_some(dst, result, caller)
             });
         }
-        let Function { record, start } = *self.functions.get(function as usize).ok_or(Fault::Abort)?;
-        let controls = self.controls.len();
-        self.frames.push(Frame { function, base, controls, caller, dst, result: None });
+        let (controls, callee_base) = (self.controls.len(), base + usize::from(registers));
+        self.frames.push(Frame { memo, base, callee_base, controls, caller, dst, result: None });
         self.base = base;
         let mark = context.arena.used();
-        self.controls.push(Control { scope: Scope::Function, start, end: record.end as usize * 4, mark });
+        self.push(Control { scope: Scope::Function, start, end, mark });
         Ok(Flow::Go(start))
     }
 
@@ -286,13 +310,12 @@ impl<'p> Machine<'p> {
         let frame = self.frames.pop().ok_or(Fault::Abort)?;
         self.base = self.frames.last().map_or(0, |frame| frame.base);
         let mark = self.controls.get(frame.controls).map_or(0, |control| control.mark);
-        self.controls.truncate(frame.controls);
+        self.close(frame.controls);
         let escapes = frame.result.and_then(Value::arena_start).is_some_and(|start| start >= mark);
         if !escapes {
             context.arena.release(mark);
         }
-        let memo = self.functions.get(frame.function as usize).is_some_and(|function| function.record.memo);
-        if memo && let Some(slot) = self.memos.get_mut(frame.function as usize) {
+        if let Some(slot) = frame.memo.and_then(|memo| self.memos.get_mut(memo as usize)) {
             *slot = Memo::Known(frame.result);
             if escapes {
                 self.pin(context, 0);
@@ -312,93 +335,113 @@ impl<'p> Machine<'p> {
 
     /// The innermost body has failed.
     fn fail(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
-        let control = *self.top()?;
-        match control.scope {
-            Scope::Function => return Ok(Flow::Return),
+        let open = self.controls.len();
+        let control = self.controls.last().ok_or(Fault::Abort)?;
+        Ok(match control.scope {
+            Scope::Function => Flow::Return,
             Scope::Scan(_) | Scope::Collect { .. } => return self.end(context),
-            Scope::Block | Scope::Not => context.arena.release(control.mark),
-            Scope::Some | Scope::Every(_) => {
-                self.controls.pop();
-                return Ok(Flow::Fail);
+            Scope::Block | Scope::Not => {
+                let end = control.end;
+                context.arena.release(control.mark);
+                self.close(open - 1);
+                Flow::Go(end)
             }
-        }
-        self.controls.pop();
-        Ok(Flow::Go(control.end))
+            Scope::Some | Scope::Every(_) => {
+                self.close(open - 1);
+                Flow::Fail
+            }
+        })
     }
 
     /// The innermost body has reached its end.
     fn end(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
-        let control = *self.top()?;
-        match control.scope {
-            Scope::Function => return Ok(Flow::Return),
+        let open = self.controls.len();
+        let control = self.controls.last().ok_or(Fault::Abort)?;
+        let (end, mark) = (control.end, control.mark);
+        Ok(match control.scope {
+            Scope::Function => Flow::Return,
             Scope::Scan(_) | Scope::Every(_) => {
-                context.arena.release(control.mark);
+                context.arena.release(mark);
                 return self.round(context);
             }
-            Scope::Block => context.arena.release(control.mark),
+            Scope::Block => {
+                context.arena.release(mark);
+                self.close(open - 1);
+                Flow::Go(end)
+            }
+            Scope::Some => {
+                self.close(open - 1);
+                Flow::Go(end)
+            }
             Scope::Not => {
-                context.arena.release(control.mark);
-                self.controls.pop();
-                return Ok(Flow::Fail);
+                context.arena.release(mark);
+                self.close(open - 1);
+                Flow::Fail
             }
-            Scope::Some => {}
             Scope::Collect { dst, kind, cells } => {
-                self.controls.pop();
+                self.close(open - 1);
                 self.set(dst, cells.finish(context.arena, kind));
-                return Ok(Flow::Go(control.end));
+                Flow::Go(end)
             }
-        }
-        self.controls.pop();
-        Ok(Flow::Go(control.end))
+        })
     }
 
     /// The next round of the innermost body, a loop.
     #[inline]
     fn round(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
         context.fuel.take(1)?;
-        let control = self.top()?;
+        let control = self.controls.last_mut().ok_or(Fault::Abort)?;
         let (Scope::Scan(this) | Scope::Every(this)) = &mut control.scope else { return Err(Fault::Abort) };
         let Loop { source, next, key, value } = *this;
         this.next += 1;
         let (start, end) = (control.start, control.end);
         match context.view().element(source, next) {
             Some(element) => {
-                key.into_iter().for_each(|key| self.set(key, element.0));
-                value.into_iter().for_each(|value| self.set(value, element.1));
+                if let Some(key) = key {
+                    self.set(key, element.0);
+                }
+                if let Some(value) = value {
+                    self.set(value, element.1);
+                }
                 Ok(Flow::Go(start))
             }
             None => {
-                self.controls.pop();
+                self.close(self.controls.len() - 1);
                 Ok(Flow::Go(end))
             }
         }
     }
 
     /// Opens a body.
-    #[inline]
+    #[inline(always)]
     fn open(&mut self, context: &Context<'_, '_>, scope: Scope, start: usize, body: u32) -> Flow {
         let (end, mark) = (start + body as usize * 4, context.arena.used());
-        self.controls.push(Control { scope, start, end, mark });
+        self.push(Control { scope, start, end, mark });
         Flow::Go(start)
     }
 
     /// One instruction.
-    #[inline]
+    #[inline(always)]
     fn step(
         &mut self,
         context: &mut Context<'_, '_>,
+        code: &[u8],
         at: usize,
         input: Option<Value>,
     ) -> Result<Flow, Fault> {
         use Instruction as I;
         context.fuel.take(1)?;
-        let code = context.image.section(Section::Code);
-        let rest = code.get(at..).ok_or(Fault::Abort)?;
-        let (instruction, after) = Instruction::decode(rest).ok_or(Fault::Abort)?;
-        let next = code.len() - after.len();
+        let (instruction, next) = Instruction::read(code, at).ok_or(Fault::Abort)?;
         Ok(match instruction {
             I::Const { dst, value } => self.deliver(Some(dst), context.view().constant(value), next),
             I::Input { dst } => self.deliver_some(Some(dst), input, next),
+            I::InputGet { dst, key } => {
+                let value = match input {
+                    Some(input) => context.field(input, key)?,
+                    None => None,
+                };
+                self.deliver_some(Some(dst), value, next)
+            }
             I::State { dst } => self.deliver(Some(dst), context.state.root(), next),
             I::Move { dst, src } => self.deliver(Some(dst), self.get(src), next),
             I::Get { dst, from, key } => {
@@ -406,9 +449,13 @@ impl<'p> Machine<'p> {
                 self.deliver_some(Some(dst), value, next)
             }
             I::GetConst { dst, from, key } => {
-                let key = context.view().constant(key);
-                let value = context.lookup(self.get(from), key)?;
+                let value = context.field(self.get(from), key)?;
                 self.deliver_some(Some(dst), value, next)
+            }
+            I::Lookup { dst, key, from } => {
+                let from = context.view().constant(from);
+                let value = context.lookup(from, self.get(key))?;
+                self.deliver_some(dst, value, next)
             }
             I::Array { dst, items } => {
                 let mut cells = Cells::default();
@@ -445,9 +492,7 @@ impl<'p> Machine<'p> {
             }
             I::Test { value } => self.deliver(None, self.get(value), next),
             I::Call { dst, function, args } => {
-                let frame = *self.frame()?;
-                let caller = self.functions.get(frame.function as usize).ok_or(Fault::Abort)?;
-                let base = frame.base + usize::from(caller.record.registers);
+                let base = self.frame()?.callee_base;
                 for (index, &arg) in args.0.iter().enumerate() {
                     self.registers[base + index] = self.get(arg);
                 }
@@ -524,7 +569,7 @@ impl<'p> Machine<'p> {
             I::Fail => Flow::Fail,
             I::Done { depth } => {
                 let open = self.controls.len().checked_sub(usize::from(depth)).ok_or(Fault::Abort)?;
-                self.controls.truncate(open);
+                self.close(open);
                 Flow::End
             }
             I::Return { value } => {
@@ -545,6 +590,16 @@ impl<'p> Machine<'p> {
             }
             I::ReturnLast { value } => {
                 let value = self.get(value);
+                if let Some(first) = self.frame()?.result
+                    && context.compare(first, value)?.is_ne()
+                {
+                    return Err(Fault::Conflict);
+                }
+                self.frame()?.result = Some(value);
+                Flow::Return
+            }
+            I::ReturnConst { value } => {
+                let value = context.view().constant(value);
                 if let Some(first) = self.frame()?.result
                     && context.compare(first, value)?.is_ne()
                 {
@@ -694,12 +749,17 @@ impl<'a> Context<'a, '_> {
     }
 
     fn holds(&mut self, relation: Relation, a: Value, b: Value) -> Result<bool, Fault> {
-        if let (Value::String(a), Value::String(b), Relation::Equal) = (a, b, relation)
-            && a.len() != b.len()
-        {
-            return Ok(false);
+        if relation == Relation::Equal {
+            let view = View { image: self.image, state: self.state, arena: self.arena.bytes() };
+            return view.equal(a, b, self.fuel);
         }
         Ok(relation.holds(self.compare(a, b)?))
+    }
+
+    #[inline]
+    fn field(&mut self, from: Value, key: Const) -> Result<Option<Value>, Fault> {
+        let view = View { image: self.image, state: self.state, arena: self.arena.bytes() };
+        view.get_constant(from, key, self.fuel)
     }
 
     #[inline]

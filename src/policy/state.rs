@@ -745,6 +745,53 @@ mod tests {
     }
 
     #[test]
+    fn a_commit_and_its_undo_cost_what_changed_and_not_what_exists() {
+        let image = image();
+        // How many changes an undo keeps, and the bytes of what they replaced, beside this many entries.
+        let cost = |existing: usize| {
+            let mut engine = Engine::with_empty_state(&image).unwrap();
+            let mut memory = [0; 4096];
+            for number in 0..existing {
+                let mut arena = Arena::new(&mut memory);
+                let key = arena.string(&alloc::format!("key{number:05}")).unwrap();
+                let mut delta = Delta::default();
+                delta.push(&engine.view(&arena), Action::Add, "map", Some(key), key).unwrap();
+                engine.commit(delta).unwrap();
+            }
+            let places = |engine: &Engine<'_>| {
+                let mut nothing = [];
+                let arena = Arena::new(&mut nothing);
+                let view = engine.view(&arena);
+                let map = view.field(engine.metadata(), "map").unwrap();
+                let key = |number: usize| match view.element(map, number)?.0 {
+                    Value::String(text) => Some(view.bytes(text).as_ptr()),
+                    _ => None,
+                };
+                (0..existing).map_while(key).collect::<Vec<_>>()
+            };
+            let before = places(&engine);
+            assert_eq!(before.len(), existing);
+            let mut arena = Arena::new(&mut memory);
+            let [first, new] = ["key00000", "new"].map(|text| arena.string(text).unwrap());
+            let mut delta = Delta::default();
+            delta.push(&engine.view(&arena), Action::Update, "map", Some(first), new).unwrap();
+            delta.push(&engine.view(&arena), Action::Add, "map", Some(new), new).unwrap();
+            let undo = engine.commit(delta).unwrap();
+            // The entries that did not change are where they were: nothing was copied.
+            assert_eq!(before[1..], places(&engine)[1..]);
+            let kept = undo.changes.iter().map(|change| match change {
+                Change::Replaced { old, .. } | Change::Removed { old, .. } => old.bytes.len(),
+                Change::NewMap { .. } | Change::Inserted { .. } => 0,
+            });
+            let cost = (undo.changes.len(), kept.sum::<usize>());
+            engine.rollback(undo).unwrap();
+            assert_eq!(before, places(&engine));
+            cost
+        };
+        assert_eq!(cost(1), cost(1000));
+    }
+
+    #[test]
     fn sizes_are_bounded() {
         let image = image();
         let mut engine = Engine::with_empty_state(&image).unwrap();

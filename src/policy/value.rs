@@ -448,6 +448,24 @@ impl Fuel {
     }
 }
 
+/// Binary search: `order` compares element `index` with what is looked for.
+#[inline(always)]
+fn bisect(
+    len: usize,
+    mut order: impl FnMut(usize) -> Result<Ordering, Fault>,
+) -> Result<Result<usize, usize>, Fault> {
+    let (mut low, mut high) = (0, len);
+    while low < high {
+        let middle = (low + high) / 2;
+        match order(middle)? {
+            Ordering::Less => low = middle + 1,
+            Ordering::Equal => return Ok(Ok(middle)),
+            Ordering::Greater => high = middle,
+        }
+    }
+    Ok(Err(low))
+}
+
 /// Reads values. A value is only meaningful with the view of the engine and the decision that made it; with
 /// another it reads as something else or as `null`, but never out of bounds.
 #[derive(Clone, Copy, Debug)]
@@ -504,8 +522,10 @@ impl<'a> View<'a> {
     /// A cell of the arena or of a slot.
     #[inline]
     fn cell(&self, space: Space, at: usize) -> Value {
-        let slot = space.slot_number();
-        let region = slot.map_or(self.arena, |slot| self.state.slot(slot));
+        let region = match space {
+            Space::ARENA => self.arena,
+            space => space.slot_number().map_or(&[][..], |slot| self.state.slot(slot)),
+        };
         let Some(&cell) = region.get(at..).and_then(<[u8]>::first_chunk) else { return Value::Null };
         let value = Value::from_cell(cell);
         match value.place() {
@@ -552,8 +572,10 @@ impl<'a> View<'a> {
 
     #[inline]
     fn key(&self, list: List, index: usize) -> Value {
-        if list.space != Space::CONSTANT {
-            return self.pair(list, index).0;
+        match list.space {
+            Space::CONSTANT => {}
+            Space::MAPS | Space::MAP => return self.pair(list, index).0,
+            space => return self.cell(space, list.at as usize + index * 2 * CELL),
         }
         let shape = self.image.node(list.at).and_then(|(_, words)| self.image.element(words.start));
         match shape.and_then(|shape| self.image.node(shape.index())) {
@@ -562,7 +584,13 @@ impl<'a> View<'a> {
         }
     }
 
+    #[inline]
     fn pair_value(&self, list: List, index: usize) -> Value {
+        match list.space {
+            Space::CONSTANT => {}
+            Space::MAPS | Space::MAP => return self.pair(list, index).1,
+            space => return self.cell(space, list.at as usize + (index * 2 + 1) * CELL),
+        }
         match self.image.node(list.at) {
             Some((_, words)) => self.word(words.start + 1 + index),
             None => Value::Null,
@@ -633,7 +661,17 @@ impl<'a> View<'a> {
     #[inline]
     pub fn equal(&self, a: Value, b: Value, fuel: &mut Fuel) -> Result<bool, Fault> {
         match (a, b) {
-            (Value::String(a), Value::String(b)) if a.len != b.len => Ok(false),
+            (Value::String(a), Value::String(b)) => {
+                fuel.take(1)?;
+                if a == b || a.len != b.len {
+                    return Ok(a == b);
+                }
+                if a.space == Space::CONSTANT && b.space == Space::CONSTANT {
+                    return Ok(false);
+                }
+                fuel.bytes(a.len())?;
+                Ok(self.bytes(a) == self.bytes(b))
+            }
             (Value::Array(a), Value::Array(b))
             | (Value::Object(a), Value::Object(b))
             | (Value::Set(a), Value::Set(b))
@@ -641,11 +679,26 @@ impl<'a> View<'a> {
             {
                 Ok(false)
             }
+            (Value::Array(a), Value::Array(b)) if a != b => {
+                // What most arrays are of, strings, without a step into them.
+                for index in 0..a.len() {
+                    let (a, b) = (self.item(a, index), self.item(b, index));
+                    let same = match (a, b) {
+                        (Value::String(_), Value::String(_)) => self.equal(a, b, fuel)?,
+                        _ => self.compare_nested(a, b, fuel, 1)?.is_eq(),
+                    };
+                    if !same {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
             _ => Ok(self.compare(a, b, fuel)?.is_eq()),
         }
     }
 
     /// Where `key` is, or where it would be, among `len` keys in ascending order.
+    #[inline]
     pub(super) fn search(
         &self,
         len: usize,
@@ -653,31 +706,106 @@ impl<'a> View<'a> {
         fuel: &mut Fuel,
         at: impl Fn(usize) -> Value,
     ) -> Result<Result<usize, usize>, Fault> {
-        let (mut low, mut high) = (0, len);
-        while low < high {
-            let middle = (low + high) / 2;
-            match self.compare(at(middle), key, fuel)? {
-                Ordering::Less => low = middle + 1,
-                Ordering::Equal => return Ok(Ok(middle)),
-                Ordering::Greater => high = middle,
+        match key {
+            Value::String(key) => {
+                let bytes = self.bytes(key);
+                bisect(len, |middle| {
+                    fuel.take(1)?;
+                    match at(middle) {
+                        Value::String(text) => {
+                            fuel.bytes(text.len().min(key.len()))?;
+                            Ok(self.bytes(text).cmp(bytes))
+                        }
+                        other => Ok(other.kind().cmp(&Kind::String)),
+                    }
+                })
             }
+            _ => bisect(len, |middle| self.compare(at(middle), key, fuel)),
         }
-        Ok(Err(low))
+    }
+
+    /// The same among constants, which are these words of the image.
+    fn search_words(
+        &self,
+        words: core::ops::Range<usize>,
+        key: Value,
+        fuel: &mut Fuel,
+    ) -> Result<Result<usize, usize>, Fault> {
+        let (start, len) = (words.start, words.len());
+        let word = |index: usize| self.image.element(start + index).unwrap_or(Const::NULL);
+        match key {
+            Value::String(text) if text.space == Space::CONSTANT => bisect(len, |middle| {
+                fuel.take(1)?;
+                let word = word(middle);
+                Ok(match word.kind() {
+                    // Strings are in their order in the image; the empty one is first.
+                    Some(Kind::String) => {
+                        let at = self.image.range(Section::StringEnds, word.index()).unwrap_or_default();
+                        (at.start, at.end).cmp(&(text.at as usize, text.at as usize + text.len()))
+                    }
+                    kind => kind.cmp(&Some(Kind::String)),
+                })
+            }),
+            Value::String(text) => {
+                let bytes = self.bytes(text);
+                bisect(len, |middle| {
+                    let word = word(middle);
+                    fuel.take(1)?;
+                    match word.kind() {
+                        Some(Kind::String) => {
+                            let string = self.image.string(word.index()).unwrap_or_default();
+                            fuel.bytes(string.len().min(bytes.len()))?;
+                            Ok(string.cmp(bytes))
+                        }
+                        kind => Ok(kind.cmp(&Some(Kind::String))),
+                    }
+                })
+            }
+            // Equal constants are the same word.
+            Value::Array(List { space: Space::CONSTANT, at, .. })
+            | Value::Object(List { space: Space::CONSTANT, at, .. })
+            | Value::Set(List { space: Space::CONSTANT, at, .. }) => {
+                let key = Const::new(key.kind(), at);
+                self.find_word(start, len, key, fuel)
+            }
+            _ => self.search(len, key, fuel, |index| self.constant(word(index))),
+        }
+    }
+
+    /// Where a composite constant is among words that are not in the order of their numbers.
+    fn find_word(
+        &self,
+        start: usize,
+        len: usize,
+        key: Const,
+        fuel: &mut Fuel,
+    ) -> Result<Result<usize, usize>, Fault> {
+        fuel.bytes(4 * len)?;
+        let words = self.image.section(Section::Words).as_chunks().0;
+        let mut words = words.get(start..).and_then(|words| words.get(..len)).unwrap_or_default().iter();
+        Ok(words.position(|&word| word == key.bits().to_le_bytes()).ok_or(len))
     }
 
     /// `from[key]`.
+    #[inline]
     pub fn get(&self, from: Value, key: Value, fuel: &mut Fuel) -> Result<Option<Value>, Fault> {
         Ok(match (from, key) {
             (Value::Array(list), Value::Int(index)) => {
                 let index = usize::try_from(index).ok().filter(|&index| index < list.len());
                 index.map(|index| self.item(list, index))
             }
-            (Value::Object(list), _) if list.space == Space::CONSTANT => {
-                self.constant_field(list, key, fuel)?
+            (Value::Object(List { space: Space::CONSTANT, at, .. }), _) => {
+                let Some((words, keys)) = self.constant_object(at) else { return Ok(None) };
+                let found = self.search_words(keys, key, fuel)?;
+                found.ok().map(|index| self.word(words.start + 1 + index))
+            }
+            (Value::Set(List { space: Space::CONSTANT, at, .. }), _) => {
+                let Some((_, words)) = self.image.node(at) else { return Ok(None) };
+                self.search_words(words, key, fuel)?.ok().map(|_| key)
             }
             (Value::Object(list), _) => {
                 let found = self.search(list.len(), key, fuel, |index| self.key(list, index))?;
-                found.ok().map(|index| self.pair(list, index).1)
+                found.ok().map(|index| self.pair_value(list, index))
             }
             (Value::Set(list), _) => {
                 let found = self.search(list.len(), key, fuel, |index| self.item(list, index))?;
@@ -687,26 +815,37 @@ impl<'a> View<'a> {
         })
     }
 
-    /// The value of a key of a constant object. Where the key is constant too, it is there as the same word.
-    fn constant_field(&self, list: List, key: Value, fuel: &mut Fuel) -> Result<Option<Value>, Fault> {
-        let shape = self.image.node(list.at).and_then(|(_, words)| {
-            let (_, keys) = self.image.node(self.image.element(words.start)?.index())?;
-            Some((words, keys))
-        });
-        let Some((words, keys)) = shape else { return Ok(None) };
-        let found = match key {
-            Value::Array(List { space: Space::CONSTANT, at, .. })
-            | Value::Object(List { space: Space::CONSTANT, at, .. })
-            | Value::Set(List { space: Space::CONSTANT, at, .. }) => {
-                fuel.bytes(4 * keys.len())?;
-                let kind = Some(key.kind());
-                keys.clone().position(|word| {
-                    self.image.element(word).is_some_and(|key| key.index() == at && key.kind() == kind)
-                })
-            }
-            _ => self.search(keys.len(), key, fuel, |index| self.word(keys.start + index))?.ok(),
+    /// `from[key]` of a key that is a constant of the image.
+    #[inline]
+    pub(super) fn get_constant(
+        &self,
+        from: Value,
+        key: Const,
+        fuel: &mut Fuel,
+    ) -> Result<Option<Value>, Fault> {
+        let Value::Object(List { space: Space::CONSTANT, at, .. }) = from else {
+            return self.get(from, self.constant(key), fuel);
         };
-        Ok(found.map(|index| self.word(words.start + 1 + index)))
+        let Some((words, keys)) = self.constant_object(at) else { return Ok(None) };
+        let found = if key.kind() < Some(Kind::Array) {
+            // The order of constants that are no collections is the order of their words, and collections
+            // come after them.
+            bisect(keys.len(), |middle| {
+                fuel.take(1)?;
+                Ok(self.image.element(keys.start + middle).cmp(&Some(key)))
+            })?
+        } else {
+            self.find_word(keys.start, keys.len(), key, fuel)?
+        };
+        Ok(found.ok().map(|index| self.word(words.start + 1 + index)))
+    }
+
+    /// Where the words of a constant object are (the shape first), and those of its keys.
+    #[inline]
+    fn constant_object(&self, node: u32) -> Option<(core::ops::Range<usize>, core::ops::Range<usize>)> {
+        let (_, words) = self.image.node(node)?;
+        let (_, keys) = self.image.node(self.image.element(words.start)?.index())?;
+        Some((words, keys))
     }
 
     /// Key and value number `index` of any collection: position and element of an array, member and

@@ -505,7 +505,7 @@ impl<'i, 'p> Function<'i, 'p> {
                 }
                 self.reachable = false;
             }
-            I::Fail | I::ReturnLast { .. } | I::Abort => self.reachable = false,
+            I::Fail | I::ReturnLast { .. } | I::ReturnConst { .. } | I::Abort => self.reachable = false,
             _ => {}
         }
         let Some((owner, length)) = instruction.body() else { return Ok(()) };
@@ -538,7 +538,10 @@ impl<'i, 'p> Function<'i, 'p> {
         use Instruction as I;
         match *instruction {
             I::Const { value: constant, .. }
+            | I::InputGet { key: constant, .. }
             | I::GetConst { key: constant, .. }
+            | I::Lookup { from: constant, .. }
+            | I::ReturnConst { value: constant }
             | I::CompareConst { right: constant, .. } => {
                 let nodes = self.image.words(Section::Nodes);
                 if exists(self.image, constant, nodes) { Ok(()) } else { Err(CodeRule::Constant) }

@@ -35,6 +35,8 @@ whole_match(pattern, value) if {
 
 # The same items, in any order.
 same_items(these, those) if {
+	these == those
+} else if {
 	count(these) == count(those)
 	every item in these { item in those }
 	every item in those { item in these }
@@ -848,15 +850,19 @@ variable_allowed(rules, variable) if {
 
 environment_ok(rules, environment) if {
 	every variable in environment { variable_allowed(rules, variable) }
-	every required in [rule | some rule in rules; rule.required] {
+	every required in [rule | some rule in required_rules(rules)] {
 		some variable in environment
 		variable_matches(required, variable)
 	}
 	names_ok(rules, environment)
 }
 
+required_rules(rules) := [rule | some rule in rules; rule.required]
+
 # A name occurs once (D7), unless the policy spells out each variable that shares it.
-names_ok(_, environment) if count({name_of(variable) | some variable in environment}) == count(environment)
+names_ok(_, environment) if {
+	count({name | some variable in environment; name := split(variable, "=")[0]}) == count(environment)
+}
 
 names_ok(rules, environment) if {
 	count({variable | some variable in environment}) == count(environment)
@@ -955,7 +961,7 @@ mounts_ok(container) if {
 }
 
 mount_ok(container, mount) if {
-	some constraint in container.mounts
+	some constraint in by_destination(container.mounts)[mount.destination]
 	mount_matches(constraint, mount)
 }
 
@@ -977,6 +983,12 @@ mount_ok(_, mount) if {
 	mount.source == "sysfs"
 	mount.destination == "/sys"
 	same_items(mount.options, ["nosuid", "noexec", "nodev", "rw"])
+}
+
+by_destination(constraints) := {destination: these |
+	destinations := {constraint.destination | some constraint in constraints}
+	some destination in destinations
+	these := [constraint | some constraint in constraints; constraint.destination == destination]
 }
 
 mount_matches(constraint, mount) if {

@@ -160,10 +160,12 @@ fn instruction_text(image: &Image<'_>, instruction: &Instruction<'_>) -> String 
     match *instruction {
         I::Const { dst, value } => format!("{}{}", to(dst), show(value)),
         I::Input { dst } => format!("{}input", to(dst)),
+        I::InputGet { dst, key } => format!("{}input[{}]", to(dst), show(key)),
         I::State { dst } => format!("{}data.metadata", to(dst)),
         I::Move { dst, src } => format!("{}r{src}", to(dst)),
         I::Get { dst, from, key } => format!("{}r{from}[r{key}]", to(dst)),
         I::GetConst { dst, from, key } => format!("{}r{from}[{}]", to(dst), show(key)),
+        I::Lookup { dst, key, from } => format!("{}{}[r{key}]", into(dst), show(from)),
         I::Array { dst, items } => format!("{}[{}]", to(dst), list(items)),
         I::Set { dst, items } => format!("{}set({})", to(dst), list(items)),
         I::Object { dst, pairs } => format!("{}object({})", to(dst), list(pairs)),
@@ -200,6 +202,7 @@ fn instruction_text(image: &Image<'_>, instruction: &Instruction<'_>) -> String 
         I::Done { depth } => format!("done {depth}"),
         I::Return { value } => format!("return r{value}"),
         I::ReturnLast { value } => format!("return r{value} and end"),
+        I::ReturnConst { value } => format!("return {} and end", show(value)),
         I::Leave => "leave if returned".into(),
         I::Abort => "abort".into(),
     }

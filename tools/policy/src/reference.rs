@@ -366,12 +366,17 @@ impl Run<'_, '_> {
         let (target, value): (Target, Option<Value>) = match *instruction {
             I::Const { dst, value } => (Some(dst), Some(self.constant(value)?)),
             I::Input { dst } => (Some(dst), self.input.clone()),
+            I::InputGet { dst, key } => {
+                let key = self.constant(key)?;
+                (Some(dst), self.input.as_ref().and_then(|input| input.get(&key)).cloned())
+            }
             I::State { dst } => (Some(dst), Some(self.state.clone())),
             I::Move { dst, src } => (Some(dst), Some(frame.get(src)?)),
             I::Get { dst, from, key } => (Some(dst), frame.get(from)?.get(&frame.get(key)?).cloned()),
             I::GetConst { dst, from, key } => {
                 (Some(dst), frame.get(from)?.get(&self.constant(key)?).cloned())
             }
+            I::Lookup { dst, key, from } => (dst, self.constant(from)?.get(&frame.get(key)?).cloned()),
             I::Array { dst, items } => (Some(dst), Some(array(frame.all(items)?))),
             I::Set { dst, items } => (Some(dst), Some(set(frame.all(items)?))),
             I::Object { dst, pairs } => {
@@ -446,6 +451,10 @@ impl Run<'_, '_> {
             }
             I::ReturnLast { value } => {
                 let value = frame.get(value)?;
+                return frame.give(value).map(|()| End::Returned);
+            }
+            I::ReturnConst { value } => {
+                let value = self.constant(value)?;
                 return frame.give(value).map(|()| End::Returned);
             }
             I::Leave => return Ok(if frame.result.is_some() { End::Returned } else { End::Over }),

@@ -14,7 +14,7 @@ use parma_guest::policy::instruction::{self as code, Args, Builtin, Instruction,
 
 use super::automata::Automata;
 use super::constant::Constant;
-use super::error::{NOWHERE, Pos, Refusal, Result};
+use super::error::{Pos, Refusal, Result};
 use super::hir::{
     Chain, Collection, Expr, Function, FunctionId, FunctionKind, Literal, LiteralKind, Node, Program, Span,
     Variable,
@@ -273,6 +273,10 @@ struct Emitter<'i, 'a> {
     loops: Vec<Opened>,
     /// Values that were evaluated ahead, outside of a `not`.
     ahead: HashMap<*const Node, Reg>,
+    /// The function has one definition only: outside of loops a result is the last.
+    single: bool,
+    /// There may be a result at this point, and the function goes on.
+    may_have_result: bool,
 }
 
 impl<'i, 'a> Emitter<'i, 'a> {
@@ -289,6 +293,8 @@ impl<'i, 'a> Emitter<'i, 'a> {
             mentions: Vec::new(),
             loops: Vec::new(),
             ahead: HashMap::new(),
+            single: false,
+            may_have_result: false,
         }
     }
 
@@ -300,11 +306,12 @@ impl<'i, 'a> Emitter<'i, 'a> {
         let one_value = first.is_some() && branches.all(|branch| branch.value.as_constant() == first);
         let count: usize = chains.iter().map(|chain| chain.branches.len()).sum();
         let mut done = 0;
+        self.single = chains.len() == 1;
         for chain in chains {
             self.enter_chain(chain);
             for (number, branch) in chain.branches.iter().enumerate() {
                 if number > 0 {
-                    self.code.emit(Instruction::Leave);
+                    self.leave();
                 }
                 done += 1;
                 let alone = done == count && default.is_none();
@@ -327,14 +334,19 @@ impl<'i, 'a> Emitter<'i, 'a> {
     fn default_value(&mut self, default: Option<&Constant>, only: bool) -> Result<()> {
         if let Some(value) = default {
             if !only {
-                self.code.emit(Instruction::Leave);
+                self.leave();
             }
             let value = self.image.constant(value);
-            let dst = self.register(NOWHERE)?;
-            self.code.emit(Instruction::Const { dst, value });
-            self.code.emit(Instruction::ReturnLast { value: dst });
+            self.code.emit(Instruction::ReturnConst { value });
         }
         Ok(())
+    }
+
+    /// Ends the function if it has a result.
+    fn leave(&mut self) {
+        if self.may_have_result {
+            self.code.emit(Instruction::Leave);
+        }
     }
 
     /// Calls the functions of the definitions one after another.
@@ -345,6 +357,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
             let dst = self.register(function.pos)?;
             self.code.emit(Instruction::Call { dst: Some(dst), function: part.0, args: Args(&args) });
             self.code.emit(Instruction::Return { value: dst });
+            self.may_have_result = true;
             self.close(body);
         }
         self.default_value(function.default.as_ref(), false)
@@ -494,13 +507,25 @@ impl<'i, 'a> Emitter<'i, 'a> {
             }
         }
         match goal {
-            Goal::Return(value) => {
-                let register = self.value(value)?;
-                self.code.emit(Instruction::Return { value: register });
-            }
-            Goal::ReturnLast(value) => {
-                let register = self.value(value)?;
-                self.code.emit(Instruction::ReturnLast { value: register });
+            Goal::Return(value) | Goal::ReturnLast(value) => {
+                // The value's own references may open loops, so it comes first.
+                let register = match &value.expr {
+                    Expr::Constant(_) => None,
+                    _ => Some(self.value(value)?),
+                };
+                let last = matches!(goal, Goal::ReturnLast(_)) || self.single && self.loops.is_empty();
+                match (&value.expr, register) {
+                    (Expr::Constant(value), _) if last => {
+                        let value = self.image.constant(value);
+                        self.code.emit(Instruction::ReturnConst { value });
+                    }
+                    (_, Some(value)) if last => self.code.emit(Instruction::ReturnLast { value }),
+                    _ => {
+                        let value = register.map_or_else(|| self.value(value), Ok)?;
+                        self.code.emit(Instruction::Return { value });
+                    }
+                }
+                self.may_have_result |= !last;
             }
             Goal::Yield { key: Some(key), value, .. } => {
                 let key = self.value(key)?;
@@ -686,6 +711,17 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 let arguments = self.arguments(arguments)?;
                 self.emit_call(None, *id, &arguments, node.pos)
             }
+            // `false` is not told apart from what is not there.
+            Expr::Builtin(Builtin::Member, arguments)
+                if let [item, Node { expr: Expr::Constant(set @ Constant::Set(members)), .. }] =
+                    arguments.as_slice()
+                    && !members.contains(&Constant::Bool(false)) =>
+            {
+                let from = self.image.constant(set);
+                let key = self.value(item)?;
+                self.code.emit(Instruction::Lookup { dst: None, key, from });
+                Ok(())
+            }
             Expr::Builtin(builtin, arguments) => {
                 let arguments = self.arguments(arguments)?;
                 self.code.emit(Instruction::Builtin { dst: None, builtin: *builtin, args: Args(&arguments) });
@@ -835,7 +871,24 @@ impl<'i, 'a> Emitter<'i, 'a> {
         match &node.expr {
             Expr::Variable(variable) => self.variables[*variable].ok_or_else(|| unsafe_variable(pos)),
             Expr::Ref(base, path) => {
-                let mut from = self.value(base)?;
+                let (mut from, path) = match (&base.expr, path.as_slice()) {
+                    (Expr::Input, [Node { expr: Expr::Constant(key), .. }, rest @ ..])
+                        if !self.ahead.contains_key(&std::ptr::from_ref(&**base)) =>
+                    {
+                        let key = self.image.constant(key);
+                        let dst = self.register(pos)?;
+                        self.code.emit(Instruction::InputGet { dst, key });
+                        (dst, rest)
+                    }
+                    (Expr::Constant(table), [key, rest @ ..]) if !binds(key, &self.bound()) => {
+                        let from = self.image.constant(table);
+                        let key = self.value(key)?;
+                        let dst = self.register(pos)?;
+                        self.code.emit(Instruction::Lookup { dst: Some(dst), key, from });
+                        (dst, rest)
+                    }
+                    _ => (self.value(base)?, path.as_slice()),
+                };
                 for part in path {
                     if binds(part, &self.bound()) {
                         let dst = self.register(pos)?;
@@ -881,7 +934,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
             }
             Expr::Submatches(parts) => {
                 let [pattern, text, limit] = &**parts;
-                let pattern = self.named(pattern, Span::Find)?.0;
+                let pattern = self.named(pattern, text, Span::Find)?.0;
                 let (text, limit) = (self.value(text)?, self.value(limit)?);
                 let dst = self.register(pos)?;
                 self.code.emit(Instruction::Submatches { dst, text, pattern, limit });
@@ -1041,7 +1094,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
             }
             return Ok(());
         }
-        let (pattern, holes) = self.named(pattern, span)?;
+        let (pattern, holes) = self.named(pattern, text, span)?;
         let text = self.value(text)?;
         let part = span == Span::Part;
         self.code.emit(Instruction::MatchBy { dst, text, pattern, part, holes: Args(&holes) });
@@ -1050,7 +1103,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
 
     /// The text of a pattern, and the strings for its holes. All patterns that it can be are known by
     /// their texts afterwards.
-    fn named(&mut self, pattern: &Node, span: Span) -> Result<(Reg, Vec<Reg>)> {
+    fn named(&mut self, pattern: &Node, text: &Node, span: Span) -> Result<(Reg, Vec<Reg>)> {
         let pos = pattern.pos;
         let known = match pattern.as_constant() {
             Some(constant) => Patterns::one(constant),
@@ -1065,9 +1118,20 @@ impl<'i, 'a> Emitter<'i, 'a> {
             Span::Part => Class::Part,
             Span::Find => Class::Find,
         };
+        let empty = span != Span::Find && text.as_constant() == Some(&Constant::string(""));
         for text in &known.texts {
             let language = Language { span, text: text.clone() };
-            let pattern = self.image.pattern(pos, &language)?;
+            // Whether a pattern matches nothing at all is often asked only to see whether it is one. Unless it is
+            // asked about other texts too, no automaton is needed.
+            let only_empty = empty && !self.image.computed.languages.contains(&language);
+            let pattern = match regex::matches(text, span, "") {
+                Ok(matches) if only_empty => {
+                    // The empty pattern matches, so a text that does not match is not empty.
+                    let accepted = self.image.builder.string(if matches { "" } else { text });
+                    Some(self.image.builder.pattern(Pattern::Literal(accepted.index())))
+                }
+                _ => self.image.pattern(pos, &language)?,
+            };
             self.image.builder.named(class, text, pattern);
         }
         if let Some(class) = class.with_holes() {

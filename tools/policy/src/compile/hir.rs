@@ -242,6 +242,22 @@ impl Literal {
 }
 
 impl Function {
+    /// The rule that this one is another name of: `mount_device := data.framework.mount_device`.
+    pub fn alias(&self) -> Option<FunctionId> {
+        let ([Chain { branches, .. }], None, 0) = (self.chains.as_slice(), &self.default, self.parameters)
+        else {
+            return None;
+        };
+        match branches.as_slice() {
+            [Branch { body, value: Node { expr: Expr::Call(id, arguments), .. } }]
+                if body.is_empty() && arguments.is_empty() && self.kind == FunctionKind::Value =>
+            {
+                Some(*id)
+            }
+            _ => None,
+        }
+    }
+
     /// Calls `visit` for every node of the function.
     pub fn walk<'a>(&'a self, visit: &mut dyn FnMut(&'a Node)) {
         for chain in &self.chains {

@@ -165,7 +165,6 @@ impl Search {
             .filter(|(at, _)| *at != self.scan)
             .map(|(_, literal)| literal)
             .collect();
-        let mut table = BTreeMap::new();
         let (mut any_left, mut automata) = (false, BTreeSet::new());
         let mut entries = Vec::new();
         for list in lists {
@@ -204,47 +203,46 @@ impl Search {
             any_left |= !left.is_empty();
             entries.push((list.clone(), strings, patterns, left));
         }
+        if entries.is_empty() {
+            return None;
+        }
+        // What is looked for in a list, by the list: its strings, its elements that have to be tried, and its
+        // patterns, by automaton.
+        let mut all_strings = BTreeMap::new();
+        let mut all_left = BTreeMap::new();
+        let mut all_patterns: BTreeMap<usize, BTreeMap<Constant, Constant>> = BTreeMap::new();
         for (list, strings, patterns, left) in entries {
-            let mut entry = vec![Constant::Set(Rc::new(strings)), Constant::Array(Rc::new(left))];
             for &automaton in &automata {
                 let numbers = patterns.iter().filter(|(of, _)| *of == automaton);
                 let numbers = numbers.map(|(_, pattern)| Constant::Int(i64::from(*pattern))).collect();
-                entry.push(Constant::Set(Rc::new(numbers)));
+                let table = all_patterns.entry(automaton).or_default();
+                table.insert(list.clone(), Constant::Set(Rc::new(numbers)));
             }
-            table.insert(list, Constant::Array(Rc::new(entry)));
+            all_left.insert(list.clone(), Constant::Array(Rc::new(left)));
+            all_strings.insert(list, Constant::Set(Rc::new(strings)));
         }
-        if table.is_empty() {
-            return None;
-        }
-        let table = Constant::Object(Rc::new(table));
 
         let pos = function.pos;
         let node = |expr| Node::new(pos, expr);
-        let found = chain.variables;
-        let number = chain.variables + 1;
-        let entry = || {
-            node(Expr::Ref(
-                Box::new(Node::constant(pos, table.clone())),
-                vec![node(Expr::Variable(self.list_variable))],
-            ))
-        };
-        let part = |index: i64| {
-            let index = Node::constant(pos, Constant::Int(index));
-            node(Expr::Ref(Box::new(node(Expr::Variable(found))), vec![index]))
+        let (found, number) = (chain.variables, chain.variables + 1);
+        let path = |table: &BTreeMap<Constant, Constant>, path: &[Variable]| {
+            let table = Node::constant(pos, Constant::Object(Rc::new(table.clone())));
+            let path = std::iter::once(&self.list_variable).chain(path);
+            node(Expr::Ref(Box::new(table), path.map(|&part| node(Expr::Variable(part))).collect()))
         };
         let literal = |kind| Literal { pos, kind };
-        let look_up = || literal(LiteralKind::Unify(node(Expr::Variable(found)), entry()));
-        let member = |set: Node, value: Variable| {
-            literal(LiteralKind::Test(node(Expr::Ref(Box::new(set), vec![node(Expr::Variable(value))]))))
+        // Nothing reads `found`: what is found is never `false`, so that it is there is enough.
+        let member = |table: &BTreeMap<Constant, Constant>, value: Variable| {
+            literal(LiteralKind::Unify(node(Expr::Variable(found)), path(table, &[value])))
         };
         let done = |body| Branch { body, value: branch.value.clone() };
-        let mut branches = vec![done(vec![look_up(), member(part(0), self.text_variable)])];
-        for (&automaton, index) in automata.iter().zip(2..) {
+        let mut branches = vec![done(vec![member(&all_strings, self.text_variable)])];
+        for (&automaton, table) in &all_patterns {
             let numbers =
                 node(Expr::MatchAll { automaton, text: Box::new(node(Expr::Variable(self.text_variable))) });
             let each =
                 LiteralKind::Some { key: None, value: node(Expr::Variable(number)), collection: numbers };
-            branches.push(done(vec![look_up(), literal(each), member(part(index), number)]));
+            branches.push(done(vec![literal(each), member(table, number)]));
         }
         let searched = |collection: Node| {
             let mut body = branch.body.clone();
@@ -254,11 +252,9 @@ impl Search {
             body
         };
         if any_left {
-            let mut body = vec![look_up()];
-            body.extend(searched(part(1)));
-            branches.push(done(body));
+            branches.push(done(searched(path(&all_left, &[]))));
         }
-        let unknown = literal(LiteralKind::Test(entry()));
+        let unknown = literal(LiteralKind::Test(path(&all_strings, &[])));
         let mut body = vec![literal(LiteralKind::Not(Box::new(unknown)))];
         body.extend(branch.body.clone());
         branches.push(done(body));

@@ -20,6 +20,7 @@ mod parse;
 mod patterns;
 mod regex;
 mod resolve;
+mod tabulate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -245,9 +246,16 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
         }
     }
 
+    // An entry that is another name of a rule is that rule.
+    for (_, id) in &mut roots {
+        while let Some(aliased) = resolver.program.functions[*id].alias() {
+            *id = aliased;
+        }
+    }
     let ids: Vec<_> = roots.iter().map(|(_, id)| *id).collect();
     let known = known_inputs(&inputs.known_inputs);
     let automata = if inputs.optimise {
+        tabulate::optimise(&mut resolver.program, &ids);
         let computed = patterns::computed(&resolver.program, &ids, &known);
         let automata = automata::Automata::new(&computed.languages);
         index::optimise(&mut resolver.program, &ids, &automata);

@@ -24,6 +24,7 @@ use parma_guest::policy::format::{Class, MAX_HOLES};
 use parma_guest::policy::instruction::Relation;
 
 use super::hir::{Cause, Expr, FunctionId, Literal, LiteralKind, Node, Program, Span, Variable};
+use super::tabulate;
 
 /// The most values that one expression may have, and steps of following where they come from.
 const MAX_VALUES: usize = 20_000;
@@ -432,6 +433,9 @@ impl<'p> Search<'p> {
             assignments = extended.collect();
         }
         self.union(assignments.into_iter().map(|arguments| {
+            if let Some(value) = tabulate::known(&self.program.functions[id], &arguments) {
+                return Some(BTreeSet::from([value.clone()]));
+            }
             let key = (id, arguments);
             if let Some(values) = self.called.borrow().get(&key) {
                 return values.clone();
