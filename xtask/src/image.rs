@@ -170,8 +170,7 @@ fn compiler_flags(root: &Path) -> Result<[String; 3]> {
 }
 
 /// SHA-2 in the init: it hashes a policy and a few signatures, so small code is worth more there than fast code.
-const SMALL_HASHES: [&str; 4] =
-    ["--cfg", "sha2_backend=\"soft\"", "--cfg", "sha2_backend_soft=\"compact\""];
+const SMALL_HASHES: [&str; 4] = ["--cfg", "sha2_backend=\"soft\"", "--cfg", "sha2_backend_soft=\"compact\""];
 
 /// Builds the init of a tree; returns it and the compiler's version.
 fn init(root: &Path, emulated: bool) -> Result<(Vec<u8>, String)> {
