@@ -1,6 +1,8 @@
 //! COSE_Sign1 (RFC 9052 section 4.2), of which exactly what a fragment needs is understood.
 //!
-//!     18([ protected: bstr, unprotected: {}, payload: bstr, signature: bstr ])
+//! ```text
+//! 18([ protected: bstr, unprotected: {}, payload: bstr, signature: bstr ])
+//! ```
 //!
 //! | label | parameter | |
 //! |---|---|---|

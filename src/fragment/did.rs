@@ -1,7 +1,9 @@
 //! did:x509, version 0: names that pin an authority of a chain and describe its leaf
 //! (<https://github.com/microsoft/did-x509>, `specification.md`).
 //!
-//!     did:x509:0:sha256:<fingerprint of an authority>::subject:CN:example::eku:1.3.6.1.5.5.7.3.3
+//! ```text
+//! did:x509:0:sha256:<fingerprint of an authority>::subject:CN:example::eku:1.3.6.1.5.5.7.3.3
+//! ```
 //!
 //! Every predicate must hold of the leaf. What the specification does not name is refused, a part or a fragment
 //! identifier after the name included.

@@ -169,15 +169,22 @@ fn compiler_flags(root: &Path) -> Result<[String; 3]> {
         .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())))
 }
 
-/// SHA-2 in the init: it hashes a policy and a few signatures, so small code is worth more there than fast code.
-const SMALL_HASHES: [&str; 4] = ["--cfg", "sha2_backend=\"soft\"", "--cfg", "sha2_backend_soft=\"compact\""];
+/// What keeps the init small: the compact SHA-2, since it hashes a policy and a few signatures; and fewer copies of functions
+/// in their callers than the compiler makes for size alone.
+const SMALL: [&str; 5] = [
+    "--cfg",
+    "sha2_backend=\"soft\"",
+    "--cfg",
+    "sha2_backend_soft=\"compact\"",
+    "-Cllvm-args=-inline-threshold=20",
+];
 
 /// Builds the init of a tree; returns it and the compiler's version.
 fn init(root: &Path, emulated: bool) -> Result<(Vec<u8>, String)> {
     let compiler = process::output(Command::new("rustc").arg("--version"))?.trim().to_string();
     let target = root.join("target/guest");
     let features = if emulated { "guest,emulated" } else { "guest" };
-    let flags = [compiler_flags(root)?.as_slice(), &SMALL_HASHES.map(String::from)].concat();
+    let flags = [compiler_flags(root)?.as_slice(), &SMALL.map(String::from)].concat();
     let step = Step::new(&format!("building the init ({features})"), None);
     // Cargo's own lock covers the build, not the copy: two features share one file name.
     let _lock = cache::lock(&target)?;

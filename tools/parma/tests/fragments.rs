@@ -493,7 +493,9 @@ fn f04_a_real_message_with_an_rsa_chain_is_verified() {
     );
     assert_eq!(signed.content_type, "application/json");
     assert!(signed.payload.starts_with(b"{"));
-    for index in (0..message.len()).step_by(501) {
+    // The header between these is not signed; a receipt stands in it.
+    let unsigned = 5075..10302;
+    for index in (0..message.len()).step_by(501).filter(|index| !unsigned.contains(index)) {
         let mut changed = message.clone();
         changed[index] ^= 1;
         assert!(verify(&changed).is_err(), "byte {index}");

@@ -363,7 +363,7 @@ fn i10_mount_options_are_the_guests_own() {
             assert!(on || default, "{target}: {option} in {found:?}");
         }
     }
-    let upper = format!("upperdir=/run/gcs/c/{}/scratch/upper", id('1'));
+    let upper = format!("upperdir=/run/gcs/c/{0}/scratch/{0}/upper", id('1'));
     assert!(options("/").contains(&upper), "where it writes is the guest's own choice:\n{mounts}");
 }
 
