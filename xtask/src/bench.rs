@@ -4,7 +4,7 @@
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
 use crate::first_line::{self, Way};
-use crate::{cache, cpio, firmware, fixtures, image, setup, storage};
+use crate::{cache, cpio, firmware, fixtures, image, policy, setup, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
 use parma_guest::wire::Request;
@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Only the storage figures; target/bench.json stays as it is
     #[arg(long)]
     storage: bool,
+    /// Only the policy figures; target/bench.json stays as it is
+    #[arg(long, conflicts_with = "storage")]
+    policy: bool,
     /// Build this layer and print the memory it took: what the storage figures run
     #[arg(long, hide = true)]
     peak_of: Option<PathBuf>,
@@ -50,6 +53,15 @@ pub struct Arguments {
 pub fn main(arguments: Arguments) -> Result<()> {
     if let Some(tar) = &arguments.peak_of {
         return storage::build_and_print_peak(tar);
+    }
+    let decisions = if arguments.storage { serde_json::Value::Null } else { policy::figures()? };
+    if arguments.policy {
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&decisions)?);
+        } else {
+            policy::print(&decisions);
+        }
+        return Ok(());
     }
     setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES])?;
     let built = image::build(true)?;
@@ -92,6 +104,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "init_resident_kib": resident,
         "policy_image_bytes": stage.policy.image.len(),
         "storage": disks,
+        "policy": decisions,
     });
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     let path = cache::root().join("target/bench.json");
@@ -124,6 +137,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         println!("request decided by the policy                 {:>9.0} µs", median(&decision));
         println!("memory of the init with its policy            {resident:>9} KiB   goal 4096");
         storage::print(&figures["storage"]);
+        policy::print(&figures["policy"]);
         println!("written to {}", path.display());
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");

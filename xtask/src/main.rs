@@ -14,6 +14,7 @@ mod fixtures;
 mod image;
 mod kernel;
 mod measure;
+mod policy;
 mod process;
 mod setup;
 mod sign;
