@@ -363,7 +363,7 @@ fn rvm_time(engine: &mut regorus::Engine, entry: &str, input: &Value, state: &Va
     use regorus::languages::rego::compiler::Compiler;
     use regorus::rvm::vm::RegoVM;
     let input = regorus::Value::from_json_str(&input.to_string())?;
-    let prepared = || -> Result<RegoVM> {
+    let mut prepared = || -> Result<RegoVM> {
         let policy = engine.compile_with_entrypoint(&entry.into())?;
         let program = Compiler::compile_from_policy(&policy, &[entry])?;
         let mut machine = RegoVM::new();
