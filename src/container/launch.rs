@@ -5,17 +5,17 @@
 //! that closes by itself when the program starts, and ends. It never returns into the init's code and asks for next to
 //! no memory.
 
+use super::pod::Pod;
 use super::privileges::Privileges;
 use super::rootfs::Bind;
 use super::time::Deadline;
 use super::{path, rootfs, stdio::ChildEnds};
 use crate::gate::action::{ActError, StartProcess};
-use crate::gate::fields::ContainerId;
 use crate::gate::memory::{self, OutOfMemory};
 use crate::linux::process::{
-    Strings, close_all_but, execute, exit, new_cgroup_namespace, reset_signal_actions,
+    NewNamespaces, Strings, close_all_but, execute, exit, reset_signal_actions, unshare,
 };
-use crate::linux::{Errno, loopback, signal};
+use crate::linux::{Errno, signal};
 use crate::wire::Step;
 use alloc::ffi::CString;
 use alloc::string::String;
@@ -28,9 +28,6 @@ use rustix::fs::{CWD, Mode, OFlags, fchown, openat};
 use rustix::process::{fchdir, setsid, umask};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
-
-/// Digits of a container's id that are its host name.
-const HOSTNAME: usize = 12;
 
 /// A step that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,10 +132,8 @@ pub fn room<T>(count: usize) -> Result<Vec<T>, Errno> {
 /// Where the child finds itself.
 #[derive(Debug, Clone, Copy)]
 pub enum Place<'a> {
-    /// In new namespaces, which it is to furnish.
+    /// In new namespaces, which it is to furnish, and in the pod's.
     New {
-        /// The container.
-        container: &'a ContainerId,
         /// Its root filesystem.
         rootfs: &'a CStr,
         /// What is mounted in it beside that.
@@ -152,14 +147,21 @@ pub enum Place<'a> {
 }
 
 /// What the child does. `report` and the ends are not among descriptors 0–2.
-pub fn child(place: Place<'_>, program: &Program, stdio: &ChildEnds, report: &OwnedFd) -> Infallible {
-    let Err(failure) = become_program(place, program, stdio, report);
+pub fn child(
+    pod: &Pod,
+    place: Place<'_>,
+    program: &Program,
+    stdio: &ChildEnds,
+    report: &OwnedFd,
+) -> Infallible {
+    let Err(failure) = become_program(pod, place, program, stdio, report);
     // If nobody reads it any more, nobody wants to know.
     let _ = rustix::io::write(report, &encode(Message::Failed(failure)));
     exit(1)
 }
 
 fn become_program(
+    pod: &Pod,
     place: Place<'_>,
     program: &Program,
     stdio: &ChildEnds,
@@ -172,6 +174,9 @@ fn become_program(
         Place::New { .. } => None,
         Place::Running { init } => Some(init),
     };
+    if let Place::New { .. } = place {
+        pod.join().at(Step::EnterNamespaces)?;
+    }
     // SECURITY: first of all, since a container sees a process that joins it from its first moment on.
     close_all_but([report.as_raw_fd(), number(stdin), number(stdout), number(stderr), number(init)])
         .at(Step::Descriptors)?;
@@ -179,12 +184,10 @@ fn become_program(
     signal::set_blocked(0).at(Step::Clone)?;
     umask(Mode::empty());
     match place {
-        Place::New { container, rootfs, binds } => {
+        Place::New { rootfs, binds } => {
             // Only now: the root of a control group namespace is the group of the process that makes it.
-            new_cgroup_namespace().at(Step::Clone)?;
-            let hostname = container.as_str().get(..HOSTNAME).unwrap_or_default();
-            rustix::system::sethostname(hostname.as_bytes()).at(Step::Clone)?;
-            loopback::up().at(Step::Clone)?;
+            unshare(NewNamespaces::CONTROL_GROUP).at(Step::Clone)?;
+            rustix::system::sethostname(pod.hostname().as_bytes()).at(Step::Clone)?;
             rootfs::enter(rootfs, binds).at(Step::Rootfs)?;
         }
         Place::Running { init } => {

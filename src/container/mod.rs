@@ -12,6 +12,7 @@ mod device;
 mod filter;
 mod launch;
 mod path;
+mod pod;
 mod privileges;
 mod rootfs;
 mod stdio;
@@ -36,6 +37,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use cgroup::{Cgroup, Cgroups};
 use launch::{At, Failure, Place, Program};
+use pod::Pod;
 use rootfs::Bind;
 use rustix::event::epoll::EventFlags;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -87,6 +89,7 @@ pub struct Containers {
     bundles: String,
     cgroups: Cgroups,
     streams: stdio::Streams,
+    pod: Pod,
     /// This process, to come back from a container's PID namespace.
     own: OwnedFd,
     containers: BTreeMap<ContainerId, Container>,
@@ -117,6 +120,7 @@ impl Containers {
             bundles: places.bundles,
             cgroups: Cgroups::new(&places.cgroup, places.controllers)?,
             streams: stdio::Streams::new(fcntl_dupfd_cloexec(epoll, 3)?)?,
+            pod: Pod::new()?,
             own: pidfd_open(getpid(), PidfdFlags::empty())?,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -134,7 +138,8 @@ impl Containers {
         let binds = binds(&scratch, &mounts).at(Step::Rootfs).map_err(|failure| failure.into_error(true))?;
         let cgroup =
             self.cgroups.make(&container).at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
-        let place = Place::New { container: &container, rootfs: &rootfs, binds: &binds };
+        self.pod.name_after(&container);
+        let place = Place::New { rootfs: &rootfs, binds: &binds };
         match self.start(container, &cgroup, place, &init) {
             Ok(()) => {
                 self.containers.insert(container, Container { cgroup, init: init.process });
@@ -299,7 +304,7 @@ impl Containers {
         let (program, child_ends, our_ends, reader, writer) =
             prepare().map_err(|failure: Failure| failure.into_error(true))?;
         let (pid, pidfd) =
-            self.spawn(place, cgroup, || launch::child(place, &program, &child_ends, &writer))?;
+            self.spawn(place, cgroup, || launch::child(&self.pod, place, &program, &child_ends, &writer))?;
         drop((child_ends, writer));
         match launch::outcome(&reader, &Deadline::after_seconds(LAUNCH_SECONDS)) {
             Ok(()) => {

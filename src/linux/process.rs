@@ -18,7 +18,6 @@ const CLOSE_RANGE: usize = 436;
 
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-const CLONE_NEWCGROUP: usize = 0x0200_0000;
 const SIGCHLD: u64 = 17;
 /// Largest signal number.
 const SIGNALS: usize = 64;
@@ -30,8 +29,12 @@ pub struct NewNamespaces(u64);
 impl NewNamespaces {
     /// None: the process shares those of its parent.
     pub const NONE: Self = Self(0);
-    /// Mount, UTS, IPC, PID and network.
-    pub const CONTAINER: Self = Self(0x0002_0000 | 0x0400_0000 | 0x0800_0000 | 0x2000_0000 | 0x4000_0000);
+    /// What each container has for itself: mount and PID.
+    pub const CONTAINER: Self = Self(0x0002_0000 | 0x2000_0000);
+    /// What all containers of a guest share: UTS, IPC and network.
+    pub const POD: Self = Self(0x0400_0000 | 0x0800_0000 | 0x4000_0000);
+    /// Control group.
+    pub const CONTROL_GROUP: Self = Self(0x0200_0000);
 }
 
 /// `struct clone_args`.
@@ -156,10 +159,11 @@ pub fn reset_signal_actions() {
     }
 }
 
-/// Makes the calling process's own control group the root of the ones that it sees.
-pub fn new_cgroup_namespace() -> Result<(), Errno> {
-    // SAFETY: no memory is involved, and which control groups a process sees is nothing that Rust relies on.
-    unsafe { syscall(UNSHARE, [CLONE_NEWCGROUP, 0, 0, 0, 0, 0]) }.map(drop)
+/// Moves the calling process into new namespaces, not of processes or mounts. A new control group namespace has the
+/// process's own group as its root.
+pub fn unshare(namespaces: NewNamespaces) -> Result<(), Errno> {
+    // SAFETY: no memory is involved, and which of these namespaces a process is in is nothing that Rust relies on.
+    unsafe { syscall(UNSHARE, [namespaces.0 as usize, 0, 0, 0, 0, 0]) }.map(drop)
 }
 
 /// Sends a signal, by number, to exactly the process of this descriptor.

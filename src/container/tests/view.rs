@@ -134,3 +134,29 @@ fn i16_a_user_file_that_is_a_link_stays_inside_the_image() {
         assert_eq!(resolve(machine, "0"), Err(error(Step::ResolveUser, Errno::FBIG)));
     });
 }
+
+#[test]
+fn containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else() {
+    alone("view::containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else", |machine| {
+        let script = "hostname; for ns in net ipc uts mnt pid cgroup; do readlink /proc/self/ns/$ns; done; \
+            cat /sys/class/net/lo/flags; echo $$";
+        let seen = ['a', 'b'].map(|container| {
+            machine
+                .script(id(container), script, Spec::new(&[]))
+                .0
+                .lines()
+                .map(str::to_string)
+                .collect::<Vec<_>>()
+        });
+        let [first, second] = &seen;
+        assert_eq!((first[0].as_str(), &first[..4]), ("aaaaaaaaaaaa", &second[..4]));
+        for namespace in 4..7 {
+            assert_ne!(first[namespace], second[namespace]);
+        }
+        // IFF_UP is 1; each first process is number 1 of its own.
+        assert_eq!((first[7].as_str(), first[8].as_str()), ("0x9", "1"));
+        assert_eq!(first[7..], second[7..]);
+        let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
+        assert_ne!(own.to_str(), Some(first[1].as_str()), "the init is not in the pod's network");
+    });
+}

@@ -1,0 +1,72 @@
+//! What all containers of a guest share. A guest is one pod: its containers have one network, one host name, and the same
+//! System V and POSIX queues, semaphores and shared memory. The init itself is in none of these namespaces.
+
+use crate::gate::fields::ContainerId;
+use crate::linux::Errno;
+use crate::linux::loopback;
+use crate::linux::process::{NewNamespaces, unshare};
+use core::ffi::CStr;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::thread::move_into_link_name_space;
+
+/// The pod's namespaces. They last until power-off, whatever containers come and go.
+#[derive(Debug)]
+pub struct Pod {
+    /// The network: `lo`, up, and what was added since.
+    pub network: OwnedFd,
+    ipc: OwnedFd,
+    uts: OwnedFd,
+    hostname: heapless::String<HOSTNAME>,
+}
+
+/// Longest host name, in bytes: that of a label of DNS.
+pub const HOSTNAME: usize = 63;
+/// Digits of the first container's id that are the host name of a pod that was given none.
+const DIGITS: usize = 12;
+
+const NETWORK: &CStr = c"/proc/thread-self/ns/net";
+const IPC: &CStr = c"/proc/thread-self/ns/ipc";
+const UTS: &CStr = c"/proc/thread-self/ns/uts";
+
+impl Pod {
+    /// New namespaces, with this process in those that it was in before. After an error it may be between them and must end.
+    pub fn new() -> Result<Self, Errno> {
+        let open = || {
+            let open = |path| openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            Ok(Self {
+                network: open(NETWORK)?,
+                ipc: open(IPC)?,
+                uts: open(UTS)?,
+                hostname: heapless::String::new(),
+            })
+        };
+        let own = open()?;
+        unshare(NewNamespaces::POD)?;
+        loopback::up()?;
+        let pod = open()?;
+        own.join()?;
+        Ok(pod)
+    }
+
+    /// The host name.
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
+    /// Gives a pod without a host name that of its first container.
+    pub fn name_after(&mut self, container: &ContainerId) {
+        if self.hostname.is_empty() {
+            // Twelve bytes fit.
+            let _ = self.hostname.push_str(container.as_str().get(..DIGITS).unwrap_or_default());
+        }
+    }
+
+    /// Makes the calling process a member of all three.
+    pub fn join(&self) -> Result<(), Errno> {
+        for namespace in [&self.network, &self.ipc, &self.uts] {
+            move_into_link_name_space(namespace.as_fd(), None)?;
+        }
+        Ok(())
+    }
+}
