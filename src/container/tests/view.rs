@@ -140,14 +140,16 @@ fn containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else() {
     alone("view::containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else", |machine| {
         let script = "hostname; for ns in net ipc uts mnt pid cgroup; do readlink /proc/self/ns/$ns; done; \
             cat /sys/class/net/lo/flags; echo $$";
-        let seen = ['a', 'b'].map(|container| {
-            machine
-                .script(id(container), script, Spec::new(&[]))
-                .0
-                .lines()
-                .map(str::to_string)
-                .collect::<Vec<_>>()
+        // Both are there at the same time, since a namespace's number can be used again.
+        let processes = ['a', 'b'].map(|container| {
+            machine.rootfs(&id(container));
+            let waiting = std::format!("{script}; cat");
+            let spec = Spec { stdin: true, ..Spec::new(&["sh", "-c", &waiting]) };
+            machine.create(id(container), &spec).unwrap()
         });
+        processes.map(|process| drop(machine.attach(process, Stream::Stdin)));
+        let seen = processes
+            .map(|process| machine.finish(process).0.lines().map(str::to_string).collect::<Vec<_>>());
         let [first, second] = &seen;
         assert_eq!((first[0].as_str(), &first[..4]), ("aaaaaaaaaaaa", &second[..4]));
         for namespace in 4..7 {
@@ -158,5 +160,6 @@ fn containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else() {
         assert_eq!(first[7..], second[7..]);
         let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
         assert_ne!(own.to_str(), Some(first[1].as_str()), "the init is not in the pod's network");
+        ['a', 'b'].map(|container| machine.shutdown(id(container)).unwrap());
     });
 }
