@@ -144,7 +144,8 @@ fn containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else() {
         let processes = ['a', 'b'].map(|container| {
             machine.rootfs(&id(container));
             let waiting = std::format!("{script}; cat");
-            let spec = Spec { stdin: true, ..Spec::new(&["sh", "-c", &waiting]) };
+            let args = ["sh", "-c", &waiting];
+            let spec = Spec { stdin: true, ..Spec::new(&args) };
             machine.create(id(container), &spec).unwrap()
         });
         processes.map(|process| drop(machine.attach(process, Stream::Stdin)));
