@@ -18,6 +18,7 @@ use crate::wire::frame::MAX_FRAME;
 use crate::wire::{Attach, CONTROL_PORT, ExitStatus, Phase, Reason, Refusal, Reply, Request, STREAM_PORT};
 use core::convert::Infallible;
 use core::mem::MaybeUninit;
+use core::ops::Range;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::process::{WaitOptions, wait};
@@ -91,8 +92,12 @@ fn name(request: &Request<'_>) -> &'static str {
 }
 
 impl Events {
-    /// Starts to listen. The report was read before.
-    pub fn new(report: &Report) -> Result<Self, Failed> {
+    /// Starts to listen. The report was read before; `heap` is where in memory the heap is.
+    pub fn new(report: &Report, heap: Range<usize>) -> Result<Self, Failed> {
+        let body = SpinMutexGuard::leak(BODY.lock());
+        let bodies = body.as_mut_ptr_range();
+        let secrets = [heap, bodies.start.expose_provenance()..bodies.end.addr()];
+        let places = Places { secrets, ..Places::default() };
         let epoll = step("epoll", epoll::create(CreateFlags::CLOEXEC))?;
         let events = Self {
             control_listener: step("control port", vsock::listener(CONTROL_PORT))?,
@@ -100,13 +105,13 @@ impl Events {
             children: step("signals", signal::child_signals())?,
             control: None,
             pending: [const { None }; MAX_PENDING],
-            body: SpinMutexGuard::leak(BODY.lock()),
+            body,
             monitor: Monitor {
                 gate: Gate::new(*report.host_data(), report.bytes()),
                 guest: Guest {
                     layers: step("device-mapper", Layers::new())?,
                     disks: step("device-mapper", Disks::new())?,
-                    containers: step("containers", Containers::new(&epoll, Places::default()))?,
+                    containers: step("containers", Containers::new(&epoll, places))?,
                     logging: false,
                 },
             },

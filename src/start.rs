@@ -5,6 +5,7 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::{asm, global_asm};
 use core::mem::MaybeUninit;
+use core::ops::Range;
 use core::panic::PanicInfo;
 use core::ptr::{NonNull, null_mut};
 use linked_list_allocator::Heap;
@@ -36,10 +37,12 @@ struct Arena(SpinMutex<Heap>);
 #[global_allocator]
 static ARENA: Arena = Arena(SpinMutex::new(Heap::empty()));
 
-/// Gives the heap its memory. Called once, before anything allocates.
-pub fn heap() {
+/// Gives the heap its memory, and says where that is. Called once, before anything allocates.
+pub fn heap() -> Range<usize> {
     let memory: &'static mut [MaybeUninit<u8>; HEAP] = SpinMutexGuard::leak(MEMORY.lock());
+    let range = memory.as_mut_ptr_range();
     ARENA.0.lock().init_from_slice(memory);
+    range.start.expose_provenance()..range.end.addr()
 }
 
 // SAFETY: `Heap` gives memory of the layout that is asked for, disjoint from all it gave before and did not get back,

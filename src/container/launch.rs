@@ -9,11 +9,11 @@ use super::pod::Pod;
 use super::privileges::Privileges;
 use super::rootfs::Bind;
 use super::time::Deadline;
-use super::{path, rootfs, stdio::ChildEnds};
+use super::{path, rootfs, stdio, stdio::ChildEnds};
 use crate::gate::action::{ActError, StartProcess};
 use crate::gate::memory::{self, OutOfMemory};
 use crate::linux::process::{
-    NewNamespaces, Strings, close_all_but, execute, exit, reset_signal_actions, unshare,
+    Command, NewNamespaces, Settled, close_all_but, exit, forget, fork_sibling, reset_signal_actions, unshare,
 };
 use crate::linux::{Errno, signal};
 use crate::wire::Step;
@@ -22,10 +22,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::convert::Infallible;
 use core::ffi::CStr;
+use core::ops::Range;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, fchown, openat};
-use rustix::process::{fchdir, setsid, umask};
+use rustix::process::{Pid, fchdir, setsid, umask};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
@@ -61,10 +62,7 @@ impl<T> At<T> for Result<T, Errno> {
 /// A program and what it runs with, ready to be used in the child.
 #[derive(Debug)]
 pub struct Program {
-    /// Where it may be, in the order in which to try.
-    paths: Vec<CString>,
-    args: Strings,
-    env: Strings,
+    command: Command,
     working_dir: String,
     privileges: Privileges,
 }
@@ -75,9 +73,9 @@ impl Program {
         let (args, env) = (process.args.as_slice(), process.env.as_slice());
         let name = args.first().copied().ok_or(Errno::INVAL).at(Step::Execute)?;
         Ok(Self {
-            paths: candidates(name, env).at(Step::Execute)?,
-            args: strings(args).at(Step::Execute)?,
-            env: strings(env).at(Step::Execute)?,
+            command: candidates(name, env)
+                .and_then(|paths| Command::new(&paths, args, env))
+                .at(Step::Execute)?,
             working_dir: memory::text(process.working_dir.as_str())
                 .map_err(|OutOfMemory| Errno::NOMEM)
                 .at(Step::WorkingDir)?,
@@ -116,14 +114,6 @@ fn candidates(name: &str, env: &[&str]) -> Result<Vec<CString>, Errno> {
 /// Bytes of a path that the kernel takes, the NUL included.
 const PATH_MAX: usize = 4096;
 
-fn strings(strings: &[&str]) -> Result<Strings, Errno> {
-    let mut own = room(strings.len())?;
-    for string in strings {
-        own.push(path::c_string(&[string])?);
-    }
-    Strings::new(own)
-}
-
 /// An empty list with room for this many, or `NOMEM`.
 pub fn room<T>(count: usize) -> Result<Vec<T>, Errno> {
     memory::room(count).map_err(|OutOfMemory| Errno::NOMEM)
@@ -139,10 +129,12 @@ pub enum Place<'a> {
         /// What is mounted in it beside that.
         binds: &'a [Bind],
     },
-    /// In the PID namespace of a running container, whose others it is to join.
+    /// Outside of a running container, which it is to join.
     Running {
         /// The container's first process.
         init: BorrowedFd<'a>,
+        /// Where in memory the init has its secrets.
+        secrets: &'a [Range<usize>],
     },
 }
 
@@ -172,12 +164,11 @@ fn become_program(
         [&stdio.stdin, &stdio.stdout, &stdio.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
     let init = match place {
         Place::New { .. } => None,
-        Place::Running { init } => Some(init),
+        Place::Running { init, .. } => Some(init),
     };
     if let Place::New { .. } = place {
         pod.join().at(Step::EnterNamespaces)?;
     }
-    // SECURITY: first of all, since a container sees a process that joins it from its first moment on.
     close_all_but([report.as_raw_fd(), number(stdin), number(stdout), number(stderr), number(init)])
         .at(Step::Descriptors)?;
     reset_signal_actions();
@@ -190,21 +181,56 @@ fn become_program(
             rustix::system::sethostname(pod.hostname().as_bytes()).at(Step::Clone)?;
             rootfs::enter(rootfs, binds).at(Step::Rootfs)?;
         }
-        Place::Running { init } => {
+        Place::Running { init, .. } => {
             let all = ThreadNameSpaceType::MOUNT
                 | ThreadNameSpaceType::CONTROL_GROUP
                 | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
                 | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-                | ThreadNameSpaceType::NETWORK;
+                | ThreadNameSpaceType::NETWORK
+                // That of this process's children, not its own.
+                | ThreadNameSpaceType::PROCESS_ID;
             move_into_thread_name_spaces(init, all).at(Step::EnterNamespaces)?;
         }
     }
-    setsid().at(Step::Clone)?;
     connect([stdin, stdout, stderr], &program.privileges).at(Step::Descriptors)?;
+    close_all_but([report.as_raw_fd()]).at(Step::Descriptors)?;
     enter_working_dir(place, &program.working_dir).at(Step::WorkingDir)?;
+    let command = program.command.settle().at(Step::Memory)?;
     program.privileges.apply().at(Step::Privileges)?;
+    if let Place::Running { secrets, .. } = place {
+        step_in(secrets, report).at(Step::Clone)?;
+    }
+    setsid().at(Step::Clone)?;
     rustix::io::write(report, &encode(Message::Executing)).at(Step::Execute)?;
-    Err(Failure { step: Step::Execute, errno: run_first(program) })
+    Err(Failure { step: Step::Execute, errno: run_first(&command) })
+}
+
+/// Goes on as a process inside the PID namespace that was entered; the one outside ends here.
+///
+/// SECURITY (CVE-2019-5736 and its kin): only now can the container's own processes see this one. Whatever they may do to
+/// it, it has nothing of the init's any more: no descriptor, no privilege that was not decided on, and no secret in memory.
+#[allow(unsafe_code)]
+fn step_in(secrets: &[Range<usize>], report: &OwnedFd) -> Result<(), Errno> {
+    for range in secrets {
+        // SAFETY: all that this process uses from here on is on its stack and in a settled command. It frees nothing.
+        unsafe { forget(range) }?;
+    }
+    let (reader, writer) = stdio::pipe()?;
+    match fork_sibling()? {
+        Some(inside) => {
+            rustix::io::write(report, &encode(Message::Inside(inside)))?;
+            // Not before the init knows whom to wait for and to kill.
+            rustix::io::write(&writer, &[0])?;
+            exit(0)
+        }
+        None => {
+            drop(writer);
+            match rustix::io::read(&reader, &mut [0u8])? {
+                0 => exit(1),
+                _ => Ok(()),
+            }
+        }
+    }
 }
 
 /// Makes the streams descriptors 0, 1 and 2. Those that the host does not get are a null device.
@@ -231,11 +257,11 @@ fn enter_working_dir(place: Place<'_>, working_dir: &str) -> Result<(), Errno> {
 }
 
 /// Executes the first of the candidates that can be. Returns why none could.
-fn run_first(program: &Program) -> Errno {
+fn run_first(command: &Settled) -> Errno {
     let mut found = Errno::NOENT;
-    for path in &program.paths {
+    for path in command.paths() {
         let errno = match path::executable(path) {
-            Ok(()) => execute(path, &program.args, &program.env),
+            Ok(()) => command.execute(path),
             Err(errno) => errno,
         };
         match errno {
@@ -253,41 +279,70 @@ fn run_first(program: &Program) -> Errno {
 enum Message {
     Executing,
     Failed(Failure),
+    /// The process of this number goes on in the child's place. Never after another message.
+    Inside(Pid),
 }
 
-/// Bytes of a message: a step's number, 0, the error number.
-const MESSAGE: usize = 4;
-/// Number of `Message::Executing`.
-const EXECUTING: u8 = 0;
+/// Bytes of a message: its kind, or a step's number from 1, and the error's or process's number.
+const MESSAGE: usize = 8;
+const EXECUTING: u32 = 0;
+const INSIDE: u32 = u32::MAX;
 /// The steps of a child, by number from 1.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step::Descriptors,
     Step::Clone,
     Step::EnterNamespaces,
     Step::Rootfs,
     Step::WorkingDir,
+    Step::Memory,
     Step::Privileges,
     Step::Execute,
 ];
 
 fn encode(message: Message) -> [u8; MESSAGE] {
-    let Message::Failed(Failure { step, errno }) = message else { return [EXECUTING, 0, 0, 0] };
-    let number = STEPS.iter().position(|&other| other == step).map_or(STEPS.len(), |at| at + 1);
-    let [low, high] = u16::try_from(errno.raw_os_error()).unwrap_or(0).to_le_bytes();
-    [u8::try_from(number).unwrap_or(u8::MAX), 0, low, high]
+    let (kind, number) = match message {
+        Message::Executing => (EXECUTING, 0),
+        Message::Failed(Failure { step, errno }) => {
+            let at = STEPS.iter().position(|&other| other == step).unwrap_or(STEPS.len());
+            (u32::try_from(at + 1).unwrap_or(INSIDE - 1), errno.raw_os_error())
+        }
+        Message::Inside(pid) => (INSIDE, pid.as_raw_nonzero().get()),
+    };
+    let mut bytes = [0; MESSAGE];
+    bytes[..4].copy_from_slice(&kind.to_le_bytes());
+    bytes[4..].copy_from_slice(&number.to_le_bytes());
+    bytes
 }
 
-fn decode([number, _, low, high]: [u8; MESSAGE]) -> Message {
-    if number == EXECUTING {
-        return Message::Executing;
+fn decode([a, b, c, d, number @ ..]: [u8; MESSAGE]) -> Message {
+    let number = i32::from_le_bytes(number);
+    let failed = |step| {
+        // Nothing else than an error's number is taken for one.
+        let errno =
+            u16::try_from(number).map_or(Errno::PROTO, |number| Errno::from_raw_os_error(number.into()));
+        Message::Failed(Failure { step, errno })
+    };
+    match (u32::from_le_bytes([a, b, c, d]), Pid::from_raw(number.max(0))) {
+        (EXECUTING, _) => Message::Executing,
+        (INSIDE, Some(pid)) => Message::Inside(pid),
+        (kind, _) => {
+            let step = usize::try_from(kind).ok().and_then(|kind| STEPS.get(kind.wrapping_sub(1)));
+            failed(step.copied().unwrap_or(Step::Clone))
+        }
     }
-    let step = STEPS.get(usize::from(number) - 1).copied().unwrap_or(Step::Clone);
-    Message::Failed(Failure { step, errno: Errno::from_raw_os_error(u16::from_le_bytes([low, high]).into()) })
 }
 
-/// Waits until the program started, or what went wrong. The caller has closed its copy of the writing end.
-pub fn outcome(report: &OwnedFd, deadline: &Deadline) -> Result<(), Failure> {
+/// Waits until the program started, or what went wrong; and gives the process that went on in the child's place. The
+/// caller has closed its copy of the writing end.
+pub fn outcome(report: &OwnedFd, deadline: &Deadline) -> (Option<Pid>, Result<(), Failure>) {
+    let mut inside = None;
+    let result = listen(report, deadline, &mut inside);
+    (inside, result)
+}
+
+fn listen(report: &OwnedFd, deadline: &Deadline, inside: &mut Option<Pid>) -> Result<(), Failure> {
     let mut executing = false;
+    let mut first = true;
     loop {
         let left = deadline.left().at(Step::Execute)?;
         match poll(&mut [PollFd::new(report, PollFlags::IN)], Some(&left)) {
@@ -302,10 +357,15 @@ pub fn outcome(report: &OwnedFd, deadline: &Deadline) -> Result<(), Failure> {
             Ok(_) => match decode(message) {
                 Message::Executing => executing = true,
                 Message::Failed(failure) => return Err(failure),
+                Message::Inside(pid) if first => *inside = Some(pid),
+                // SECURITY: the child outside says this first of all. After that the container may have got hold of the
+                // pipe, and is not believed about whom to signal.
+                Message::Inside(_) => return Err(Failure { step: Step::Clone, errno: Errno::PROTO }),
             },
-            Err(Errno::INTR) => {}
+            Err(Errno::INTR) => continue,
             Err(errno) => return Err(Failure { step: Step::Execute, errno }),
         }
+        first = false;
     }
 }
 
@@ -345,5 +405,7 @@ mod tests {
                 assert_eq!(decode(encode(message)), message);
             }
         }
+        let inside = Message::Inside(Pid::from_raw(4_194_303).unwrap());
+        assert_eq!(decode(encode(inside)), inside);
     }
 }

@@ -36,6 +36,7 @@ use alloc::ffi::CString;
 use alloc::string::String;
 use alloc::vec::Vec;
 use cgroup::{Cgroup, Cgroups};
+use core::ops::Range;
 use launch::{At, Failure, Place, Program};
 use pod::Pod;
 use rootfs::Bind;
@@ -45,10 +46,9 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, mkdirat, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitStatus, getpid, pidfd_open,
-    set_dumpable_behavior, waitid,
+    DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, WaitStatus, pidfd_open, set_dumpable_behavior,
+    waitid,
 };
-use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use time::Deadline;
 
 pub use stdio::NotAttachable;
@@ -71,6 +71,8 @@ pub struct Places {
     pub cgroup: String,
     /// The controllers to enable, as `cgroup.subtree_control` takes them; none, and nothing is limited.
     pub controllers: &'static str,
+    /// Where in this process's memory the heap is, and whatever else a container must not see.
+    pub secrets: [Range<usize>; 2],
 }
 
 impl Default for Places {
@@ -79,6 +81,7 @@ impl Default for Places {
             bundles: String::from("/run/gcs/c"),
             cgroup: String::from("/sys/fs/cgroup"),
             controllers: "+cpu +memory +pids +io",
+            secrets: [0..0, 0..0],
         }
     }
 }
@@ -90,8 +93,8 @@ pub struct Containers {
     cgroups: Cgroups,
     streams: stdio::Streams,
     pod: Pod,
-    /// This process, to come back from a container's PID namespace.
-    own: OwnedFd,
+    /// Not on the heap: a child reads it while it forgets the heap.
+    secrets: [Range<usize>; 2],
     containers: BTreeMap<ContainerId, Container>,
     processes: BTreeMap<ProcessId, Process>,
     exits: Vec<(ProcessId, ExitStatus)>,
@@ -113,15 +116,14 @@ struct Process {
 impl Containers {
     /// No containers yet. Their streams will report to `epoll`.
     pub fn new(epoll: impl AsFd, places: Places) -> Result<Self, Errno> {
-        // SECURITY: a child is a copy of this process until it executes its program. No process of a container it
-        // joins may look into it, unless the policy gave that container CAP_SYS_PTRACE.
+        // SECURITY: a child is a copy of this process until it executes its program.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         Ok(Self {
             bundles: places.bundles,
             cgroups: Cgroups::new(&places.cgroup, places.controllers)?,
             streams: stdio::Streams::new(fcntl_dupfd_cloexec(epoll, 3)?)?,
             pod: Pod::new()?,
-            own: pidfd_open(getpid(), PidfdFlags::empty())?,
+            secrets: places.secrets,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
             exits: Vec::new(),
@@ -161,7 +163,11 @@ impl Containers {
             return Err(Failure { step: Step::EnterNamespaces, errno: Errno::SRCH }.into_error(true));
         };
         let result = match self.descriptor(entry.init) {
-            Ok(init) => self.start(container, &entry.cgroup, Place::Running { init: init.as_fd() }, &process),
+            Ok(init) => {
+                let secrets = self.secrets.clone();
+                let place = Place::Running { init: init.as_fd(), secrets: &secrets };
+                self.start(container, &entry.cgroup, place, &process)
+            }
             Err(errno) => Err(Failure { step: Step::EnterNamespaces, errno }.into_error(true)),
         };
         self.containers.insert(container, entry);
@@ -303,44 +309,39 @@ impl Containers {
         };
         let (program, child_ends, our_ends, reader, writer) =
             prepare().map_err(|failure: Failure| failure.into_error(true))?;
-        let (pid, pidfd) =
-            self.spawn(place, cgroup, || launch::child(&self.pod, place, &program, &child_ends, &writer))?;
+        let namespaces = match place {
+            Place::New { .. } => NewNamespaces::CONTAINER,
+            Place::Running { .. } => NewNamespaces::NONE,
+        };
+        let child = || launch::child(&self.pod, place, &program, &child_ends, &writer);
+        let mut running = spawn(namespaces, cgroup.directory(), child)
+            .at(Step::Clone)
+            .map_err(|failure| failure.into_error(true))?;
         drop((child_ends, writer));
-        match launch::outcome(&reader, &Deadline::after_seconds(LAUNCH_SECONDS)) {
+        let (inside, mut result) = launch::outcome(&reader, &Deadline::after_seconds(LAUNCH_SECONDS));
+        let mut undone = true;
+        if let Some(pid) = inside {
+            // It is this process's child and nobody has waited for it, so the number is still its own.
+            match pidfd_open(pid, PidfdFlags::empty()).at(Step::Clone) {
+                Ok(pidfd) => {
+                    let (_, outside) = core::mem::replace(&mut running, (pid, pidfd));
+                    undone = wait(outside.as_fd(), &Deadline::after_seconds(REAP_SECONDS)).is_ok();
+                }
+                Err(failure) => (result, undone) = (Err(failure), false),
+            }
+        }
+        match result {
             Ok(()) => {
-                self.processes.insert(process.process, Process { container, running: Some((pid, pidfd)) });
+                self.processes.insert(process.process, Process { container, running: Some(running) });
                 self.streams.add(process.process, our_ends);
                 Ok(())
             }
             Err(failure) => {
                 // It may have ended already; then there is nothing to kill.
-                let _ = send_signal(pidfd.as_fd(), Signal::KILL.number());
-                let undone = wait(pidfd.as_fd(), &Deadline::after_seconds(REAP_SECONDS)).is_ok();
+                let _ = send_signal(running.1.as_fd(), Signal::KILL.number());
+                undone &= wait(running.1.as_fd(), &Deadline::after_seconds(REAP_SECONDS)).is_ok();
                 Err(failure.into_error(undone))
             }
-        }
-    }
-
-    /// Makes the child. For a running container this process's children are members of its PID namespace meanwhile.
-    fn spawn(
-        &self,
-        place: Place<'_>,
-        cgroup: &Cgroup,
-        child: impl FnOnce() -> core::convert::Infallible,
-    ) -> Result<(Pid, OwnedFd), ActError> {
-        let Place::Running { init } = place else {
-            return spawn(NewNamespaces::CONTAINER, cgroup.directory(), child)
-                .at(Step::Clone)
-                .map_err(|failure| failure.into_error(true));
-        };
-        enter_pid_namespace(init).at(Step::EnterNamespaces).map_err(|failure| failure.into_error(true))?;
-        let spawned = spawn(NewNamespaces::NONE, cgroup.directory(), child).at(Step::Clone);
-        // If there is no way back, every later container would be inside this one.
-        let returned = enter_pid_namespace(self.own.as_fd()).at(Step::EnterNamespaces);
-        match (spawned, returned) {
-            (Ok(spawned), Ok(())) => Ok(spawned),
-            (Err(failure), returned) => Err(failure.into_error(returned.is_ok())),
-            (Ok(_), Err(failure)) => Err(failure.into_error(false)),
         }
     }
 }
@@ -368,11 +369,6 @@ fn binds(scratch: &ContainerId, mounts: &[Mount<'_>]) -> Result<Vec<Bind>, Errno
         binds.push(Bind { source, destination, read_only: mount.read_only });
     }
     Ok(binds)
-}
-
-/// Lets this process's future children be members of the PID namespace that this process is in.
-fn enter_pid_namespace(process: BorrowedFd<'_>) -> Result<(), Errno> {
-    move_into_thread_name_spaces(process, ThreadNameSpaceType::PROCESS_ID)
 }
 
 /// Waits for a child that is about to end.

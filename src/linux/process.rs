@@ -4,11 +4,16 @@
 use super::{Errno, syscall::syscall};
 use alloc::ffi::CString;
 use alloc::vec::Vec;
-use core::ffi::CStr;
+use core::ffi::{CStr, c_char};
+use core::ops::Range;
+use core::ptr::{null_mut, with_exposed_provenance_mut};
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use rustix::process::Pid;
 
 const RT_SIGACTION: usize = 13;
+const MADVISE: usize = 28;
+const CLONE: usize = 56;
 const EXECVE: usize = 59;
 const EXIT_GROUP: usize = 231;
 const UNSHARE: usize = 272;
@@ -18,7 +23,10 @@ const CLOSE_RANGE: usize = 436;
 
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const CLONE_PARENT: usize = 0x8000;
 const SIGCHLD: u64 = 17;
+const MADV_DONTNEED: usize = 4;
+const PAGE: usize = 4096;
 /// Largest signal number.
 const SIGNALS: usize = 64;
 
@@ -84,48 +92,130 @@ pub fn spawn(
     Ok((pid, pidfd))
 }
 
-/// Strings in the form in which a program gets its arguments and its environment.
+/// A program (or several places where it may be), its arguments and its environment.
 #[derive(Debug)]
-pub struct Strings {
-    /// Addresses of `strings`, and a null one after them.
-    pointers: Vec<*const u8>,
-    strings: Vec<CString>,
+pub struct Command {
+    /// Where in `bytes` each string begins: paths, arguments, environment, with [`NOWHERE`] after each of the three.
+    table: Vec<usize>,
+    /// The strings, each with a NUL after it.
+    bytes: Vec<u8>,
+    paths: usize,
+    args: usize,
 }
 
-impl Strings {
-    /// These strings. `NOMEM` if there is no memory for their addresses.
-    pub fn new(strings: Vec<CString>) -> Result<Self, Errno> {
-        let mut pointers: Vec<*const u8> = Vec::new();
-        pointers.try_reserve_exact(strings.len() + 1).map_err(|_| Errno::NOMEM)?;
-        pointers.extend(strings.iter().map(|s| s.as_ptr().cast::<u8>()).chain([core::ptr::null()]));
-        Ok(Self { pointers, strings })
+const NOWHERE: usize = usize::MAX;
+
+impl Command {
+    /// These strings. `INVAL` where one has a NUL inside, `NOMEM` if there is no memory.
+    pub fn new(paths: &[CString], args: &[&str], env: &[&str]) -> Result<Self, Errno> {
+        let strings = || args.iter().chain(env).map(|string| string.as_bytes());
+        let all = || paths.iter().map(|path| path.as_bytes()).chain(strings());
+        if strings().any(|string| string.contains(&0)) {
+            return Err(Errno::INVAL);
+        }
+        let (mut table, mut bytes) = (Vec::new(), Vec::new());
+        table.try_reserve_exact(all().count() + 3).map_err(|_| Errno::NOMEM)?;
+        bytes.try_reserve_exact(all().map(|string| string.len() + 1).sum()).map_err(|_| Errno::NOMEM)?;
+        for (at, string) in all().enumerate() {
+            if at == paths.len() || at == paths.len() + args.len() {
+                table.push(NOWHERE);
+            }
+            table.push(bytes.len());
+            bytes.extend_from_slice(string);
+            bytes.push(0);
+        }
+        // The environment may be empty, paths and arguments never are.
+        table.resize(all().count() + 3, NOWHERE);
+        Ok(Self { table, bytes, paths: paths.len(), args: args.len() })
     }
 
-    /// How many.
-    pub fn len(&self) -> usize {
-        self.strings.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.strings.is_empty()
+    /// The same in memory of its own, which nothing else is in.
+    pub fn settle(&self) -> Result<Settled, Errno> {
+        let table = size_of_val(&*self.table);
+        // SAFETY: new memory, of no use to anybody yet.
+        let memory = unsafe {
+            mmap_anonymous(
+                null_mut(),
+                table + self.bytes.len(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }?;
+        // SAFETY: the mapping is as long as the table and the bytes together, writable, page-aligned and nobody else's.
+        unsafe {
+            let strings = memory.byte_add(table).cast::<u8>();
+            strings.copy_from_nonoverlapping(self.bytes.as_ptr(), self.bytes.len());
+            for (at, &place) in self.table.iter().enumerate() {
+                let address = if place == NOWHERE { null_mut() } else { strings.add(place) };
+                memory.cast::<*mut u8>().add(at).write(address);
+            }
+        }
+        Ok(Settled { addresses: memory.cast(), paths: self.paths, args: self.args })
     }
 }
 
-/// Runs a program in place of this one. Returns only if it could not.
-pub fn execute(path: &CStr, args: &Strings, env: &Strings) -> Errno {
-    // SAFETY: `path` ends with a NUL; both arrays end with a null pointer, and each other element points to a string
-    // that ends with a NUL and that its `Strings` owns and never changes.
-    let result = unsafe {
-        let pointers =
-            [path.as_ptr() as usize, args.pointers.as_ptr() as usize, env.pointers.as_ptr() as usize];
-        syscall(EXECVE, [pointers[0], pointers[1], pointers[2], 0, 0, 0])
-    };
-    match result {
-        // The kernel does not return from a call that succeeded.
-        Ok(_) => Errno::NOEXEC,
-        Err(errno) => errno,
+/// A [`Command`] that is ready to be executed. It is never freed.
+#[derive(Debug)]
+pub struct Settled {
+    /// Addresses of the paths, a null one, of the arguments, a null one, of the environment, a null one.
+    addresses: *const *const c_char,
+    paths: usize,
+    args: usize,
+}
+
+impl Settled {
+    /// Where the program may be, in the order in which to try.
+    pub fn paths(&self) -> impl Iterator<Item = &CStr> {
+        // SAFETY: the first `paths` addresses are of strings that end with a NUL, are never changed and never freed.
+        (0..self.paths).map(|at| unsafe { CStr::from_ptr(*self.addresses.add(at)) })
     }
+
+    /// Runs the program at this path in place of this one. Returns only if it could not.
+    pub fn execute(&self, path: &CStr) -> Errno {
+        // SAFETY: `path` ends with a NUL; both arrays end with a null pointer, and each other element points to a string
+        // that ends with a NUL.
+        let result = unsafe {
+            let args = self.addresses.add(self.paths + 1);
+            let env = args.add(self.args + 1);
+            syscall(EXECVE, [path.as_ptr() as usize, args as usize, env as usize, 0, 0, 0])
+        };
+        match result {
+            // The kernel does not return from a call that succeeded.
+            Ok(_) => Errno::NOEXEC,
+            Err(errno) => errno,
+        }
+    }
+}
+
+/// Makes a copy of this process that has the same parent, as a member of the PID namespace that this process has entered
+/// for its children. `None` in the copy; its number, as this process's own namespace has it, in this one.
+///
+/// For a child of [`spawn`] only: the parent has to wait for a child that it did not make.
+pub fn fork_sibling() -> Result<Option<Pid>, Errno> {
+    // SAFETY: without CLONE_VM and with stack 0 the copy goes on with a copy of this stack and memory.
+    let pid = unsafe { syscall(CLONE, [CLONE_PARENT | SIGCHLD as usize, 0, 0, 0, 0, 0]) }?;
+    i32::try_from(pid).map(Pid::from_raw).map_err(|_| Errno::OVERFLOW)
+}
+
+/// Fills memory with zeros, whole pages by giving them back.
+///
+/// # Safety
+/// Nothing of what is in this range is used any more by this process, not even by the heap's own book-keeping.
+pub unsafe fn forget(range: &Range<usize>) -> Result<(), Errno> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let (first, last) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
+    let edges = if first < last { [range.start..first, last..range.end] } else { [range.clone(), 0..0] };
+    for edge in edges {
+        // SAFETY: the caller's promise.
+        unsafe { with_exposed_provenance_mut::<u8>(edge.start).write_bytes(0, edge.len()) };
+    }
+    if first < last {
+        // SAFETY: the caller's promise; private memory of no file reads as zeros afterwards.
+        unsafe { syscall(MADVISE, [first, last - first, MADV_DONTNEED, 0, 0, 0]) }?;
+    }
+    Ok(())
 }
 
 /// Closes every descriptor from 3 on but `keep`, without looking at who owns them.

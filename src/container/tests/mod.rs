@@ -125,7 +125,8 @@ impl Machine {
         if !controllers.is_empty() {
             fs::write(format!("{BASE}/cgroup/cgroup.subtree_control"), controllers).unwrap();
         }
-        let places = Places { bundles: format!("{BASE}/c"), cgroup, controllers };
+        let places =
+            Places { bundles: format!("{BASE}/c"), cgroup, controllers, secrets: [secret_range(), 0..0] };
         let containers = Containers::new(&epoll, places).unwrap();
         Self { containers, epoll, last: 0, exits: Vec::new() }
     }
@@ -261,6 +262,15 @@ impl Drop for Machine {
         let _ = fs::remove_dir(Path::new(&root).join("parma"));
         let _ = fs::remove_dir(root);
     }
+}
+
+/// What the init would have on its heap.
+static SECRET: [u8; 16] = *b"a secret of init";
+
+/// A copy of it that a child can forget, for as long as the test runs.
+fn secret_range() -> Range<usize> {
+    let range = Vec::leak(SECRET.to_vec()).as_mut_ptr_range();
+    range.start.expose_provenance()..range.end.addr()
 }
 
 fn error(step: Step, errno: Errno) -> ActError {

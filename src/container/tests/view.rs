@@ -148,7 +148,9 @@ fn containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else() {
             let spec = Spec { stdin: true, ..Spec::new(&args) };
             machine.create(id(container), &spec).unwrap()
         });
-        processes.map(|process| drop(machine.attach(process, Stream::Stdin)));
+        for process in processes {
+            drop(machine.attach(process, Stream::Stdin));
+        }
         let seen = processes
             .map(|process| machine.finish(process).0.lines().map(str::to_string).collect::<Vec<_>>());
         let [first, second] = &seen;
@@ -161,6 +163,8 @@ fn containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else() {
         assert_eq!(first[7..], second[7..]);
         let own = fs::read_link("/proc/thread-self/ns/net").unwrap();
         assert_ne!(own.to_str(), Some(first[1].as_str()), "the init is not in the pod's network");
-        ['a', 'b'].map(|container| machine.shutdown(id(container)).unwrap());
+        for container in ['a', 'b'] {
+            machine.shutdown(id(container)).unwrap();
+        }
     });
 }
