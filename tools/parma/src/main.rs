@@ -39,6 +39,9 @@ enum Command {
     /// Sign and check fragments: additions to a policy by others
     #[command(subcommand)]
     Fragment(commands::fragment::Command),
+    /// Judge what guests show of themselves
+    #[command(subcommand)]
+    Attest(commands::attest::Command),
     Run(commands::run::Arguments),
     Exec(commands::remote::Exec),
     Ps(commands::remote::Ps),
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Host(command) => commands::host::main(command),
         Command::Policy(command) => commands::policy::main(command),
         Command::Fragment(command) => commands::fragment::main(command),
+        Command::Attest(command) => commands::attest::main(command),
         Command::Run(arguments) => commands::run::main(arguments),
         Command::Exec(arguments) => commands::remote::exec(arguments),
         Command::Ps(arguments) => commands::remote::ps(arguments),

@@ -1,6 +1,6 @@
 //! The chain ARK → ASK → VCEK, with the extensions of AMD's VCEK specification (57230, section 3).
 
-use crate::layout::TCB;
+use crate::layout::Platform;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use p384::ecdsa::signature::Verifier as _;
 use p384::ecdsa::{DerSignature, SigningKey, VerifyingKey};
@@ -24,9 +24,15 @@ use x509_cert::time::Validity;
 
 const ARK: &str = "CN=ARK-EMULATED,O=Parma emulated PSP (no hardware)";
 const ASK: &str = "CN=SEV-EMULATED,O=Parma emulated PSP (no hardware)";
+const ASVK: &str = "CN=SEV-VLEK-EMULATED,O=Parma emulated PSP (no hardware)";
+const VLEK: &str = "CN=SEV-VLEK-LEAF-EMULATED,O=Parma emulated PSP (no hardware)";
 const VCEK: &str = "CN=SEV-VCEK-EMULATED,O=Parma emulated PSP (no hardware)";
 /// The product name that stands in the VCEK.
 const PRODUCT: &str = "EMULATED";
+/// That of one that says it is a Turin.
+const TURIN: &str = "Turin-EMULATED";
+/// Whose key a VLEK is.
+const PROVIDER: &str = "Parma emulated provider";
 const SEVEN_YEARS: Duration = Duration::from_secs(7 * 365 * 24 * 60 * 60);
 
 const STRUCT_VERSION: &str = "1.3.6.1.4.1.3704.1.1";
@@ -35,7 +41,9 @@ const BOOTLOADER: &str = "1.3.6.1.4.1.3704.1.3.1";
 const TEE: &str = "1.3.6.1.4.1.3704.1.3.2";
 const SNP: &str = "1.3.6.1.4.1.3704.1.3.3";
 const MICROCODE: &str = "1.3.6.1.4.1.3704.1.3.8";
+const FMC: &str = "1.3.6.1.4.1.3704.1.3.9";
 const HARDWARE_ID: &str = "1.3.6.1.4.1.3704.1.4";
+const PROVIDER_ID: &str = "1.3.6.1.4.1.3704.1.5";
 
 /// The certificates of an emulated processor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +120,7 @@ fn signed_by(certificate: &Certificate, issuer: &Certificate) -> Result<()> {
 }
 
 /// A new report-signing key for this chip, and its certificates.
-pub(crate) fn issue(chip_id: &[u8; 64]) -> Result<(SigningKey, Chain)> {
+pub(crate) fn issue(platform: &Platform, chip_id: &[u8; 64]) -> Result<(SigningKey, Chain)> {
     let new_key = || SigningKey::try_generate().context("no randomness");
     let (ark_key, ask_key, vcek_key) = (new_key()?, new_key()?, new_key()?);
     let authority = |subject, issuer| -> Result<Profile> {
@@ -123,17 +131,27 @@ pub(crate) fn issue(chip_id: &[u8; 64]) -> Result<(SigningKey, Chain)> {
         Ok(profile)
     };
     let ark = authority(ARK, ARK)?.sign(1, &ark_key, &ark_key)?;
-    let ask = authority(ASK, ARK)?.sign(2, &ask_key, &ark_key)?;
-    let mut leaf = Profile::new(VCEK, ASK)?;
+    let middle = if platform.vlek != platform.misplaced { ASVK } else { ASK };
+    let leaf = if platform.vlek { VLEK } else { VCEK };
+    let ask = authority(middle, ARK)?.sign(2, &ask_key, &ark_key)?;
+    let mut leaf = Profile::new(leaf, middle)?;
     leaf.raw(STRUCT_VERSION, &1u8.to_der()?)?;
-    leaf.raw(PRODUCT_NAME, &Ia5String::new(PRODUCT)?.to_der()?)?;
+    leaf.raw(PRODUCT_NAME, &Ia5String::new(if platform.turin { TURIN } else { PRODUCT })?.to_der()?)?;
+    let tcb = platform.tcb;
     for (oid, version) in
-        [(BOOTLOADER, TCB.bootloader), (TEE, TCB.tee), (SNP, TCB.snp), (MICROCODE, TCB.microcode)]
+        [(BOOTLOADER, tcb.bootloader), (TEE, tcb.tee), (SNP, tcb.snp), (MICROCODE, tcb.microcode)]
     {
         leaf.raw(oid, &version.to_der()?)?;
     }
-    // As in AMD's certificates, the 64 bytes stand there bare.
-    leaf.raw(HARDWARE_ID, chip_id)?;
+    if platform.turin {
+        leaf.raw(FMC, &0u8.to_der()?)?;
+    }
+    // As in AMD's certificates, the bytes stand there bare.
+    match (platform.vlek, platform.turin) {
+        (true, _) => leaf.raw(PROVIDER_ID, &Ia5String::new(PROVIDER)?.to_der()?)?,
+        (false, true) => leaf.raw(HARDWARE_ID, &chip_id[..8])?,
+        (false, false) => leaf.raw(HARDWARE_ID, chip_id)?,
+    }
     let vcek = leaf.sign(3, &vcek_key, &ask_key)?;
     Ok((vcek_key, Chain { ark, ask, vcek }))
 }

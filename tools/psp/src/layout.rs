@@ -16,6 +16,8 @@ pub const SIGNATURE_ALGORITHM: usize = 0x34;
 pub const CURRENT_TCB: Range<usize> = 0x38..0x40;
 /// u64: what the platform has switched on.
 pub const PLATFORM_INFO: usize = 0x40;
+/// u32: which key signs: bits 2 to 4, 0 for a VCEK, 1 for a VLEK.
+pub const KEY_INFO: usize = 0x48;
 /// What the guest put in.
 pub const REPORT_DATA: Range<usize> = 0x50..0x90;
 /// What was launched.
@@ -55,46 +57,85 @@ pub const ECDSA_P384_SHA384: u32 = 1;
 pub const EMULATED: &[u8] = b"PARMA-EMULATED-PSP";
 
 /// SMT allowed (bit 16); bit 17 is reserved and one; no debugging, no migration.
-const LAUNCH_POLICY: u64 = 0x3_0000;
+pub const LAUNCH_POLICY: u64 = 0x3_0000;
+/// The bit of the launch policy that lets the host debug the guest.
+pub const POLICY_DEBUG: u64 = 1 << 19;
 /// SMT on (0), ECC memory (2), memory checked for aliases (5).
 const PLATFORM: u64 = 0b10_0101;
 /// EPYC 9004 ("Genoa"): family 0x19, model 0x11, stepping 1.
 const GENOA: [u8; 3] = [0x19, 0x11, 0x01];
+/// EPYC 9005 ("Turin").
+const TURIN: [u8; 3] = [0x1a, 0x02, 0x01];
 /// Firmware 1.58, build 1.
 const FIRMWARE: [u8; 4] = [1, 58, 1, 0];
 
-/// The firmware versions of the emulated chip.
-#[derive(Clone, Copy)]
-pub(crate) struct Tcb {
+/// The firmware versions of an emulated chip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tcb {
+    /// Boot loader.
     pub bootloader: u8,
+    /// TEE operating system.
     pub tee: u8,
+    /// SNP firmware.
     pub snp: u8,
+    /// Microcode.
     pub microcode: u8,
 }
 
 /// Numbers as a Genoa of today has them.
-pub(crate) const TCB: Tcb = Tcb { bootloader: 10, tee: 0, snp: 24, microcode: 84 };
+pub const TCB: Tcb = Tcb { bootloader: 10, tee: 0, snp: 24, microcode: 84 };
 
-impl Tcb {
-    /// TCB_VERSION of Milan and Genoa (56860, table 3).
-    pub fn bytes(self) -> [u8; 8] {
-        [self.bootloader, self.tee, 0, 0, 0, 0, self.snp, self.microcode]
+/// What an emulated processor is like, and how it launches its guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Platform {
+    /// Its firmware.
+    pub tcb: Tcb,
+    /// The guest's launch policy.
+    pub policy: u64,
+    /// It says that it is a Turin, with that layout of versions and an FMC of 0, instead of a Genoa.
+    pub turin: bool,
+    /// A provider's key (VLEK) signs reports instead of the chip's (VCEK).
+    pub vlek: bool,
+    /// Reports do not say which chip made them.
+    pub masked: bool,
+    /// The authority of the other kind of key has issued the key's certificate.
+    pub misplaced: bool,
+}
+
+impl Default for Platform {
+    fn default() -> Self {
+        Self { tcb: TCB, policy: LAUNCH_POLICY, turin: false, vlek: false, masked: false, misplaced: false }
+    }
+}
+
+impl Platform {
+    /// TCB_VERSION (56860, table 3).
+    fn tcb_bytes(&self) -> [u8; 8] {
+        let Tcb { bootloader, tee, snp, microcode } = self.tcb;
+        if self.turin {
+            [0, bootloader, tee, snp, 0, 0, 0, microcode]
+        } else {
+            [bootloader, tee, 0, 0, 0, 0, snp, microcode]
+        }
     }
 }
 
 /// Everything but what differs from launch to launch and from report to report.
-pub(crate) fn fill(report: &mut [u8; LENGTH], chip_id: &[u8; 64], report_id: &[u8; 32]) {
+pub(crate) fn fill(report: &mut [u8; LENGTH], platform: &Platform, chip_id: &[u8; 64], report_id: &[u8; 32]) {
     let mut put = |at: usize, bytes: &[u8]| report[at..at + bytes.len()].copy_from_slice(bytes);
     put(VERSION, &REPORT_VERSION.to_le_bytes());
-    put(POLICY, &LAUNCH_POLICY.to_le_bytes());
+    put(POLICY, &platform.policy.to_le_bytes());
     put(SIGNATURE_ALGORITHM, &ECDSA_P384_SHA384.to_le_bytes());
     put(PLATFORM_INFO, &PLATFORM.to_le_bytes());
+    put(KEY_INFO, &(u32::from(platform.vlek) << 2).to_le_bytes());
     put(REPORT_ID.start, report_id);
     put(REPORT_ID_MA.start, &[0xFF; 32]);
-    put(CPUID.start, &GENOA);
-    put(CHIP_ID.start, chip_id);
+    put(CPUID.start, if platform.turin { &TURIN } else { &GENOA });
+    if !platform.masked {
+        put(CHIP_ID.start, chip_id);
+    }
     for field in [CURRENT_TCB, REPORTED_TCB, COMMITTED_TCB, LAUNCH_TCB] {
-        put(field.start, &TCB.bytes());
+        put(field.start, &platform.tcb_bytes());
     }
     for field in [CURRENT_VERSION, COMMITTED_VERSION] {
         put(field.start, &FIRMWARE);

@@ -24,6 +24,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 pub use certificates::Chain;
+pub use layout::{Platform, Tcb};
 
 /// Bytes of an attestation report.
 pub const REPORT_LENGTH: usize = layout::LENGTH;
@@ -58,12 +59,25 @@ impl Psp {
     /// # Errors
     /// The system has no randomness, or certificates could not be encoded.
     pub fn new(host_data: HostData, measurement: Measurement) -> Result<Self> {
+        Self::on(&Platform::default(), host_data, measurement)
+    }
+
+    /// The same on a platform that is not as it should be, for those who test that it is found out.
+    ///
+    /// # Errors
+    /// See [`Psp::new`].
+    pub fn on(platform: &Platform, host_data: HostData, measurement: Measurement) -> Result<Self> {
         let mut chip_id: [u8; 64] = Generate::try_generate().context("no randomness")?;
-        chip_id[..layout::EMULATED.len()].copy_from_slice(layout::EMULATED);
+        if platform.turin {
+            // 8 bytes, and zeros.
+            chip_id[8..].fill(0);
+        } else {
+            chip_id[..layout::EMULATED.len()].copy_from_slice(layout::EMULATED);
+        }
         let report_id: [u8; 32] = Generate::try_generate().context("no randomness")?;
-        let (key, chain) = certificates::issue(&chip_id)?;
+        let (key, chain) = certificates::issue(platform, &chip_id)?;
         let mut template = [0; REPORT_LENGTH];
-        layout::fill(&mut template, &chip_id, &report_id);
+        layout::fill(&mut template, platform, &chip_id, &report_id);
         template[layout::HOST_DATA].copy_from_slice(&host_data.0);
         template[layout::MEASUREMENT].copy_from_slice(&measurement.0);
         Ok(Self { key, chain, template })
@@ -74,6 +88,13 @@ impl Psp {
     pub fn report(&self, report_data: &[u8; REPORT_DATA_LENGTH]) -> Report {
         let mut report = self.template;
         report[layout::REPORT_DATA].copy_from_slice(report_data);
+        self.sign(&mut report);
+        report
+    }
+
+    /// Signs what is in a report, whatever it says.
+    pub fn sign(&self, report: &mut Report) {
+        report[layout::SIGNATURE_R.start..].fill(0);
         let signature: Signature = self.key.sign(&report[layout::SIGNED]);
         let (r, s) = signature.split_bytes();
         for (field, scalar) in [(layout::SIGNATURE_R, r), (layout::SIGNATURE_S, s)] {
@@ -82,7 +103,6 @@ impl Psp {
                 *to = *from;
             }
         }
-        report
     }
 
     /// The certificates of the key that signs the reports.

@@ -1,0 +1,6 @@
+//! A reference relying party.
+//!
+//! [`verify`] is its judgement: evidence and expectations in, a checklist out. Everything else only asks it.
+
+pub mod bundle;
+pub mod verify;
