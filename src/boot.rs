@@ -160,7 +160,8 @@ fn make_folder(path: &str) -> Result<(), Errno> {
     }
 }
 
-fn set(setting: &str, value: &str) -> Result<(), Errno> {
+/// Writes a setting of the kernel, if this kernel has it.
+pub fn set(setting: &str, value: &str) -> Result<(), Errno> {
     let file = match openat(CWD, setting, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
         Err(Errno::NOENT) => return Ok(()),
         file => file?,

@@ -88,6 +88,7 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::MountVolume { .. } => "mount volume",
         Request::UnmountVolume { .. } => "unmount volume",
         Request::LoadFragment { .. } => "load fragment",
+        Request::SetUpNetwork(_) => "set up network",
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::container::Containers;
 use crate::gate::action::{
     ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, MountScratch, MountVolume,
-    Permit, SetLogging, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch,
-    UnmountVolume, User,
+    Permit, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay,
+    UnmountScratch, UnmountVolume, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
 use crate::linux::console;
@@ -82,6 +82,10 @@ impl Actor for Guest {
             console::line(format_args!("memory: {kib} KiB"));
         }
         Ok(())
+    }
+
+    fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
+        self.containers.set_up_network(permit)
     }
 
     fn resolve_user(&self, container: &ContainerId, user: UserSpec<'_>) -> Result<User, ActError> {

@@ -21,6 +21,8 @@ pub mod gate;
 pub mod guest;
 #[cfg(feature = "guest")]
 pub mod linux;
+#[cfg(feature = "guest")]
+pub mod network;
 pub mod point;
 pub mod policy;
 #[cfg(feature = "guest")]

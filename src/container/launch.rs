@@ -179,7 +179,10 @@ fn become_program(
             // Only now: the root of a control group namespace is the group of the process that makes it.
             unshare(NewNamespaces::CONTROL_GROUP).at(Step::Clone)?;
             rustix::system::sethostname(pod.hostname().as_bytes()).at(Step::Clone)?;
-            rootfs::enter(rootfs, binds).at(Step::Rootfs)?;
+            let names = pod.names.as_ref().map(|names| (names.resolv_conf(), names.hosts(pod.hostname())));
+            let files =
+                names.as_ref().map(|(resolv_conf, hosts)| [("resolv.conf", *resolv_conf), ("hosts", hosts)]);
+            rootfs::enter(rootfs, binds, files.as_ref().map_or(&[], |files| files)).at(Step::Rootfs)?;
         }
         Place::Running { init, .. } => {
             let all = ThreadNameSpaceType::MOUNT

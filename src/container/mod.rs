@@ -22,14 +22,15 @@ mod time;
 mod user;
 
 use crate::gate::action::{
-    ActError, CreateContainer, ExecInContainer, Mount, Permit, ProcessId, ShutdownContainer, SignalProcess,
-    Source, StartProcess, User,
+    ActError, CreateContainer, ExecInContainer, Mount, Permit, ProcessId, SetUpNetwork, ShutdownContainer,
+    SignalProcess, Source, StartProcess, User,
 };
 use crate::gate::fields::{ContainerId, Signal, UserSpec};
 use crate::gate::input::directory;
 use crate::gate::memory::{OutOfMemory, text};
 use crate::linux::Errno;
 use crate::linux::process::{NewNamespaces, send_signal, spawn};
+use crate::network;
 use crate::wire::{ExitStatus, Step, Stream};
 use alloc::collections::BTreeMap;
 use alloc::ffi::CString;
@@ -153,6 +154,12 @@ impl Containers {
                 Err(ActError { undone: error.undone && removed, ..error })
             }
         }
+    }
+
+    /// See [`crate::gate::action::Actor::set_up_network`].
+    pub fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
+        self.pod.names = Some(network::set_up(permit, self.pod.network.as_fd())?);
+        Ok(())
     }
 
     /// See [`crate::gate::action::Actor::exec_in_container`].

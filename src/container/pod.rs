@@ -3,8 +3,9 @@
 
 use crate::gate::fields::ContainerId;
 use crate::linux::Errno;
-use crate::linux::loopback;
+use crate::linux::netlink;
 use crate::linux::process::{NewNamespaces, unshare};
+use crate::network::Names;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -15,6 +16,8 @@ use rustix::thread::move_into_link_name_space;
 pub struct Pod {
     /// The network: `lo`, up, and what was added since.
     pub network: OwnedFd,
+    /// What its members' files in `/etc` say, once it has an interface.
+    pub names: Option<Names>,
     ipc: OwnedFd,
     uts: OwnedFd,
     hostname: heapless::String<HOSTNAME>,
@@ -36,6 +39,7 @@ impl Pod {
             let open = |path| openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
             Ok(Self {
                 network: open(NETWORK)?,
+                names: None,
                 ipc: open(IPC)?,
                 uts: open(UTS)?,
                 hostname: heapless::String::new(),
@@ -43,7 +47,7 @@ impl Pod {
         };
         let own = open()?;
         unshare(NewNamespaces::POD)?;
-        loopback::up()?;
+        netlink::loopback_up()?;
         let pod = open()?;
         own.join()?;
         Ok(pod)

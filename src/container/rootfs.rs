@@ -8,8 +8,10 @@ use alloc::ffi::CString;
 use alloc::string::String;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, makedev, mknodat, openat, symlinkat};
-use rustix::io::fcntl_dupfd_cloexec;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, fstat, makedev, mknodat, openat, symlinkat, unlinkat,
+};
+use rustix::io::{fcntl_dupfd_cloexec, write};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
@@ -107,7 +109,9 @@ pub struct Bind {
 }
 
 /// Makes `rootfs`, a mount, the root of everything that this process and its children can reach.
-pub fn enter(rootfs: &CStr, binds: &[Bind]) -> Result<(), Errno> {
+///
+/// `files` are names in `/etc` and contents, written over what the image has there.
+pub fn enter(rootfs: &CStr, binds: &[Bind], files: &[(&str, &str)]) -> Result<(), Errno> {
     // Nothing that is mounted here is to appear in the init's own namespace, nor the reverse.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -121,6 +125,9 @@ pub fn enter(rootfs: &CStr, binds: &[Bind]) -> Result<(), Errno> {
         attach(mount.as_fd(), target.as_fd())?;
     }
     populate_dev(root)?;
+    for (name, content) in files {
+        write_etc(root, name, content)?;
+    }
     for bind in binds {
         let source = openat(CWD, &*bind.source, flags, Mode::empty())?;
         let mount = clone_mount(source.as_fd())?;
@@ -175,6 +182,20 @@ fn populate_dev(root: BorrowedFd<'_>) -> Result<(), Errno> {
         symlinkat(target, &dev, name)?;
     }
     Ok(())
+}
+
+/// Makes a file of `/etc` anew.
+///
+/// SECURITY (I16): an image's link of that name is removed, not followed, and neither is one that stands for `/etc`.
+fn write_etc(root: BorrowedFd<'_>, name: &str, content: &str) -> Result<(), Errno> {
+    let etc = path::mount_target(root, c"etc")?;
+    match unlinkat(&etc, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = openat(&etc, name, flags, Mode::from_raw_mode(0o644))?;
+    if write(&file, content.as_bytes())? == content.len() { Ok(()) } else { Err(Errno::NOSPC) }
 }
 
 /// Covers a path, if it is there, with nothing: an empty directory, or the null device.

@@ -8,6 +8,7 @@ use super::fields::{
     Args, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, MountPoint, RootHash, ScratchBlocks,
     Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
+use super::network::Network;
 use crate::wire::{Stdio, Step, Tags};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -227,6 +228,13 @@ pub struct LoadFragment<'a> {
     pub image: &'a [u8],
 }
 
+/// Make the network that containers join from now on.
+#[derive(Debug, Clone)]
+pub struct SetUpNetwork<'a> {
+    /// How.
+    pub network: Network<'a>,
+}
+
 /// A user and its groups as the kernel and the policy know them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -289,6 +297,8 @@ pub trait Actor {
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError>;
     /// Does it.
     fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError>;
+    /// Does it.
+    fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError>;
 
     /// Looks a user up in the container's own files. Changes nothing. Done once per request: the policy decides on the
     /// very value that the process then gets (C06).

@@ -19,7 +19,7 @@ pub struct Invalid<'a> {
     pub value: &'a str,
 }
 
-fn invalid<T>(field: Field, rule: Rule, value: &str) -> Result<T, Invalid<'_>> {
+pub(super) fn invalid<T>(field: Field, rule: Rule, value: &str) -> Result<T, Invalid<'_>> {
     Err(Invalid { field, rule, value })
 }
 

@@ -71,7 +71,7 @@ impl Gate {
                 super::input::load_fragment(input, signed.issuer, signed.feed, svn, content)
             }
         };
-        let welcome = self.decide(Point::LoadFragment, &no_value, ask(None))?;
+        let welcome = self.decide(Point::LoadFragment, &no_value, &ask(None))?;
         if !welcome.delta.is_empty() {
             // A policy's own rule that remembers something at this step would be remembering an intention.
             return refuse(Culprit::Policy, Reason::PolicyInvalid);
@@ -124,7 +124,7 @@ impl Gate {
         ask: &impl Fn(Option<Value>) -> I,
     ) -> Result<(), Refusal>
     where
-        I: FnOnce(&mut Arena<'_>) -> Result<Value, crate::policy::Fault>,
+        I: Fn(&mut Arena<'_>) -> Result<Value, crate::policy::Fault>,
     {
         if payload.len() > MAX_POLICY {
             return Err(Problem::Payload.into());
@@ -162,7 +162,7 @@ impl Gate {
         ask: &impl Fn(Option<Value>) -> I,
     ) -> Result<(Undo, Pinned), Refusal>
     where
-        I: FnOnce(&mut Arena<'_>) -> Result<Value, crate::policy::Fault>,
+        I: Fn(&mut Arena<'_>) -> Result<Value, crate::policy::Fault>,
     {
         let Some(engine) = &mut self.engine else { return out_of_memory() };
         let mut content = Fragment::read(image).map_err(|_| Problem::Payload)?;
@@ -175,7 +175,7 @@ impl Gate {
         let content = content.content(arena, parameters).map_err(|_| Problem::Payload)?;
         let Ok(pinned) = engine.pin(content) else { return limit(Field::Fragment) };
         let content = engine.pinned(&pinned);
-        let decided = self.decide(Point::LoadFragment, &no_value, ask(Some(content)));
+        let decided = self.decide(Point::LoadFragment, &no_value, &ask(Some(content)));
         let committed = decided.and_then(|decision| match &mut self.engine {
             Some(engine) => engine.commit(decision.delta).or_else(|_| out_of_memory()),
             None => out_of_memory(),

@@ -3,9 +3,10 @@
 
 use super::action::{Mount, Source, StartProcess};
 use super::fields::{CAPABILITY_NAMES, ContainerId, DirectoryName, ScratchBlocks, Signal, VolumeId};
+use super::network::Network;
 use crate::accounts::MAX_GROUPS;
 use crate::policy::{Arena, Fault, Reason, Value};
-use crate::wire::{MAX_MOUNTS, Process, Tags};
+use crate::wire::{MAX_MOUNTS, MAX_ROUTES, Process, Tags};
 use alloc::string::String;
 use core::fmt::Write;
 use heapless::Vec;
@@ -248,6 +249,40 @@ pub(super) fn signal_container_process(
         ("isInitProcess", Value::Bool(init)),
         ("signal", Value::Int(i64::from(signal.number()))),
     ])
+}
+
+pub(super) fn network(input: &mut Arena<'_>, network: &Network<'_>) -> Result<Value, Fault> {
+    let addresses =
+        texts(input, network.addresses().len(), &|at, out| write!(out, "{}", network.addresses()[at]))?;
+    let routes = texts(input, network.routes().len(), &|at, out| write!(out, "{}", network.routes()[at]))?;
+    let servers =
+        texts(input, network.name_servers().len(), &|at, out| write!(out, "{}", network.name_servers()[at]))?;
+    let search = input.strings(network.search().iter().copied())?;
+    input.object(&[
+        ("addresses", addresses),
+        ("mtu", Value::Int(i64::from(network.mtu()))),
+        ("nameServers", servers),
+        ("routes", routes),
+        ("search", search),
+    ])
+}
+
+/// Longest text of a route: two addresses of 39 bytes, and 8 around them.
+type Line = heapless::String<96>;
+
+/// As many strings as `count`, at most [`MAX_ROUTES`].
+fn texts(
+    input: &mut Arena<'_>,
+    count: usize,
+    write: &dyn Fn(usize, &mut Line) -> core::fmt::Result,
+) -> Result<Value, Fault> {
+    let mut texts = Vec::<Value, MAX_ROUTES>::new();
+    for at in 0..count {
+        let mut text = Line::new();
+        write(at, &mut text).map_err(|_| Fault::Arena)?;
+        texts.push(input.string(&text)?).map_err(|_| Fault::Arena)?;
+    }
+    input.array(&texts)
 }
 
 /// What a fragment's header says, and its content once the header was welcome.

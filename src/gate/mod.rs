@@ -19,12 +19,13 @@ pub mod fields;
 mod fragment;
 pub(crate) mod input;
 pub mod memory;
+pub mod network;
 mod objects;
 #[cfg(test)]
 mod tests;
 
 use crate::point::Point;
-use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Value};
+use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Undo, Value};
 use crate::wire::{
     self, Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, MAX_LAYERS, Phase, Process,
     ProcessProperties, Properties, Reason, Refusal, Reply, Request, Rule, ScratchProperties, Step, Tags,
@@ -32,8 +33,8 @@ use crate::wire::{
 };
 use action::{
     ActError, Actor, CreateContainer, ExecInContainer, Mount, MountDevice, MountOverlay, MountScratch,
-    MountVolume, Permit, ProcessId, SetLogging, ShutdownContainer, SignalProcess, Source, StartProcess,
-    UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, User,
+    MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess, Source,
+    StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, User,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -43,6 +44,8 @@ use fields::{
     RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
 use fragment::Fragments;
+use memory::OutOfMemory;
+use network::Network;
 use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay, Scratch, Volume};
 use sha2::{Digest, Sha256};
 
@@ -197,7 +200,7 @@ impl Gate {
             Request::ShutdownContainer { container } => self.shutdown_container(actor, container)?,
             Request::GetProperties => return self.properties(),
             Request::RuntimeLogging { enabled } => {
-                let decision = self.decide(Point::RuntimeLogging, &no_value, |input| input.object(&[]))?;
+                let decision = self.decide(Point::RuntimeLogging, &no_value, &|input| input.object(&[]))?;
                 self.perform(decision.delta, || actor.set_logging(Permit::granted(SetLogging { enabled })))?;
             }
             Request::MountScratch { scratch, device, data_blocks, tags } => {
@@ -207,6 +210,7 @@ impl Gate {
             Request::MountVolume { volume, device } => self.mount_volume(actor, VolumeId(volume), device)?,
             Request::UnmountVolume { volume } => self.unmount_volume(actor, VolumeId(volume))?,
             Request::LoadFragment { envelope } => self.load_fragment(envelope)?,
+            Request::SetUpNetwork(ref network) => self.set_up_network(actor, network)?,
         }
         Ok(Reply::Done)
     }
@@ -259,7 +263,7 @@ impl Gate {
         let decision = self.decide(
             Point::MountDevice,
             &|reason| if reason == policy::Reason::InvalidDeviceHash { &hash } else { "" },
-            |input| {
+            &|input| {
                 let target = input.string(&slot.path())?;
                 let device_hash = input.string(&hash)?;
                 let regex = input.string(input::MOUNT_PATH_REGEX)?;
@@ -283,8 +287,8 @@ impl Gate {
         if self.objects.slot_in_use(slot) {
             return in_use(Field::Device);
         }
-        let decision =
-            self.decide(Point::UnmountDevice, &no_value, |input| input::unmount_target(input, &slot.path()))?;
+        let decision = self
+            .decide(Point::UnmountDevice, &no_value, &|input| input::unmount_target(input, &slot.path()))?;
         self.perform(decision.delta, || actor.unmount_device(Permit::granted(UnmountDevice { slot })))?;
         self.objects.devices.retain(|device| device.slot != slot);
         Ok(())
@@ -313,7 +317,7 @@ impl Gate {
         if self.objects.scratches.try_reserve(1).is_err() {
             return limit(Field::Scratch);
         }
-        let decision = self.decide(Point::RwMountDevice, &no_value, |input| {
+        let decision = self.decide(Point::RwMountDevice, &no_value, &|input| {
             input::rw_mount_device(input, &scratch, blocks, tags)
         })?;
         let action = MountScratch { scratch, number, device: device.clone(), blocks, tags };
@@ -330,7 +334,7 @@ impl Gate {
         if self.objects.scratch_in_use(&scratch) {
             return in_use(Field::Scratch);
         }
-        let decision = self.decide(Point::RwUnmountDevice, &no_value, |input| {
+        let decision = self.decide(Point::RwUnmountDevice, &no_value, &|input| {
             input::unmount_target(input, &input::folder(&scratch))
         })?;
         self.perform(decision.delta, || actor.unmount_scratch(Permit::granted(UnmountScratch { scratch })))?;
@@ -356,7 +360,7 @@ impl Gate {
             return limit(Field::Volume);
         }
         let decision =
-            self.decide(Point::RwMountDevice, &no_value, |input| input::rw_mount_volume(input, &volume))?;
+            self.decide(Point::RwMountDevice, &no_value, &|input| input::rw_mount_volume(input, &volume))?;
         let action = MountVolume { volume, number, device: device.clone() };
         let generation = self.perform(decision.delta, || actor.mount_volume(Permit::granted(action)))?;
         self.objects.volumes.push(Volume { id: volume, number, serial: device, generation });
@@ -370,7 +374,7 @@ impl Gate {
         if self.objects.volume_in_use(&volume) {
             return in_use(Field::Volume);
         }
-        let decision = self.decide(Point::RwUnmountDevice, &no_value, |input| {
+        let decision = self.decide(Point::RwUnmountDevice, &no_value, &|input| {
             input::unmount_target(input, &volume.path())
         })?;
         self.perform(decision.delta, || actor.unmount_volume(Permit::granted(UnmountVolume { volume })))?;
@@ -413,7 +417,7 @@ impl Gate {
         if self.objects.overlays.len() >= MAX_CONTAINERS || self.objects.overlays.try_reserve(1).is_err() {
             return limit(Field::Container);
         }
-        let mut decision = self.decide(Point::MountOverlay, &no_value, |input| {
+        let mut decision = self.decide(Point::MountOverlay, &no_value, &|input| {
             let id = input.string(container.as_str())?;
             let mut paths = heapless::Vec::<Value, MAX_LAYERS>::new();
             for slot in &slots {
@@ -423,7 +427,7 @@ impl Gate {
             let target = input.string(&input::rootfs(&container))?;
             input.object(&[("containerID", id), ("layerPaths", paths), ("target", target)])
         })?;
-        let writable = self.decide(Point::ScratchMount, &no_value, |input| {
+        let writable = self.decide(Point::ScratchMount, &no_value, &|input| {
             input::scratch_mount(input, scratch.as_ref(), &container)
         })?;
         let mut layers = memory::room(slots.len())?;
@@ -446,10 +450,10 @@ impl Gate {
             Some(overlay) if overlay.created => return in_use(Field::Container),
             Some(overlay) => overlay.scratch,
         };
-        let mut decision = self.decide(Point::UnmountOverlay, &no_value, |input| {
+        let mut decision = self.decide(Point::UnmountOverlay, &no_value, &|input| {
             input::unmount_target(input, &input::rootfs(&container))
         })?;
-        let writable = self.decide(Point::ScratchUnmount, &no_value, |input| {
+        let writable = self.decide(Point::ScratchUnmount, &no_value, &|input| {
             input::unmount_target(input, &input::writable(scratch.as_ref().unwrap_or(&container), &container))
         })?;
         both(&mut decision.delta, writable.delta)?;
@@ -485,7 +489,7 @@ impl Gate {
             return limit(Field::Container);
         }
         let decision =
-            self.decide(Point::CreateContainer, &|reason| input::value(reason, process), |input| {
+            self.decide(Point::CreateContainer, &|reason| input::value(reason, process), &|input| {
                 input::create_container(input, &container, privileged, &scratch, &mounts, &start)
             })?;
         let stdio = decision.allow_stdio == Some(true);
@@ -515,7 +519,7 @@ impl Gate {
         let mut start = self.start_process(actor, &container, process)?;
         let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
         let decision =
-            self.decide(Point::ExecInContainer, &|reason| input::value(reason, process), |input| {
+            self.decide(Point::ExecInContainer, &|reason| input::value(reason, process), &|input| {
                 input::exec_in_container(input, &container, &start)
             })?;
         // As in the reference, what was decided on standard streams for the container holds for all its processes.
@@ -542,7 +546,7 @@ impl Gate {
             return unknown(Field::Process);
         }
         let (id, init, args) = (process.id, process.init, memory::texts(&process.args)?);
-        let decision = self.decide(Point::SignalContainerProcess, &no_value, |input| {
+        let decision = self.decide(Point::SignalContainerProcess, &no_value, &|input| {
             input::signal_container_process(input, &container, signal, init, &args)
         })?;
         let action = SignalProcess { process: id, signal };
@@ -554,7 +558,7 @@ impl Gate {
         if !self.objects.created(&container) {
             return unknown(Field::Container);
         }
-        let decision = self.decide(Point::ShutdownContainer, &no_value, |input| {
+        let decision = self.decide(Point::ShutdownContainer, &no_value, &|input| {
             let id = input.string(container.as_str())?;
             input.object(&[("containerID", id)])
         })?;
@@ -569,8 +573,21 @@ impl Gate {
         Ok(())
     }
 
+    fn set_up_network(&mut self, actor: &mut impl Actor, network: &wire::Network<'_>) -> Result<(), Refusal> {
+        let network = Network::parse(network)?;
+        if self.objects.network {
+            return in_use(Field::Network);
+        }
+        let decision =
+            self.decide(Point::HostNetwork, &no_value, &|input| input::network(input, &network))?;
+        let action = SetUpNetwork { network };
+        self.perform(decision.delta, || actor.set_up_network(Permit::granted(action)))?;
+        self.objects.network = true;
+        Ok(())
+    }
+
     fn properties(&mut self) -> Result<Reply<'_>, Refusal> {
-        let decision = self.decide(Point::GetProperties, &no_value, |input| input.object(&[]))?;
+        let decision = self.decide(Point::GetProperties, &no_value, &|input| input.object(&[]))?;
         self.perform(decision.delta, || Ok(()))?;
         let ready = self.ready();
         let objects = &self.objects;
@@ -666,7 +683,7 @@ impl Gate {
         &mut self,
         point: Point,
         value: &dyn Fn(policy::Reason) -> &'v str,
-        input: impl FnOnce(&mut Arena<'_>) -> Result<Value, Fault>,
+        input: &dyn Fn(&mut Arena<'_>) -> Result<Value, Fault>,
     ) -> Result<Decision, Refusal> {
         let Some(engine) = &mut self.engine else {
             return refuse(Culprit::Host, Reason::WrongPhase { phase: self.phase });
@@ -687,23 +704,29 @@ impl Gate {
 
     /// Commits, acts, and takes the commit back where acting failed.
     fn perform<T>(&mut self, delta: Delta, act: impl FnOnce() -> Result<T, ActError>) -> Result<T, Refusal> {
+        let undo = self.commit(delta)?;
+        act().map_err(|error| self.take_back(undo, error))
+    }
+
+    /// Not part of [`Self::perform`], of which there is a copy for each action.
+    #[inline(never)]
+    fn commit(&mut self, delta: Delta) -> Result<Undo, Refusal> {
         let Some(engine) = &mut self.engine else {
             return refuse(Culprit::Host, Reason::WrongPhase { phase: self.phase });
         };
-        let Ok(undo) = engine.commit(delta) else {
-            return refuse(Culprit::Guest, Reason::Failed { step: Step::Memory, errno: 0 });
-        };
-        match act() {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                // SECURITY (I08): after a failed undo the policy's idea of the guest may be wrong.
-                let undone = engine.rollback(undo).is_ok() && error.undone;
-                if !undone {
-                    self.phase = Phase::Poisoned;
-                }
-                Err(ActError { undone, ..error }.into())
-            }
+        engine.commit(delta).map_err(|_| OutOfMemory.into())
+    }
+
+    /// Takes a commit back whose action failed.
+    #[inline(never)]
+    fn take_back(&mut self, undo: Undo, error: ActError) -> Refusal {
+        // SECURITY (I08): after a failed undo the policy's idea of the guest may be wrong.
+        let rolled_back = self.engine.as_mut().is_some_and(|engine| engine.rollback(undo).is_ok());
+        let undone = rolled_back && error.undone;
+        if !undone {
+            self.phase = Phase::Poisoned;
         }
+        ActError { undone, ..error }.into()
     }
 }
 

@@ -83,6 +83,8 @@ pub(super) struct Objects {
     pub volumes: Vec<Volume>,
     pub overlays: Vec<Overlay>,
     pub processes: Vec<Process>,
+    /// Whether the network was set up.
+    pub network: bool,
     /// Ids for which the policy once allowed a container (D12, C08).
     burned: Vec<ContainerId>,
     last_process: u32,

@@ -82,6 +82,9 @@ impl Actor for Recorder {
     fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError> {
         self.act(format!("logging {}", permit.into_action().enabled))
     }
+    fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
+        self.act(format!("network {:?}", permit.into_action().network.addresses()))
+    }
     fn resolve_user(&self, _: &ContainerId, _: UserSpec<'_>) -> Result<User, ActError> {
         Ok(User { uid: 0, name: "root".into(), groups: Vec::new() })
     }
@@ -710,4 +713,31 @@ proptest! {
             prop_assert_eq!(gate.objects.overlays.len(), model.overlays.len());
         }
     }
+}
+
+fn network(mtu: u16) -> Request<'static> {
+    let address = wire::Address::v4([10, 0, 2, 15]);
+    Request::SetUpNetwork(wire::Network {
+        addresses: List::from_vec(vec![wire::Prefix { address, length: 24 }]).unwrap(),
+        routes: List::new(),
+        name_servers: List::new(),
+        search: List::new(),
+        mtu,
+    })
+}
+
+#[test]
+fn b11_the_network_is_set_up_once_where_the_policy_allows_it() {
+    let mut gate = gate_with(&allowing(&[Point::GetProperties]));
+    let mut actor = Recorder::default();
+    assert!(matches!(reason(gate.handle(&mut actor, &network(1500))), Reason::Denied { .. }));
+    let mut gate = gate_with(&allowing(&[Point::HostNetwork]));
+    let invalid = reason(gate.handle(&mut actor, &network(68)));
+    assert!(matches!(invalid, Reason::Invalid { field: Field::Network, rule: Rule::Range, .. }));
+    actor.fail = Some(ActError { step: Step::Network, errno: 5, undone: true });
+    assert!(matches!(reason(gate.handle(&mut actor, &network(1500))), Reason::Failed { .. }));
+    assert!(actor.done.is_empty());
+    gate.handle(&mut actor, &network(1500)).unwrap();
+    assert_eq!(actor.done.len(), 1);
+    assert_eq!(reason(gate.handle(&mut actor, &network(1500))), Reason::InUse { field: Field::Network });
 }

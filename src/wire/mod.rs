@@ -16,6 +16,7 @@ mod excerpt;
 pub mod frame;
 mod list;
 
+use core::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use excerpt::Excerpt;
@@ -43,6 +44,14 @@ pub const MAX_ENV: usize = 1024;
 pub const MAX_LAYERS: usize = 128;
 /// Most mounts of one container, beside those that every container has.
 pub const MAX_MOUNTS: usize = 64;
+/// Most addresses of the network interface.
+pub const MAX_ADDRESSES: usize = 8;
+/// Most routes through it.
+pub const MAX_ROUTES: usize = 16;
+/// Most name servers: a C library looks at no more (resolv.conf(5)).
+pub const MAX_NAME_SERVERS: usize = 3;
+/// Most domains in which names are looked up.
+pub const MAX_SEARCH: usize = 6;
 /// Most supplementary groups, processes or containers named in one reply.
 pub const MAX_LISTED: usize = 1024;
 /// Most failed checks named in one denial.
@@ -174,6 +183,86 @@ pub enum Request<'a> {
         #[serde(borrow)]
         envelope: &'a [u8],
     },
+    /// Give the containers that are created from now on the machine's network interface, all of them together. Once.
+    SetUpNetwork(#[serde(borrow)] Network<'a>),
+}
+
+/// How the machine's one network interface is set up. What comes in through it is the host's in any case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network<'a> {
+    /// Its addresses, each with the length of its network's prefix.
+    pub addresses: List<Prefix, MAX_ADDRESSES>,
+    /// What is reached through it beside those networks.
+    pub routes: List<Route, MAX_ROUTES>,
+    /// Name servers.
+    pub name_servers: List<Address, MAX_NAME_SERVERS>,
+    /// Domains in which names are looked up.
+    #[serde(borrow)]
+    pub search: List<&'a str, MAX_SEARCH>,
+    /// Longest packet in bytes, 1280 to 9000.
+    pub mtu: u16,
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} via {}", self.destination, self.gateway)
+    }
+}
+
+/// An IP address: sixteen bytes, in which IPv4 addresses are `::ffff:a.b.c.d` (RFC 4291, section 2.5.5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// What an IPv4 address begins with.
+    const V4: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+    /// An IPv4 address.
+    pub const fn v4([a, b, c, d]: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d])
+    }
+
+    /// The four bytes, if it is an IPv4 address.
+    pub fn to_v4(self) -> Option<[u8; 4]> {
+        self.0.strip_prefix(&Self::V4)?.first_chunk().copied()
+    }
+}
+
+/// Four decimal numbers between dots, or eight hexadecimal ones between colons, none of which is left out.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some([a, b, c, d]) = self.to_v4() {
+            return write!(f, "{a}.{b}.{c}.{d}");
+        }
+        for (at, [high, low]) in self.0.as_chunks().0.iter().enumerate() {
+            write!(f, "{}{:x}", if at == 0 { "" } else { ":" }, u16::from_be_bytes([*high, *low]))?;
+        }
+        Ok(())
+    }
+}
+
+/// An address, and how many of its leading bits are the network's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prefix {
+    /// The address.
+    pub address: Address,
+    /// Bits: 1 to 32 of an IPv4 address, 1 to 128 of an IPv6 one; of a route's destination also 0.
+    pub length: u8,
+}
+
+/// A route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Where it leads: all addresses that begin with these bits. The others are 0.
+    pub destination: Prefix,
+    /// By way of this address, which is on one of the interface's own networks.
+    pub gateway: Address,
 }
 
 /// Where the authentication tags of an encrypted device are kept.
@@ -572,6 +661,8 @@ pub enum Field {
     Volume,
     /// A fragment.
     Fragment,
+    /// The network, or a part of its set-up.
+    Network,
 }
 
 /// The rule that an invalid value breaks.
@@ -603,6 +694,10 @@ pub enum Rule {
     DirectoryName,
     /// An absolute path without NUL, `.` or `..` components, not at or below `/dev`, `/proc` or `/sys`.
     MountPoint,
+    /// An address of one machine, not a loopback, multicast or reserved one; of a network, its first one.
+    Address,
+    /// A domain: labels of `A–Z a–z 0–9 -` between dots, at most 253 bytes.
+    Domain,
 }
 
 /// The step of an allowed action that failed.
@@ -652,6 +747,10 @@ pub enum Step {
     ReleaseKey,
     /// The volume is not what its key says, or an earlier state than the key's owner knows of.
     VolumeContent,
+    /// Finding the network interface.
+    FindInterface,
+    /// Setting up the network.
+    Network,
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use crate::output::hex;
 use crate::workload::{Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::gate::fields::{ContainerId, ScratchBlocks, Serial};
-use parma_guest::wire::{List, Mount, Process, Request, Source, Stdio, Tags};
+use parma_guest::wire::{self, Address, List, Mount, Prefix, Process, Request, Route, Source, Stdio, Tags};
 use parma_policy::generate::Container;
 use parma_psp::{Report, layout};
-use parma_vmm::{Accel, Config, Disk, Exit, Machine, Outcome, Properties, Reply, Session};
+use parma_vmm::{Accel, Config, Disk, Exit, Machine, Network, Outcome, Properties, Reply, Session, network};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::NamedTempFile;
@@ -20,6 +21,28 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Is told of each request and what came of it.
 pub type Observer = Arc<dyn Fn(&Request<'_>, &Outcome) + Send + Sync>;
+
+/// What QEMU's network is to the guest: its address, and the way out where there is one.
+#[must_use]
+pub fn network_request(network: &Network) -> wire::Network<'static> {
+    let v4 = |address: Ipv4Addr| Address::v4(address.octets());
+    let prefix = |address: Ipv4Addr, length| Prefix { address: v4(address), length };
+    let mut set_up = wire::Network {
+        addresses: List::new(),
+        routes: List::new(),
+        name_servers: List::new(),
+        search: List::new(),
+        mtu: network::MTU,
+    };
+    // One of each fits.
+    let _ = set_up.addresses.push(prefix(network::ADDRESS, network::PREFIX));
+    if network.outbound {
+        let gateway = v4(network::GATEWAY);
+        let _ = set_up.routes.push(Route { destination: prefix(Ipv4Addr::UNSPECIFIED, 0), gateway });
+        let _ = set_up.name_servers.push(v4(network::NAME_SERVER));
+    }
+    set_up
+}
 
 /// Tells nobody.
 #[must_use]
@@ -132,6 +155,9 @@ impl Pod {
         config.disks.extend(workload.disks().chain(scratch.to_attach()));
         let pod = Self::boot(&config, observer)?;
         pod.set_policy(policy)?;
+        if let Some(network) = &config.network {
+            pod.guest.set_up_network(network)?;
+        }
         for layer in &workload.layers {
             pod.guest.mount_layer(layer)?;
         }
@@ -215,6 +241,14 @@ impl Guest {
             root_hash: *root_hash,
             data_blocks: *data_blocks,
         })
+    }
+
+    /// Gives the containers that are created from now on the machine's network.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn set_up_network(&self, network: &Network) -> Result<()> {
+        self.done(Request::SetUpNetwork(network_request(network)))
     }
 
     /// Unmounts a layer's disk.
@@ -396,5 +430,10 @@ pub fn describe(request: &Request<'_>) -> String {
         Request::UnmountVolume { volume } => format!("unmount_volume {}", short(&hex(volume))),
         Request::PowerOff => "power_off".to_owned(),
         Request::LoadFragment { envelope } => format!("load_fragment of {} bytes", envelope.len()),
+        Request::SetUpNetwork(network) => {
+            let addresses: Vec<_> =
+                network.addresses.iter().map(|prefix| prefix.address.to_string()).collect();
+            format!("set_up_network: {}", addresses.join(", "))
+        }
     }
 }

@@ -61,6 +61,9 @@ impl Actor for Willing {
     fn set_logging(&mut self, _: Permit<SetLogging>) -> Result<(), ActError> {
         Ok(())
     }
+    fn set_up_network(&mut self, _: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
+        Ok(())
+    }
     fn resolve_user(&self, _: &ContainerId, _: UserSpec<'_>) -> Result<User, ActError> {
         Ok(User { uid: 0, name: "root".into(), groups: Vec::new() })
     }

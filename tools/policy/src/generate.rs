@@ -46,7 +46,7 @@ const USUAL_CAPABILITIES: [&str; 14] = [
 /// Largest scratch device, unless the user says otherwise: 16 GiB.
 const MAX_SCRATCH: u64 = 16 << 30;
 /// The points that a generated policy takes from the framework. The others stay denied.
-const POINTS: [&str; 15] = [
+const POINTS: [&str; 16] = [
     "mount_device",
     "unmount_device",
     "rw_mount_device",
@@ -62,6 +62,7 @@ const POINTS: [&str; 15] = [
     "get_properties",
     "dump_stacks",
     "runtime_logging",
+    "host_network",
 ];
 
 /// What the user adds to the image's configuration.
@@ -101,6 +102,8 @@ pub struct GenerateOptions {
     pub max_scratch: u64,
     /// Whether what the container writes may stay in the guest's memory instead of on a scratch device.
     pub memory_scratch: bool,
+    /// Whether the host may give the containers a network.
+    pub network: bool,
 }
 
 impl Default for GenerateOptions {
@@ -123,6 +126,7 @@ impl Default for GenerateOptions {
             logging: false,
             max_scratch: MAX_SCRATCH,
             memory_scratch: false,
+            network: false,
         }
     }
 }
@@ -193,6 +197,8 @@ pub struct Container {
     pub max_scratch: u64,
     /// Whether what the container writes may stay in the guest's memory.
     pub memory_scratch: bool,
+    /// Whether the host may give the containers a network.
+    pub network: bool,
 }
 
 /// The strict policy of `image`, whose layers have these dm-verity root hashes, bottom first.
@@ -270,6 +276,7 @@ impl Container {
             logging: options.logging,
             max_scratch: options.max_scratch,
             memory_scratch: options.memory_scratch,
+            network: options.network,
         };
         Ok(container)
     }
@@ -346,7 +353,9 @@ impl Container {
 
 /// The policy of these containers. What is not a container's own is the first one's.
 fn text(containers: &[Container]) -> String {
-    let Some(Container { properties, logging, max_scratch, memory_scratch, .. }) = containers.first() else {
+    let Some(Container { properties, logging, max_scratch, memory_scratch, network, .. }) =
+        containers.first()
+    else {
         return String::new();
     };
     let count = if containers.len() == 1 { "one container" } else { "the containers of one guest" };
@@ -367,6 +376,9 @@ containers := [
 allow_properties_access := {properties}
 allow_runtime_logging := {logging}
 allow_dump_stacks := false
+
+# Whether the host may give the containers a network. Without it they have a loopback interface each and nothing else.
+allow_host_network := {network}
 
 # Where what the container writes may go: to a disk of at most so many bytes, encrypted under a key that only the guest has,
 # and protected against roll-back; or to the guest's memory.

@@ -83,6 +83,7 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         logging: false,
         max_scratch: 1 << 30,
         memory_scratch: false,
+        network: false,
     };
     for (bounds, states) in [
         (Bounds { ids: 2, extra_devices: 0, ..NARROW }, 50),

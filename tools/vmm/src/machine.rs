@@ -4,6 +4,7 @@ use crate::accel::Accel;
 use crate::connection::Connection;
 use crate::disk::{self, Disk, Place};
 use crate::image::Image;
+use crate::network::Network;
 use crate::process::{Process, tail};
 use crate::qemu;
 use crate::qmp::Monitor;
@@ -53,6 +54,8 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// Disks that can be plugged in at the same time while it runs. Each port makes the boot a little longer.
     pub ports: u32,
+    /// Its network interface; `None`: it has none.
+    pub network: Option<Network>,
     /// What executes the guest; `None`: whatever works best, see [`Accel::choose`].
     pub accel: Option<Accel>,
     /// Further arguments of QEMU: for tests that play a hostile host.
@@ -70,6 +73,7 @@ impl Config {
             vcpus: 1,
             disks: Vec::new(),
             ports: 0,
+            network: None,
             accel: None,
             extra_args: Vec::new(),
         }
@@ -168,6 +172,9 @@ impl Machine {
             let (id, node) = (format!("disk{index}"), format!("node{index}"));
             command.arg("-blockdev").arg(disk.node(&node, set.into())?.to_string());
             command.arg("-device").arg(disk.device(&id, &node, &Place::cold(index)).to_string());
+        }
+        if let Some(network) = &config.network {
+            command.args(network.arguments()?);
         }
         let vsock = Vsock::start(&runtime, psp.clone())?;
         command.args(vsock.arguments());

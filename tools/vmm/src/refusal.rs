@@ -97,6 +97,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Scratch => "scratch space",
         Field::Volume => "data volume",
         Field::Fragment => "fragment",
+        Field::Network => "network",
     }
 }
 
@@ -115,6 +116,10 @@ fn rule_name(rule: Rule) -> &'static str {
         Rule::NoDuplicates => "without duplicates",
         Rule::DirectoryName => "1 to 64 of A-Z a-z 0-9 . _ -, and not begin with a dot",
         Rule::MountPoint => "an absolute path without . and .., not at or below /dev, /proc or /sys",
+        Rule::Address => {
+            "made of addresses that machines have, none of them loopback, multicast or reserved, and gateways next door"
+        }
+        Rule::Domain => "a domain: labels of A-Z a-z 0-9 - between dots",
     }
 }
 
@@ -145,6 +150,8 @@ fn step_name(step: Step) -> &'static str {
         Step::VolumeContent => {
             "opening the volume (its content is damaged, or an older state than the key's owner knows of)"
         }
+        Step::FindInterface => "finding the network interface (does the machine have one?)",
+        Step::Network => "setting up the network",
         Step::Format => "making the filesystem of the scratch space (does its disk take writes?)",
     }
 }

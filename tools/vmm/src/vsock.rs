@@ -135,7 +135,9 @@ impl Vsock {
                 .context("getrandom")?;
             // CIDs 0 to 2 mean something else, and the highest are reserved.
             let cid = (u32::from_le_bytes(random) >> 1).max(3);
-            let device = format!("vhost-vsock-pci,guest-cid={cid},disable-legacy=on,addr=1.0,romfile=");
+            let device = format!(
+                "vhost-vsock-pci,guest-cid={cid},disable-legacy=on,addr=1.0,multifunction=on,romfile="
+            );
             return Ok(Self {
                 connector: Connector::Kernel(cid),
                 arguments: vec!["-device".into(), device.into()],
@@ -162,7 +164,8 @@ impl Vsock {
                 "-chardev".into(),
                 qemu::file_option("socket,id=vsock,path=", &device)?,
                 "-device".into(),
-                "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on,addr=1.0,romfile=".into(),
+                "vhost-user-vsock-pci,chardev=vsock,disable-legacy=on,addr=1.0,multifunction=on,romfile="
+                    .into(),
             ],
             daemon: Some(daemon),
             psp,

@@ -49,13 +49,23 @@ pub struct Allow {
     /// Allow what the container writes to stay in the guest's memory, instead of on a scratch disk
     #[arg(long)]
     allow_memory_scratch: bool,
+    /// Allow the host to give the container a network
+    #[arg(long)]
+    allow_network: bool,
 }
 
 impl Allow {
     /// As the generator takes it; `args` replace the image's own.
     pub fn options(&self, args: &[String]) -> GenerateOptions {
-        let Self { env, allow_exec, allow_signal, no_stdio, allow_new_privileges, allow_memory_scratch } =
-            self;
+        let Self {
+            env,
+            allow_exec,
+            allow_signal,
+            no_stdio,
+            allow_new_privileges,
+            allow_memory_scratch,
+            allow_network,
+        } = self;
         GenerateOptions {
             args: (!args.is_empty()).then(|| args.to_vec()),
             env: env.clone(),
@@ -64,6 +74,7 @@ impl Allow {
             stdio: !no_stdio,
             no_new_privileges: !allow_new_privileges,
             memory_scratch: *allow_memory_scratch,
+            network: *allow_network,
             ..GenerateOptions::default()
         }
     }

@@ -12,7 +12,7 @@ use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
 use parma::workload::{Policy, Workload};
 use parma_guest::wire::{Request, Stdio};
 use parma_layer::oci::Reference;
-use parma_vmm::{Config, Image, Outcome, escape};
+use parma_vmm::{Config, Forward, Image, Network, Outcome, escape};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ const INTERRUPTED: i32 = 130;
   parma run oci:python -- python3 -c 'print(6*7)'
   parma run -v --policy p.rego oci:python:latest
   echo hello | parma run -q -i oci:busybox -- cat
+  parma run -p 8080:80 oci:nginx
   parma run --name web --allow-exec 'nginx -s reload' oci:nginx")]
 pub struct Arguments {
     /// The image: oci:DIR or oci:DIR:TAG
@@ -56,6 +57,12 @@ pub struct Arguments {
     /// Where the container writes: the size of a disk that the guest encrypts, such as 4G or 512M, or `memory`
     #[arg(long, value_name = "SIZE|memory", default_value = "4G", value_parser = Space::parse)]
     scratch: Space,
+    /// Forward a port of this machine to the container: [ADDRESS:]HOST:GUEST[/udp]; may be repeated
+    #[arg(short, long, value_name = "HOST:GUEST", value_parser = |text: &str| text.parse::<Forward>().map_err(|e| format!("{e:#}")))]
+    publish: Vec<Forward>,
+    /// Let the container open connections to the outside
+    #[arg(long)]
+    network: bool,
     /// A name for exec, ps, kill and stop [default: the container id's first twelve digits]
     #[arg(long)]
     name: Option<String>,
@@ -98,6 +105,9 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
             Scratch::disk(bytes)?
         }
     };
+    let network = (arguments.network || !arguments.publish.is_empty())
+        .then(|| Network { outbound: arguments.network, forwards: arguments.publish.clone() });
+    options.network |= network.is_some();
     let workload = Workload::prepare(&arguments.image, &options, "layer", |number, count, bytes| {
         bar.set_message(format!("layer {number} of {count}: {}", HumanBytes(bytes)));
     })?;
@@ -128,6 +138,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     let mut config = Config::new(image, policy.host_data());
     config.memory_mib = arguments.memory;
     config.vcpus = arguments.cpus;
+    config.network = network;
     bar.set_message("booting the guest");
     let observer = observer(arguments.verbose, arguments.json, bar.clone());
     let (pod, process) = Pod::start(config, &policy, &workload, &scratch, &id, stdio, observer)?;
