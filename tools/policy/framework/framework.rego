@@ -408,9 +408,15 @@ obliging if {
 
 obliges(container) if count(container.after) > 0
 
-obliges(container) if container.required == true
+obliges(container) if required(container)
 
-obliges(container) if container.max_instances >= 0
+obliges(container) if "max_instances" in object.keys(container)
+
+# Whatever is not false counts, so that a value of another type does not go unnoticed.
+required(container) if {
+	"required" in object.keys(container)
+	container.required != false
+}
 
 # Nobody could count afterwards what a container was if the entries that are left had different names.
 common_name(containers) := name if {
@@ -440,9 +446,11 @@ instances_ok(container) if {
 	not "max_instances" in object.keys(container)
 }
 
+# A limit that is no number allows nothing. Entries without a name are counted together.
 instances_ok(container) if {
 	obliging
-	count([id | some id, name in data.metadata.instances; name == container.name]) < container.max_instances
+	own := object.get(container, "name", "")
+	container.max_instances - count([id | some id, name in data.metadata.instances; name == own]) > 0
 }
 
 # Whether every container that is required is running. The guest asks before it says that it is ready, and
@@ -451,7 +459,7 @@ ready := {"allowed": all_running} if {
 	obliging
 	names := {object.get(container, "name", "") |
 		some container in array.concat(candidates, added("containers"))
-		container.required == true
+		required(container)
 	}
 	all_running := count([name | some name in names; not running(name)]) == 0
 }

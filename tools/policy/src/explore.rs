@@ -9,16 +9,18 @@
 //!
 //! What it proves is bounded, and [`Exploration`] says by what: a number of container ids, a shape of what is mounted
 //! at once, examples of what patterns accept. Two states that differ in names of ids and mount points only are one.
+//! Parts of a guest that no decision connects are explored one beside the other (`apart`), not all their states with all.
 //!
 //! The policy is asked by itself. What the guest's gate refuses before it asks the policy (an id that was used, a
 //! device that is in use) is not counted on.
 
+mod apart;
 mod pattern;
 mod reading;
 mod requests;
 mod world;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -30,16 +32,27 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
 use crate::{Evaluation, Inputs, Session, compile, from_json, host_data, to_json};
+use apart::Apart;
 use reading::Reading;
 pub(crate) use reading::items;
 pub(crate) use requests::Honest;
 use requests::{Request, Requests};
 use world::{World, result_of};
 
+pub use apart::Part;
 pub use world::Invariant;
 
 /// The rule of the customer's assertions.
 const ASSERTION: &str = "data.assertions.deny";
+
+/// What is explored.
+#[derive(Debug, Clone, Copy)]
+pub enum Policy<'p> {
+    /// A policy's source.
+    Source(&'p Inputs),
+    /// A compiled policy. Its entries are read from its constants; what its flags are cannot be.
+    Image(&'p [u8]),
+}
 
 /// How far to look.
 #[derive(Debug, Clone, Serialize)]
@@ -78,7 +91,7 @@ pub struct Exploration {
     pub host_data: String,
     /// Whether every state within the bounds was looked at, and no promise was broken.
     pub holds: bool,
-    /// Different states, the first included.
+    /// Different states, the first included; those of each walk.
     pub states: usize,
     /// Requests asked in them.
     pub requests: u64,
@@ -90,6 +103,11 @@ pub struct Exploration {
     pub complete: bool,
     /// Allowed requests that lead out of the bounds; their decisions were checked, what comes after was not.
     pub outside: u64,
+    /// What was explored together. No decision depends on what is in two of them, or changes it.
+    pub walks: Vec<Walked>,
+    /// What decisions depend on, or change, that their request does not name: the point, and the map of the memory.
+    /// Where there is none, more containers, devices and scratch spaces than the bounds have change no decision.
+    pub beyond: Vec<(&'static str, String)>,
     /// The bounds.
     pub bounds: Bounds,
     /// What else was not looked at.
@@ -98,6 +116,15 @@ pub struct Exploration {
     pub violation: Option<Violation>,
     #[serde(skip)]
     graph: Graph,
+}
+
+/// One walk through states.
+#[derive(Debug, Clone, Serialize)]
+pub struct Walked {
+    /// The parts of a guest that exist in them.
+    pub parts: BTreeSet<Part>,
+    /// Different states, the first included.
+    pub states: usize,
 }
 
 /// A broken promise.
@@ -115,7 +142,7 @@ pub struct Violation {
 #[derive(Debug, Clone, Default)]
 struct Graph {
     labels: Vec<String>,
-    edges: BTreeMap<(u32, u32), Vec<&'static str>>,
+    edges: BTreeMap<(usize, usize), Vec<&'static str>>,
 }
 
 /// How a state was first reached.
@@ -131,24 +158,68 @@ struct Assertions {
     session: Session<'static>,
 }
 
-/// Explores the policy that `inputs` are. `assertions` are name and text of a module `package assertions`.
+/// What every walk works with.
+struct Explorer<'p> {
+    image: &'p [u8],
+    policy: &'p Reading,
+    requests: &'p Requests<'p>,
+    bounds: &'p Bounds,
+    assertions: Option<Assertions>,
+    apart: Apart<'p>,
+    /// States and requests of the walks that are over.
+    before: (usize, u64),
+}
+
+/// A walk through the states in which some parts of a guest exist.
+struct Walk {
+    nodes: Vec<Node>,
+    requests: u64,
+    allowed: u64,
+    outside: u64,
+    /// States that were found and not looked at.
+    left: usize,
+    graph: Graph,
+    violation: Option<Violation>,
+}
+
+/// Explores a policy. `assertions` are name and text of a module `package assertions`.
 ///
 /// # Errors
-/// The policy or the assertions do not compile, or an assertion cannot be evaluated.
+/// The policy or the assertions do not compile, an assertion cannot be evaluated, or an image has no entries that can
+/// be read.
 pub fn explore(
-    inputs: &Inputs,
+    policy: Policy<'_>,
     assertions: Option<&(String, String)>,
     bounds: &Bounds,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Exploration> {
-    let image = compile(inputs)?.image;
-    let policy = Reading::new(inputs)?;
-    let mut assertions = assertions.map(|module| Assertions::new(inputs, module)).transpose()?;
-    let invalid = |error| anyhow!("the image is not valid: {error:?}");
-    let mut engine = Engine::new(&image).map_err(invalid)?;
-    let mut memory = vec![0; ARENA];
-    let arena = &mut Arena::new(&mut memory);
-    let requests = Requests::new(&policy, bounds.ids.clamp(1, 4));
+    let (image, reading) = match policy {
+        Policy::Source(inputs) => (compile(inputs)?.image, Reading::new(inputs)?),
+        Policy::Image(image) => (image.to_vec(), Reading::of_image(image)?),
+    };
+    let assertions = assertions.map(|module| Assertions::new(policy, module)).transpose()?;
+    let requests = Requests::new(&reading, bounds.ids.clamp(1, 4));
+    let mut explorer = Explorer {
+        image: &image,
+        policy: &reading,
+        requests: &requests,
+        bounds,
+        assertions,
+        apart: Apart::new(&image)?,
+        before: (0, 0),
+    };
+
+    // Each part by itself; and together what turns out to belong together.
+    let mut walks: BTreeMap<BTreeSet<Part>, Walk> = BTreeMap::new();
+    loop {
+        let apart = explorer.apart.together();
+        walks.retain(|parts, _| apart.contains(parts));
+        let Some(parts) = apart.iter().find(|parts| !walks.contains_key(parts)) else { break };
+        let walk = explorer.walk(parts, progress)?;
+        explorer.before.0 += walk.nodes.len();
+        explorer.before.1 += walk.requests;
+        walks.insert(parts.clone(), walk);
+    }
 
     let mut found = Exploration {
         host_data: host_data(&image).iter().map(|byte| format!("{byte:02x}")).collect(),
@@ -157,104 +228,159 @@ pub fn explore(
         requests: 0,
         allowed: 0,
         steps: 0,
-        complete: false,
+        complete: true,
         outside: 0,
+        walks: Vec::new(),
+        beyond: explorer.apart.beyond().map(|(point, map)| (point.name(), map)).collect(),
         bounds: bounds.clone(),
-        notes: Vec::new(),
+        notes: reading.notes(),
         violation: None,
         graph: Graph::default(),
     };
-    let mut nodes: Vec<Node> = vec![Node { parent: 0, request: 0, steps: 0 }];
-    let mut known: HashMap<[u8; 32], u32> = HashMap::new();
-    let mut waiting: VecDeque<(u32, State, World)> = VecDeque::new();
-    let start = World::default();
-    known.insert(key(&metadata(&engine), &start, bounds.ids), 0);
-    found.graph.labels.push(start.summary());
-    waiting.push_back((0, engine.state().clone(), start));
-
-    let broken = 'search: loop {
-        let Some((number, state, world)) = waiting.pop_front() else { break None };
-        engine.set_state(state);
-        let before = metadata(&engine);
-        let list = requests.of(&world, &before);
-        for (index, (point, input)) in (0..).zip(&list) {
-            found.requests += 1;
-            if found.requests.is_multiple_of(1024) {
-                progress(Progress { states: nodes.len(), waiting: waiting.len(), requests: found.requests });
-            }
-            let decision = engine.decide(arena, *point, |arena| from_json(arena, input));
-            let decision = match decision {
-                Ok(decision) => decision,
-                Err(refusal) => {
-                    if let Some(assertions) = &mut assertions {
-                        let result = json!({"allowed": false, "fault": matches!(refusal, Refusal::Fault(_))});
-                        if let Some(message) =
-                            assertions.ask(point.name(), input, &result, &before, &before)?
-                        {
-                            break 'search Some((number, Some(index), Invariant::Assertion, message));
-                        }
-                    }
-                    continue;
-                }
-            };
-            found.allowed += 1;
-            let result = result_of(&decision);
-            let mut next = world.clone();
-            if let Err((invariant, message)) = next.allow(&policy, *point, input, &result) {
-                let message = format!("{} is allowed: {message}", point.name());
-                break 'search Some((number, Some(index), invariant, message));
-            }
-            let undo =
-                engine.commit(decision.delta).map_err(|error| anyhow!("{}: {error:?}", point.name()))?;
-            let after = metadata(&engine);
-            if let Some(assertions) = &mut assertions
-                && let Some(message) = assertions.ask(point.name(), input, &result, &before, &after)?
-            {
-                break 'search Some((number, Some(index), Invariant::Assertion, message));
-            }
-            if !within(&policy, &next, bounds) {
-                found.outside += 1;
-            } else {
-                let new = u32::try_from(nodes.len()).context("too many states")?;
-                let to = *known.entry(key(&after, &next, bounds.ids)).or_insert(new);
-                if to == new {
-                    let steps = nodes[number as usize].steps + 1;
-                    found.steps = steps;
-                    found.graph.labels.push(next.summary());
-                    nodes.push(Node { parent: number, request: index, steps });
-                    waiting.push_back((new, engine.state().clone(), next));
-                }
-                let names = found.graph.edges.entry((number, to)).or_default();
-                if !names.contains(&point.name()) {
-                    names.push(point.name());
-                }
-            }
-            engine.rollback(undo).map_err(|error| anyhow!("an undo failed: {error:?}"))?;
+    for (parts, walk) in walks {
+        found.requests += walk.requests;
+        found.allowed += walk.allowed;
+        found.outside += walk.outside;
+        found.steps = found.steps.max(walk.nodes.iter().map(|node| node.steps).max().unwrap_or(0));
+        found.complete &= walk.violation.is_none() && walk.left == 0;
+        if walk.left > 0 {
+            found.notes.push(format!("gave up with {} states still to look at", walk.left));
         }
-        // Denied requests and undone ones: all that was asked here left no trace.
-        if metadata(&engine) != before {
-            let message = "what was denied or undone here is remembered".to_string();
-            break Some((number, None, Invariant::DenialsChangeNothing, message));
+        let from = found.graph.labels.len();
+        found.graph.labels.extend(walk.graph.labels);
+        let edges = walk.graph.edges.into_iter();
+        found.graph.edges.extend(edges.map(|((a, b), names)| ((a + from, b + from), names)));
+        found.states += walk.nodes.len();
+        found.walks.push(Walked { parts, states: walk.nodes.len() });
+        let shorter = |this: &Violation| {
+            found.violation.as_ref().is_none_or(|other| this.trace.len() < other.trace.len())
+        };
+        if walk.violation.as_ref().is_some_and(shorter) {
+            found.violation = walk.violation;
         }
-        if nodes.len() >= bounds.states && !waiting.is_empty() {
-            found.notes.push(format!("gave up with {} states still to look at", waiting.len()));
-            break None;
-        }
-    };
-    found.states = nodes.len();
-    found.complete = broken.is_none() && waiting.is_empty();
-    found.holds = found.complete;
-    if policy.has_fragments() {
-        found.notes.push("what signed fragments would add is not explored".into());
     }
+    found.holds = found.complete;
     for pattern in requests.unexplored.borrow().iter() {
         found.notes.push(format!("no example of the pattern {pattern:?} could be made"));
     }
-    if let Some((state, request, invariant, message)) = broken {
-        let trace = trace(&image, &requests, &nodes, state, request, &policy)?;
-        found.violation = Some(Violation { invariant, message, trace });
-    }
     Ok(found)
+}
+
+impl Explorer<'_> {
+    /// Looks at every state in which nothing but these parts exists.
+    fn walk(&mut self, parts: &BTreeSet<Part>, progress: &mut dyn FnMut(Progress)) -> Result<Walk> {
+        let Self { image, policy, requests, bounds, .. } = *self;
+        let mut engine = Engine::new(image).map_err(|error| anyhow!("the image is not valid: {error:?}"))?;
+        let mut memory = vec![0; ARENA];
+        let arena = &mut Arena::new(&mut memory);
+        let mut walk = Walk {
+            nodes: vec![Node { parent: 0, request: 0, steps: 0 }],
+            requests: 0,
+            allowed: 0,
+            outside: 0,
+            left: 0,
+            graph: Graph::default(),
+            violation: None,
+        };
+        let mut known: HashMap<[u8; 32], u32> = HashMap::new();
+        let mut waiting: VecDeque<(u32, State, World)> = VecDeque::new();
+        let start = World::default();
+        known.insert(key(&metadata(&engine), &start, bounds.ids), 0);
+        walk.graph.labels.push(start.summary());
+        waiting.push_back((0, engine.state().clone(), start));
+
+        let broken = 'search: loop {
+            let Some((number, state, world)) = waiting.pop_front() else { break None };
+            engine.set_state(state);
+            let before = metadata(&engine);
+            self.apart.hold(&before);
+            if engine.ready(arena)
+                && let Some(message) = world.unready(policy)
+            {
+                break Some((number, None, Invariant::ObligationsAreMet, message));
+            }
+            let list = requests.of(&world, &before);
+            for (index, (point, input)) in (0..).zip(&list) {
+                walk.requests += 1;
+                if walk.requests.is_multiple_of(1024) {
+                    progress(Progress {
+                        states: self.before.0 + walk.nodes.len(),
+                        waiting: waiting.len(),
+                        requests: self.before.1 + walk.requests,
+                    });
+                }
+                let decision = engine.decide(arena, *point, |arena| from_json(arena, input));
+                let verdict = match &decision {
+                    Ok(_) => Some(true),
+                    Err(Refusal::Fault(_)) => None,
+                    Err(_) => Some(false),
+                };
+                self.apart.look(*point, input, &before, verdict)?;
+                let decision = match decision {
+                    Ok(decision) => decision,
+                    Err(_) => {
+                        if let Some(assertions) = &mut self.assertions {
+                            let result = json!({"allowed": false, "fault": verdict.is_none()});
+                            if let Some(message) =
+                                assertions.ask(point.name(), input, &result, &before, &before)?
+                            {
+                                break 'search Some((number, Some(index), Invariant::Assertion, message));
+                            }
+                        }
+                        continue;
+                    }
+                };
+                walk.allowed += 1;
+                let result = result_of(&decision);
+                let mut next = world.clone();
+                if let Err((invariant, message)) = next.allow(policy, *point, input, &result) {
+                    let message = format!("{} is allowed: {message}", point.name());
+                    break 'search Some((number, Some(index), invariant, message));
+                }
+                let undo =
+                    engine.commit(decision.delta).map_err(|error| anyhow!("{}: {error:?}", point.name()))?;
+                let after = metadata(&engine);
+                if let Some(assertions) = &mut self.assertions
+                    && let Some(message) = assertions.ask(point.name(), input, &result, &before, &after)?
+                {
+                    break 'search Some((number, Some(index), Invariant::Assertion, message));
+                }
+                match within(policy, &next, parts, bounds) {
+                    Within::Yes => {
+                        let new = u32::try_from(walk.nodes.len()).context("too many states")?;
+                        let to = *known.entry(key(&after, &next, bounds.ids)).or_insert(new);
+                        if to == new {
+                            let steps = walk.nodes[number as usize].steps + 1;
+                            walk.graph.labels.push(next.summary());
+                            walk.nodes.push(Node { parent: number, request: index, steps });
+                            waiting.push_back((new, engine.state().clone(), next));
+                        }
+                        let names = walk.graph.edges.entry((number as usize, to as usize)).or_default();
+                        if !names.contains(&point.name()) {
+                            names.push(point.name());
+                        }
+                    }
+                    Within::No => walk.outside += 1,
+                    Within::OtherWalk => {}
+                }
+                engine.rollback(undo).map_err(|error| anyhow!("an undo failed: {error:?}"))?;
+            }
+            // Denied requests and undone ones: all that was asked here left no trace.
+            if metadata(&engine) != before {
+                let message = "what was denied or undone here is remembered".to_string();
+                break Some((number, None, Invariant::DenialsChangeNothing, message));
+            }
+            if self.before.0 + walk.nodes.len() >= bounds.states && !waiting.is_empty() {
+                walk.left = waiting.len();
+                break None;
+            }
+        };
+        if let Some((state, request, invariant, message)) = broken {
+            let trace = trace(image, requests, &walk.nodes, state, request, policy)?;
+            walk.violation = Some(Violation { invariant, message, trace });
+        }
+        Ok(walk)
+    }
 }
 
 /// The requests on the shortest way to a state, and one more in it.
@@ -299,10 +425,28 @@ fn metadata(engine: &Engine<'_>) -> Json {
     to_json(&engine.view(&arena), engine.metadata())
 }
 
-/// Whether a state is within the bounds.
-fn within(policy: &Reading, world: &World, bounds: &Bounds) -> bool {
+/// Where a state belongs.
+enum Within {
+    Yes,
+    /// Another walk goes through the states in which this exists.
+    OtherWalk,
+    /// Beyond the bounds.
+    No,
+}
+
+/// Whether a state is one of the walk through these parts, and within the bounds.
+fn within(policy: &Reading, world: &World, parts: &BTreeSet<Part>, bounds: &Bounds) -> Within {
+    let exists = |part: Part| match part {
+        Part::Containers => !world.devices.is_empty() || !world.containers.is_empty(),
+        Part::Writable => !world.writable.is_empty(),
+        Part::Scratch => !world.scratch.is_empty(),
+        Part::Shares => !world.shares.is_empty(),
+    };
+    if Part::ALL.into_iter().any(|part| exists(part) && !parts.contains(&part)) {
+        return Within::OtherWalk;
+    }
     if world.writable.len() + world.scratch.len() + world.shares.len() > bounds.others {
-        return false;
+        return Within::No;
     }
     let mounted: Vec<&String> = world.devices.values().collect();
     // Devices from the bottom of an entry's layers upwards, and some others.
@@ -317,7 +461,7 @@ fn within(policy: &Reading, world: &World, bounds: &Bounds) -> bool {
         others.len()
     };
     let least = policy.containers.iter().map(beside).min();
-    least.unwrap_or(mounted.len()) <= bounds.extra_devices
+    if least.unwrap_or(mounted.len()) <= bounds.extra_devices { Within::Yes } else { Within::No }
 }
 
 /// A state up to the names of ids and mount points.
@@ -361,9 +505,16 @@ fn permutations(count: usize) -> Vec<Vec<usize>> {
 }
 
 impl Assertions {
-    fn new(inputs: &Inputs, module: &(String, String)) -> Result<Assertions> {
-        let mut inputs = Inputs { entries: vec![ASSERTION.into()], ..inputs.clone() };
-        inputs.modules.push(module.clone());
+    fn new(policy: Policy<'_>, module: &(String, String)) -> Result<Assertions> {
+        let inputs = match policy {
+            Policy::Source(inputs) => {
+                let mut inputs = inputs.clone();
+                inputs.modules.push(module.clone());
+                inputs
+            }
+            Policy::Image(_) => Inputs::policy(&module.0, &module.1),
+        };
+        let inputs = Inputs { entries: vec![ASSERTION.into()], ..inputs };
         let image = compile(&inputs).context("the assertions")?.image;
         // A session borrows its image, and there is one for as long as the program runs.
         Ok(Assertions { session: Session::new(image.leak())? })
@@ -416,6 +567,10 @@ impl fmt::Display for Exploration {
         let Exploration { states, requests, allowed, steps, outside, bounds, .. } = self;
         writeln!(f, "HOST_DATA   {}", self.host_data)?;
         writeln!(f, "states      {states}, the farthest {steps} steps from the start")?;
+        for Walked { parts, states } in self.walks.iter().filter(|_| self.walks.len() > 1) {
+            let parts: Vec<&str> = parts.iter().map(|part| part.text()).collect();
+            writeln!(f, "            {states} of {}", parts.join(", "))?;
+        }
         writeln!(f, "requests    {requests}, of which {allowed} were allowed")?;
         writeln!(
             f,
@@ -423,6 +578,17 @@ impl fmt::Display for Exploration {
             bounds.ids, bounds.extra_devices, bounds.others
         )?;
         writeln!(f, "outside     {outside} allowed requests led out of the bounds and were not followed")?;
+        if self.beyond.is_empty() {
+            writeln!(
+                f,
+                "apart       each decision depends on what its request names and on nothing else: other containers, devices and scratch spaces, however many, change none"
+            )?;
+        }
+        let mut maps: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        self.beyond.iter().for_each(|(point, map)| maps.entry(map).or_default().push(point));
+        for (map, points) in maps {
+            writeln!(f, "connected   all of `{map}` matters to {}", points.join(", "))?;
+        }
         for note in &self.notes {
             writeln!(f, "note        {note}")?;
         }

@@ -86,6 +86,8 @@ pub struct GenerateOptions {
     pub capabilities: Option<Vec<String>>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
+    /// Names of the containers that have to be running before it is created.
+    pub after: Vec<String>,
     /// Further commands that may be started in the container, with its user, environment and directory.
     pub exec: Vec<Vec<String>>,
     /// Signals that may be sent to every process, 1 to 64; by default the image's stop signal and SIGKILL.
@@ -118,6 +120,7 @@ impl Default for GenerateOptions {
             non_root: false,
             capabilities: None,
             mounts: Vec::new(),
+            after: Vec::new(),
             exec: Vec::new(),
             signals: None,
             stdio: true,
@@ -181,6 +184,8 @@ pub struct Container {
     pub held: Vec<String>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
+    /// Names of the containers that have to be running before it is created.
+    pub after: Vec<String>,
     /// Whether processes can never gain privileges.
     pub no_new_privileges: bool,
     /// Whether standard streams may be connected.
@@ -267,6 +272,7 @@ impl Container {
                 None => USUAL_CAPABILITIES.iter().map(ToString::to_string).collect(),
             },
             mounts: options.mounts.clone(),
+            after: options.after.clone(),
             no_new_privileges: options.no_new_privileges,
             stdio: options.stdio,
             exec: options.exec.iter().cloned().map(command).collect::<Result<_>>()?,
@@ -301,6 +307,13 @@ impl Container {
         let number = |id: &u32| json!({"pattern": id.to_string(), "strategy": "id"});
         let name =
             self.name.as_ref().map(|name| format!("    \"name\": {},\n", json!(name))).unwrap_or_default();
+        let after = match &*self.after {
+            [] => String::new(),
+            names => format!(
+                "    # These have to be running before it is created.\n    \"after\": {},\n",
+                json!(names)
+            ),
+        };
         let id = json!(self.image);
         let layers = lines(self.layers.iter().map(|layer| json!(hex(layer))));
         let command = json!(self.args);
@@ -317,7 +330,7 @@ impl Container {
         format!(
             r#"  {{
 {name}    "id": {id},
-    # The root hashes of the layers, bottom first.
+{after}    # The root hashes of the layers, bottom first.
     "layers": {layers},
     # The first process, and the signals that may be sent to it.
     "command": {command},

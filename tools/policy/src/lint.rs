@@ -3,6 +3,7 @@
 //! What an environment rule lets through is not guessed from its text: the framework's own rule is compiled for
 //! the policy's rules and asked about telling variables, such as `LD_PRELOAD=` and `LD_PRELOAD=/tmp/x`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use anyhow::{Context, Result, bail};
@@ -148,6 +149,7 @@ pub fn lint(inputs: &Inputs) -> Result<Vec<Finding>> {
         processes(name, entry, &mut findings);
     }
     same_program(&policy["containers"], &mut findings);
+    obligations(&policy["containers"], &mut findings);
     Ok(findings)
 }
 
@@ -423,6 +425,82 @@ fn same_program(containers: &Json, findings: &mut Vec<Finding>) {
                 finding("twin", &name, differing.join(", "), message, remedy)
             }
         });
+    }
+}
+
+/// What entries oblige to and nothing can meet: then a container never starts, or the guest is never ready.
+fn obligations(containers: &Json, findings: &mut Vec<Finding>) {
+    let containers = items(containers);
+    let name = |entry: &Json| entry["name"].as_str().unwrap_or_default().to_string();
+    let is_none = |entry: &Json| {
+        entry.get("max_instances").is_some_and(|most| most.as_i64().is_none_or(|most| most < 1))
+    };
+    // Names of containers that can start: those that only wait for others of them, again and again.
+    let mut startable: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let known = startable.len();
+        for entry in containers.iter().filter(|entry| !is_none(entry)) {
+            let after = &entry["after"];
+            let waits = |name: &Json| name.as_str().is_some_and(|name| startable.contains(name));
+            if !name(entry).is_empty()
+                && (after.is_null() || after.is_array() && items(after).iter().all(waits))
+            {
+                startable.insert(name(entry));
+            }
+        }
+        if startable.len() == known {
+            break;
+        }
+    }
+    for (number, entry) in containers.iter().enumerate() {
+        let mut found = |field: &str, message: String, remedy: &str| {
+            findings.push(finding(
+                "obligation",
+                &entry_name("containers", number, entry),
+                field,
+                message,
+                remedy,
+            ));
+        };
+        let obliges = ["max_instances", "required"].iter().any(|field| entry.get(*field).is_some());
+        if name(entry).is_empty() && obliges {
+            let message = "it obliges to something and has no name: it counts as one with all others that have none, and never as running";
+            found("name", message.into(), "give it a name of its own");
+            continue;
+        }
+        let after = &entry["after"];
+        let never = |name: &&Json| !name.as_str().is_some_and(|name| startable.contains(name));
+        let missing: Vec<String> = items(after).iter().filter(never).map(Json::to_string).collect();
+        let waits = !after.is_null() && !after.is_array() || !missing.is_empty();
+        if !after.is_null() && !after.is_array() {
+            found(
+                "after",
+                format!("{after} is no list of names: the container never starts"),
+                "write [names]",
+            );
+        } else if waits {
+            let message = format!(
+                "it waits for {}, which never starts: no container has the name, or it waits in turn for this one, or may never be created",
+                missing.join(", ")
+            );
+            found("after", message, "name containers of this policy that can start before it");
+        }
+        if is_none(entry) {
+            let message = format!("{} allows no container at all", entry["max_instances"]);
+            found("max_instances", message, "give a number from 1, or leave it out");
+        }
+        match entry.get("required") {
+            None | Some(Json::Bool(false)) => {}
+            Some(Json::Bool(true)) if !waits && !is_none(entry) => {}
+            Some(Json::Bool(true)) => {
+                let message = "it can never run: the guest is never ready, and no secret is released";
+                found("required", message.into(), "mend what keeps it from starting, or do not require it");
+            }
+            Some(other) => {
+                let message = format!("{other} counts as true");
+                found("required", message, "write true or false");
+            }
+        }
     }
 }
 

@@ -72,6 +72,20 @@ struct Run<'r, 'p> {
     state: Value,
     input: Option<Value>,
     remembered: BTreeMap<u32, Option<Value>>,
+    looked: Footprint,
+}
+
+/// What an evaluation looked at in `data.metadata`. Passing a map on is not looking at it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Maps that it asked for by name, whether or not they are there.
+    pub maps: BTreeSet<String>,
+    /// Entries that it asked for: map and key, whether or not they are there.
+    pub entries: BTreeSet<(String, String)>,
+    /// Maps that it went through, or used otherwise than by a key.
+    pub whole: BTreeSet<String>,
+    /// Whether it went through the maps themselves.
+    pub everything: bool,
 }
 
 impl<'p> Reference<'p> {
@@ -92,7 +106,23 @@ impl<'p> Reference<'p> {
     /// # Errors
     /// A fault.
     pub fn evaluate(&self, entry: &str, input: Option<&Json>) -> Result<Option<Json>, Fault> {
-        Ok(self.value(entry, input)?.map(|value| json(&value)))
+        Ok(self.value(entry, input).0?.map(|value| json(&value)))
+    }
+
+    /// Evaluates, and says what it looked at in the memory.
+    pub fn trace(&self, entry: &str, input: Option<&Json>) -> (Result<Option<Json>, Fault>, Footprint) {
+        let (outcome, looked) = self.value(entry, input);
+        (outcome.map(|value| value.as_ref().map(json)), looked)
+    }
+
+    /// The objects among the image's constants, in its order.
+    pub(crate) fn objects(&self) -> Vec<Json> {
+        let run = self.run(None);
+        let nodes = (0..).map_while(|index| Some((index, self.image.node(index)?.0)));
+        let objects = nodes.filter(|(_, kind)| *kind == Kind::Object);
+        objects
+            .filter_map(|(index, kind)| run.constant(Const::new(kind, index)).ok().as_ref().map(json))
+            .collect()
     }
 
     /// Evaluates, and if the result allows, remembers what it says.
@@ -100,7 +130,7 @@ impl<'p> Reference<'p> {
     /// # Errors
     /// A fault, or operations that cannot be applied: nothing has changed then.
     pub fn decide(&mut self, entry: &str, input: Option<&Json>) -> Result<Option<Json>, Fault> {
-        let Some(value) = self.value(entry, input)? else { return Ok(None) };
+        let Some(value) = self.value(entry, input).0? else { return Ok(None) };
         if value.get(&Value::string("allowed")) == Some(&Value::Bool(true))
             && let Some(operations) = value.get(&Value::string("metadata"))
         {
@@ -144,11 +174,23 @@ impl<'p> Reference<'p> {
         object(self.state.iter().map(|(name, it)| (Value::string(name), map(it))))
     }
 
-    fn value(&self, entry: &str, input: Option<&Json>) -> Outcome {
-        let input = input.map(from_json).transpose().map_err(|_| Fault("input"))?;
-        let Some(function) = self.image.entry(entry) else { return Ok(None) };
-        let mut run = Run { image: &self.image, state: self.state(), input, remembered: BTreeMap::new() };
-        run.call(function, Vec::new())
+    fn run(&self, input: Option<Value>) -> Run<'_, 'p> {
+        Run {
+            image: &self.image,
+            state: self.state(),
+            input,
+            remembered: BTreeMap::new(),
+            looked: Footprint::default(),
+        }
+    }
+
+    fn value(&self, entry: &str, input: Option<&Json>) -> (Outcome, Footprint) {
+        let Ok(input) = input.map(from_json).transpose() else {
+            return (Err(Fault("input")), Footprint::default());
+        };
+        let Some(function) = self.image.entry(entry) else { return (Ok(None), Footprint::default()) };
+        let mut run = self.run(input);
+        (run.call(function, Vec::new()), run.looked)
     }
 
     /// The state after these operations.
@@ -279,6 +321,7 @@ impl Run<'_, '_> {
         while !rest.is_empty() {
             let (instruction, after) = Instruction::decode(rest).ok_or(Fault("code"))?;
             rest = after;
+            self.note(&instruction, frame)?;
             let end = match instruction.body() {
                 Some((_, words)) => {
                     let (body, after) = rest.split_at_checked(words as usize * 4).ok_or(Fault("code"))?;
@@ -292,6 +335,51 @@ impl Run<'_, '_> {
             }
         }
         Ok(End::Over)
+    }
+
+    /// Takes note of what an instruction is going to look at in the memory.
+    fn note(&mut self, instruction: &Instruction<'_>, frame: &Frame) -> Result<(), Fault> {
+        use Instruction as I;
+        let (from, key) = match *instruction {
+            I::Move { .. } | I::Call { .. } | I::Return { .. } | I::ReturnLast { .. } => return Ok(()),
+            I::Get { from, key, .. } => (from, frame.get(key)?),
+            I::GetConst { from, key, .. } => (from, self.constant(key)?),
+            _ => {
+                instruction.registers(|register, written| {
+                    if !written && let Ok(value) = frame.get(register) {
+                        match self.place(&value) {
+                            Some(Some(map)) => drop(self.looked.whole.insert(map)),
+                            Some(None) => self.looked.everything = true,
+                            None => {}
+                        }
+                    }
+                });
+                return Ok(());
+            }
+        };
+        let text = |key: &Value| key.as_str().map_or_else(|| json(key).to_string(), str::to_string);
+        match self.place(&frame.get(from)?) {
+            Some(Some(map)) => drop(self.looked.entries.insert((map, text(&key)))),
+            Some(None) => drop(self.looked.maps.insert(text(&key))),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Whether a value is the memory (`Some(None)`) or one of its maps. Values are shared, not copied, so it is the same
+    /// place and not an equal value.
+    fn place(&self, value: &Value) -> Option<Option<String>> {
+        let same = |a: &Value, b: &Value| match (a, b) {
+            (Value::Object(a), Value::Object(b)) => Rc::ptr_eq(a, b),
+            (Value::Set(a), Value::Set(b)) => Rc::ptr_eq(a, b),
+            _ => false,
+        };
+        if same(value, &self.state) {
+            return Some(None);
+        }
+        let Value::Object(maps) = &self.state else { return None };
+        let found = maps.iter().find(|(_, map)| same(value, map));
+        found.map(|(name, _)| name.as_str().map(str::to_string))
     }
 
     /// An instruction with a body: what comes of it for the body around it.

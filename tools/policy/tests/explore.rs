@@ -5,16 +5,23 @@ mod common;
 use std::io::Cursor;
 
 use common::requests::{container, hash, policy, with};
-use parma_policy::explore::{Bounds, Exploration, Invariant, explore};
+use parma_policy::explore::{Bounds, Exploration, Invariant, Part, Policy, explore};
 use parma_policy::generate::{Container, Identity};
-use parma_policy::{Inputs, replay_sources};
+use parma_policy::{Inputs, compile, replay_sources};
 use serde_json::{Value, json};
 
 /// One container id, nothing beside an entry's devices.
 const NARROW: Bounds = Bounds { ids: 1, extra_devices: 0, others: 0, states: 100_000 };
 
+/// A rule that mounts devices wherever it is asked to.
+const SECOND_DEVICE: &str = r#"mount_device := {"allowed": true, "metadata": [operation]} if {
+	input.deviceHash in data.framework.known_layers
+	startswith(input.target, "/run/mounts/scsi/m")
+	operation := {"name": "devices", "action": "update", "key": input.target, "value": input.deviceHash}
+}"#;
+
 fn explored(text: &str, bounds: &Bounds) -> Exploration {
-    explore(&Inputs::policy("policy.rego", text), None, bounds, &mut |_| {}).unwrap()
+    explore(Policy::Source(&Inputs::policy("policy.rego", text)), None, bounds, &mut |_| {}).unwrap()
 }
 
 /// A policy of two containers with the layers 1 and 2 that differ in everything else that matters.
@@ -28,10 +35,9 @@ fn two() -> String {
     policy(&[container(), other], &json!({}))
 }
 
-/// The same with the rule of one point replaced.
-fn weakened(point: &str, rule: &str) -> String {
+/// A policy with the rule of one point replaced.
+fn weakened(text: &str, point: &str, rule: &str) -> String {
     let alias = format!("{point} := data.framework.{point}\n");
-    let text = two();
     assert!(text.contains(&alias), "{point} is not aliased");
     format!("{}\nimport rego.v1\n", "package policy\n")
         + &text
@@ -41,8 +47,12 @@ fn weakened(point: &str, rule: &str) -> String {
 
 /// Explores a weakened policy; the promise that must be found broken, and that the trace shows it.
 fn finds(point: &str, rule: &str, promise: Invariant, steps: usize) -> String {
-    let text = weakened(point, rule);
-    let found = explored(&text, &NARROW);
+    finds_in(&weakened(&two(), point, rule), &NARROW, point, promise, steps)
+}
+
+/// The same of any policy.
+fn finds_in(text: &str, bounds: &Bounds, point: &str, promise: Invariant, steps: usize) -> String {
+    let found = explored(text, bounds);
     let violation = found.violation.as_ref().unwrap_or_else(|| panic!("{point}: nothing found\n{found}"));
     assert!(!found.holds);
     assert_eq!(violation.invariant, promise, "{point}: {found}");
@@ -50,7 +60,7 @@ fn finds(point: &str, rule: &str, promise: Invariant, steps: usize) -> String {
     // The trace is one for `replay`, and there every step of it is allowed.
     let lines: String = violation.trace.iter().map(|line| format!("{line}\n")).collect();
     let mut answers = Vec::new();
-    replay_sources(&Inputs::policy("policy.rego", &text), Cursor::new(lines), &mut answers).unwrap();
+    replay_sources(&Inputs::policy("policy.rego", text), Cursor::new(lines), &mut answers).unwrap();
     let answers = String::from_utf8(answers).unwrap();
     assert_eq!(answers.lines().count(), steps);
     for answer in answers.lines() {
@@ -75,6 +85,7 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         umask: 0o22,
         held: words(&["CAP_KILL"]),
         mounts: Vec::new(),
+        after: Vec::new(),
         no_new_privileges: true,
         stdio: true,
         exec: vec![words(&["python3", "-c", "print('more')"])],
@@ -92,6 +103,8 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         let found = explored(&container.policy(), &bounds);
         assert!(found.holds && found.complete && found.violation.is_none(), "{found}");
         assert!(found.states > states && found.outside > 0, "{found}");
+        // Nothing depends on what a request does not name, so that each part of the guest was explored by itself.
+        assert!(found.beyond.is_empty() && found.walks.len() == 4, "{found}");
         let text = found.to_string();
         assert!(text.contains("holds") && text.contains(&format!("{} container ids", bounds.ids)), "{text}");
     }
@@ -107,6 +120,94 @@ fn two_entries_of_the_same_layers_are_told_apart_in_every_state() {
 }
 
 #[test]
+fn a_compiled_policy_is_explored_as_its_source_is() {
+    let image = compile(&Inputs::policy("policy.rego", &two())).unwrap().image;
+    let found = explore(Policy::Image(&image), None, &NARROW, &mut |_| {}).unwrap();
+    assert!(found.holds, "{found}");
+    let of_source = explored(&two(), &NARROW);
+    assert_eq!((found.states, &found.host_data), (of_source.states, &of_source.host_data));
+    assert!(found.to_string().contains("does not say what its flags are"), "{found}");
+    // A hole in its rules is found in it all the same.
+    let hole = weakened(&two(), "mount_device", SECOND_DEVICE);
+    let image = compile(&Inputs::policy("policy.rego", &hole)).unwrap().image;
+    let found = explore(Policy::Image(&image), None, &NARROW, &mut |_| {}).unwrap();
+    assert_eq!(found.violation.expect("it is broken").invariant, Invariant::OneDevicePerPath);
+    let nothing =
+        compile(&Inputs::policy("policy.rego", "package policy\nget_properties := {\"allowed\": false}"));
+    let nothing = explore(Policy::Image(&nothing.unwrap().image), None, &NARROW, &mut |_| {});
+    assert!(nothing.unwrap_err().to_string().contains("no containers"));
+}
+
+#[test]
+fn parts_that_a_decision_connects_are_explored_together() {
+    let others = Bounds { others: 1, ..NARROW };
+    let together = |text: &str| {
+        let found = explored(text, &others);
+        let walks = found.walks.iter().map(|walk| walk.parts.iter().copied().collect::<Vec<_>>());
+        (walks.collect::<Vec<_>>(), found)
+    };
+    // A share is mounted at the path of any container that has an overlay.
+    let (walks, found) = together(&two());
+    assert!(found.holds, "{found}");
+    assert_eq!(walks, [vec![Part::Containers, Part::Shares], vec![Part::Writable], vec![Part::Scratch]]);
+    assert_eq!(found.beyond, [("plan9_mount", "matches".to_string())]);
+    // What is wrong only while there is scratch space is found although nothing else connects the two.
+    let rule = r#"unmount_device := data.framework.unmount_device if not data.metadata.scratch_mounts
+unmount_device := {"allowed": true} if data.metadata.scratch_mounts"#;
+    let hole = weakened(&two(), "unmount_device", rule);
+    let promise = Invariant::OneDevicePerPath;
+    finds_in(&hole, &others, "unmount_device", promise, 2);
+    assert!(explored(&hole, &NARROW).holds, "without scratch space there is no hole");
+}
+
+/// [`two`], in which the other one comes after the first, and each may be there once.
+fn obliging() -> String {
+    two()
+        .replace("\"name\":\"other\"", "\"name\":\"other\",\"after\":[\"serve\"]")
+        .replace("\"name\":\"serve\"", "\"name\":\"serve\",\"max_instances\":1,\"required\":true")
+}
+
+#[test]
+fn what_entries_oblige_to_is_met_in_every_state() {
+    let two_ids = Bounds { ids: 2, ..NARROW };
+    let found = explored(&obliging(), &two_ids);
+    assert!(found.holds, "{found}");
+    assert!(found.beyond.contains(&("create_container", "instances".into())), "{found}");
+    // A rule that forgets them, and is right in everything else.
+    let rule = r#"create_container := {
+	"allowed": true, "env_list": input.envList, "caps_list": input.capabilities,
+	"allow_stdio_access": one.allow_stdio_access,
+	"metadata": [
+		{"name": "matches", "action": "update", "key": input.containerID, "value": [one]},
+		{"name": "started", "action": "add", "key": input.containerID, "value": {"privileged": false}},
+		{"name": "instances", "action": "add", "key": input.containerID, "value": one.name},
+	],
+} if {
+	not data.metadata.started[input.containerID]
+	input.devices == []
+	some one in data.metadata.matches[input.containerID]
+	one.command == input.argList
+	one.working_dir == input.workingDir
+	data.framework.user_ok(one.user)
+	data.framework.privileged_ok(one)
+	data.framework.no_new_privileges_ok(one)
+	one.seccomp_profile_sha256 == input.seccompProfileSHA256
+	data.framework.mounts_ok(one)
+	data.framework.environment_ok(one.env_rules, input.envList)
+	data.framework.capabilities_ok(one.capabilities, input.capabilities)
+	CONDITION
+}"#;
+    for (condition, steps, what) in [
+        ("data.framework.instances_ok(one)", 4, "`after`"),
+        ("data.framework.turn_ok(one)", 6, "`max_instances`"),
+    ] {
+        let hole = weakened(&obliging(), "create_container", &rule.replace("CONDITION", condition));
+        let message = finds_in(&hole, &two_ids, "create_container", Invariant::ObligationsAreMet, steps);
+        assert!(message.contains(what), "{message}");
+    }
+}
+
+#[test]
 fn a_path_that_is_forgotten_to_be_free_again_is_found() {
     finds(
         "unmount_device",
@@ -118,12 +219,7 @@ fn a_path_that_is_forgotten_to_be_free_again_is_found() {
 
 #[test]
 fn a_second_device_at_one_path_is_found() {
-    let rule = r#"mount_device := {"allowed": true, "metadata": [operation]} if {
-	input.deviceHash in data.framework.known_layers
-	startswith(input.target, "/run/mounts/scsi/m")
-	operation := {"name": "devices", "action": "update", "key": input.target, "value": input.deviceHash}
-}"#;
-    finds("mount_device", rule, Invariant::OneDevicePerPath, 1);
+    finds("mount_device", SECOND_DEVICE, Invariant::OneDevicePerPath, 1);
 }
 
 #[test]
@@ -202,7 +298,7 @@ fn the_customer_s_assertions_are_checked_and_a_broken_one_comes_with_its_trace()
     let check = |rules: &str| {
         let module =
             ("assertions.rego".to_string(), format!("package assertions\n\nimport rego.v1\n\n{rules}\n"));
-        explore(&inputs, Some(&module), &NARROW, &mut |_| {})
+        explore(Policy::Source(&inputs), Some(&module), &NARROW, &mut |_| {})
     };
     let rules = r#"deny contains "a second process runs" if {
 	input.point == "exec_in_container"

@@ -26,10 +26,10 @@ spec:
     image: example.org/tools:1
     command: [/bin/prepare, "$(TARGET)", "$$(TARGET)", "$(UNKNOWN)"]
     env:
-    - {name: TARGET, value: /work}
+    - {name: TARGET, value: /srv}
     - {name: LOG, value: "$(TARGET)/log"}
     volumeMounts:
-    - {name: work.dir, mountPath: /work}
+    - {name: work.dir, mountPath: /srv}
   containers:
   - name: serve
     image: example.org/serve:2
@@ -104,8 +104,8 @@ fn a_pod_s_policy_allows_each_container_what_the_pod_says_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let containers = containers(dir.path());
     let [prepare, serve] = &containers[..] else { panic!("two containers") };
-    assert_eq!(prepare.args, ["/bin/prepare", "/work", "$(TARGET)", "$(UNKNOWN)"]);
-    assert!(prepare.env.contains(&"LOG=/work/log".to_string()), "{:?}", prepare.env);
+    assert_eq!(prepare.args, ["/bin/prepare", "/srv", "$(TARGET)", "$(UNKNOWN)"]);
+    assert!(prepare.env.contains(&"LOG=/srv/log".to_string()), "{:?}", prepare.env);
     assert_eq!((prepare.identity.uid, &*prepare.identity.gids), (1000, &[0][..]));
     assert_eq!(serve.args, ["/bin/serve", "--port", "8080"]);
     assert_eq!((serve.identity.uid, serve.identity.gids[0]), (33, 4));
@@ -115,6 +115,7 @@ fn a_pod_s_policy_allows_each_container_what_the_pod_says_of_it() {
     let policy = policy_of(&containers).unwrap();
     let mut guest = Guest::new(Oracle::new(&policy));
     let (a, b) = (id('a'), id('b'));
+    assert_eq!((&*prepare.after, &*serve.after), (&[][..], &["prepare".to_string()][..]));
     for (number, id) in [(0, &a), (1, &b)] {
         guest.ask("mount_device", &mount_device(number, &format!("0{}", number + 1).repeat(32))).allowed();
         let layers = [device_path(number)];
@@ -123,11 +124,14 @@ fn a_pod_s_policy_allows_each_container_what_the_pod_says_of_it() {
             .ask("mount_overlay", &json!({"containerID": id, "layerPaths": layers, "target": target}))
             .allowed();
     }
-    let mount = directory(&a, "work.dir", "/work", "rw");
-    guest.ask("create_container", &create(&a, prepare, json!([mount]))).allowed();
-
     let mount = directory(&b, "work.dir", "/data", "ro");
     let honest = create(&b, serve, json!([mount]));
+    // Not before the initial container.
+    let denied = guest.ask("create_container", &honest).denied();
+    assert_eq!(denied, ["an earlier container is not running"]);
+    let mount = directory(&a, "work.dir", "/srv", "rw");
+    guest.ask("create_container", &create(&a, prepare, json!([mount]))).allowed();
+
     for wrong in [
         directory(&b, "work.dir", "/data", "rw"),
         directory(&b, "work.dir", "/etc", "ro"),

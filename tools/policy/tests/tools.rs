@@ -203,9 +203,59 @@ fn explained(policy: &Inputs, point: &str, input: &Value) -> Explanation {
     explain(policy, &json!({"point": point, "input": input}).to_string()).unwrap()
 }
 
+#[test]
+fn lint_finds_obligations_that_nothing_can_meet() {
+    let entry = |name: &str, more: Value| {
+        let mut entry = strict();
+        entry["name"] = name.into();
+        entry["command"] = json!([format!("/bin/{name}")]);
+        for (field, value) in more.as_object().unwrap() {
+            entry[field] = value.clone();
+        }
+        entry
+    };
+    assert_eq!(
+        places(&[
+            entry("a", json!({"required": true, "max_instances": 2})),
+            entry("b", json!({"after": ["a"]}))
+        ]),
+        []
+    );
+    for (containers, found) in [
+        (vec![entry("a", json!({"after": ["b", "c"]})), entry("b", json!({}))], vec!["after"]),
+        (vec![entry("a", json!({"after": ["a"]}))], vec!["after"]),
+        (
+            vec![
+                entry("a", json!({"after": ["b"]})),
+                entry("b", json!({"after": ["c"]})),
+                entry("c", json!({"after": ["b"]})),
+            ],
+            vec!["after", "after", "after"],
+        ),
+        (vec![entry("a", json!({"after": "b"})), entry("b", json!({}))], vec!["after"]),
+        (vec![entry("a", json!({"max_instances": 0}))], vec!["max_instances"]),
+        (vec![entry("a", json!({"max_instances": "3"}))], vec!["max_instances"]),
+        (vec![entry("a", json!({"required": "yes"}))], vec!["required"]),
+        (vec![entry("a", json!({"required": true, "max_instances": 0}))], vec!["max_instances", "required"]),
+        (
+            vec![
+                entry("a", json!({"required": true, "after": ["b"]})),
+                entry("b", json!({"max_instances": 0})),
+            ],
+            vec!["after", "required", "max_instances"],
+        ),
+        (vec![entry("", json!({"required": true}))], vec!["name"]),
+    ] {
+        let places = places(&containers);
+        assert!(places.iter().all(|(check, ..)| *check == "obligation"), "{places:?}");
+        let fields: Vec<&str> = places.iter().map(|(_, _, field)| &**field).collect();
+        assert_eq!(fields, found, "{:#?}", findings(&containers));
+    }
+}
+
 /// The fields that an entry refuses.
-fn refused(explanation: &Explanation, entry: usize) -> Vec<&'static str> {
-    explanation.candidates[entry].failed.iter().map(|failure| failure.field).collect()
+fn refused(explanation: &Explanation, entry: usize) -> Vec<&str> {
+    explanation.candidates[entry].failed.iter().map(|failure| &*failure.field).collect()
 }
 
 #[test]
@@ -271,6 +321,155 @@ fn explain_knows_processes_signals_and_layers() {
     let answer = explained(&policy, "mount_device", &mount_device(0, &hash(9)));
     assert_eq!(answer.reasons, ["invalid device hash"]);
     assert!(answer.notes.iter().any(|note| note.contains(&hash(1))), "{answer}");
+}
+
+#[test]
+fn explain_names_the_field_and_what_would_be_allowed_at_every_point() {
+    let changes = json!({
+        "max_scratch_size": 4096,
+        "external_processes": [{"command": ["/bin/top"], "working_dir": "/", "allow_stdio_access": false,
+            "env_rules": [{"pattern": "A=1", "strategy": "string", "required": true}]}],
+        "fragments": [{"issuer": "did:x509:x", "feed": "f", "minimum_svn": "3", "includes": ["containers"]}],
+    });
+    let mut entry = container();
+    entry["after"] = json!(["first"]);
+    entry["max_instances"] = json!(1);
+    let policy = inputs(&[entry], &changes);
+    let id = id('1');
+    let top = json!({"argList": ["/bin/top"], "envList": ["A=1"], "workingDir": "/"});
+    let load = json!({"issuer": "did:x509:x", "feed": "f", "namespace": "x", "fragment_loaded": false,
+        "has_header_svn": true, "header_svn": 3, "receipts": []});
+    let disk = json!({"target": format!("/run/gcs/c/{id}"), "encrypted": true, "ensureFilesystem": true,
+        "filesystem": "ext4", "mountPathRegex": "/run/gcs/c/[0-9a-fA-F]{64}", "rollbackProtection": true, "size": 4096});
+    let scratch = json!({"target": "/s", "encrypted": true, "memory": false});
+    let changed = |request: &Value, field: &str, value: Value| {
+        let mut request = request.clone();
+        request[field] = value;
+        request
+    };
+    for (point, request, field, allowed) in [
+        ("mount_device", mount_device(0, &hash(9)), "deviceHash", json!([hash(1), hash(2)])),
+        (
+            "mount_device",
+            changed(&mount_device(0, &hash(1)), "target", json!("/etc")),
+            "target",
+            json!("/run/mounts/scsi/m[0-9]+"),
+        ),
+        ("unmount_device", json!({"unmountTarget": "/x"}), "unmountTarget", json!([])),
+        ("rw_unmount_device", json!({"unmountTarget": "/x"}), "unmountTarget", json!([])),
+        ("scratch_unmount", json!({"unmountTarget": "/x"}), "unmountTarget", json!([])),
+        ("unmount_overlay", json!({"unmountTarget": "/x"}), "unmountTarget", json!([])),
+        ("plan9_unmount", json!({"unmountTarget": "/x"}), "unmountTarget", json!([])),
+        (
+            "rw_mount_device",
+            changed(&disk, "target", json!("/x")),
+            "target",
+            json!("/run/gcs/c/[0-9a-fA-F]{64}"),
+        ),
+        (
+            "rw_mount_device",
+            changed(&disk, "filesystem", json!("vfat")),
+            "filesystem",
+            json!(["ext4", "xfs"]),
+        ),
+        (
+            "rw_mount_device",
+            changed(&disk, "ensureFilesystem", json!(false)),
+            "ensureFilesystem",
+            json!(true),
+        ),
+        ("rw_mount_device", changed(&disk, "size", json!(4097)), "size", json!(4096)),
+        (
+            "rw_mount_device",
+            changed(&disk, "rollbackProtection", json!(false)),
+            "rollbackProtection",
+            json!(true),
+        ),
+        ("rw_mount_device", changed(&disk, "encrypted", json!(false)), "encrypted", json!(true)),
+        (
+            "rw_mount_device",
+            changed(&changed(&disk, "volume", json!("x")), "target", json!("/run/mounts/volumes/x")),
+            "volume",
+            json!([]),
+        ),
+        ("scratch_mount", changed(&scratch, "encrypted", json!(false)), "encrypted", json!(true)),
+        ("scratch_mount", changed(&scratch, "memory", json!(true)), "memory", json!(false)),
+        (
+            "plan9_mount",
+            json!({"target": "/x", "rootPrefix": "/run/gcs/c", "mountPathPrefix": "/mounts/m[0-9]+"}),
+            "target",
+            json!("/mounts/m[0-9]+"),
+        ),
+        ("create_container", changed(&create_container(&id), "devices", json!([1])), "devices", json!([])),
+        ("get_properties", json!({}), "allow_properties_access", json!(false)),
+        ("dump_stacks", json!({}), "allow_dump_stacks", json!(false)),
+        ("runtime_logging", json!({}), "allow_runtime_logging", json!(false)),
+        ("host_network", json!({}), "allow_host_network", json!(false)),
+    ] {
+        let answer = explained(&policy, point, &request);
+        assert!(!answer.allowed, "{answer}");
+        let failure = answer.refused.iter().find(|failure| failure.field == field);
+        let failure = failure.unwrap_or_else(|| panic!("{point} {field}: {answer}"));
+        assert_eq!(failure.allowed, allowed, "{answer}");
+        let asked = request.get(field).cloned().unwrap_or(json!(true));
+        assert_eq!(failure.asked, asked, "{answer}");
+        assert!(answer.to_string().contains(field), "{answer}");
+    }
+    for (point, request) in [
+        ("rw_mount_device", &disk),
+        ("scratch_mount", &scratch),
+        ("exec_external", &top),
+        ("load_fragment", &load),
+    ] {
+        let answer = explained(&policy, point, request);
+        assert!(answer.allowed && answer.refused.is_empty(), "{answer}");
+    }
+    // Of what has entries, each entry by itself.
+    for (point, request, field, asked) in [
+        ("exec_external", changed(&top, "argList", json!(["/bin/sh"])), "command", json!(["/bin/sh"])),
+        ("exec_external", changed(&top, "workingDir", json!("/tmp")), "working_dir", json!("/tmp")),
+        (
+            "exec_external",
+            changed(&top, "envList", json!(["B=1"])),
+            "env_rules",
+            json!({"not allowed": ["B=1"], "required and not given": [changes["external_processes"][0]["env_rules"][0]]}),
+        ),
+        ("load_fragment", changed(&load, "issuer", json!("did:x509:y")), "issuer", json!("did:x509:y")),
+        ("load_fragment", changed(&load, "feed", json!("g")), "feed", json!("g")),
+        ("load_fragment", changed(&load, "header_svn", json!(2)), "minimum_svn", json!(2)),
+        (
+            "mount_overlay",
+            common::requests::mount_overlay(&id, &[1, 0]),
+            "layers",
+            json!(["(nothing is mounted there)", "(nothing is mounted there)"]),
+        ),
+        ("create_container", create_container(&id), "after", json!({"running": []})),
+    ] {
+        let answer = explained(&policy, point, &request);
+        assert!(!answer.allowed, "{answer}");
+        assert_eq!(refused(&answer, 0), [field], "{answer}");
+        assert_eq!(answer.candidates[0].failed[0].asked, asked, "{answer}");
+    }
+    // What the guest remembers is what decides about instances.
+    let metadata = json!({
+        "matches": {id.clone(): [policy_entry(&policy)], "a": [], "b": []},
+        "started": {"a": {"privileged": false}, "b": {"privileged": false}},
+        "instances": {"a": "first", "b": "serve"},
+    });
+    let request = json!({"point": "create_container", "input": create_container(&id), "metadata": metadata});
+    let answer = explain(&policy, &request.to_string()).unwrap();
+    assert_eq!(refused(&answer, 0), ["max_instances"], "{answer}");
+    assert_eq!(answer.candidates[0].failed[0].asked, json!({"created before": 1}), "{answer}");
+}
+
+/// The only container of a policy.
+fn policy_entry(inputs: &Inputs) -> Value {
+    let inputs = Inputs { entries: vec!["data.policy.containers".into()], ..inputs.clone() };
+    let image = parma_policy::compile(&inputs).unwrap().image;
+    match parma_policy::Session::new(&image).unwrap().evaluate("data.policy.containers", None) {
+        parma_policy::Evaluation::Value(containers) => containers[0].clone(),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use indicatif::HumanBytes;
 use parma::output::{self, hex};
 use parma::workload::{Policy, Workload};
 use parma_layer::oci::Reference;
-use parma_policy::explore::{Bounds, Progress, explore};
+use parma_policy::explore::{self, Bounds, Progress, explore};
 use parma_policy::generate::{GenerateOptions, PodContainer, policy_of, read_pod, signal};
 use parma_policy::{Inputs, check, explain, lint};
 use std::fs::{self, File};
@@ -237,7 +237,7 @@ Exits with 0 if everything holds in all states within the bounds. If something i
 as a trace, and exits with 1; with 1 also if there are more states than it may look at."
 )]
 pub struct Explore {
-    /// The policy, in Rego
+    /// The policy: Rego, or compiled
     policy: PathBuf,
     #[command(flatten)]
     inputs: Modules,
@@ -417,12 +417,19 @@ pub fn main(command: Command) -> Result<ExitCode> {
                 }
             };
             let bounds = Bounds { ids, extra_devices, others, states };
+            let image = read(&policy)?;
+            let source;
+            let subject = if is_compiled(&image) {
+                explore::Policy::Image(&image)
+            } else {
+                source = inputs.with(&policy, Vec::new())?;
+                explore::Policy::Source(&source)
+            };
             let bar = super::run::spinner(false);
-            let explored =
-                explore(&inputs.of_source(&policy)?, assertions.as_ref(), &bounds, &mut |progress| {
-                    let Progress { states, waiting, requests } = progress;
-                    bar.set_message(format!("{states} states, {waiting} to look at, {requests} requests"));
-                });
+            let explored = explore(subject, assertions.as_ref(), &bounds, &mut |progress| {
+                let Progress { states, waiting, requests } = progress;
+                bar.set_message(format!("{states} states, {waiting} to look at, {requests} requests"));
+            });
             bar.finish_and_clear();
             let explored = explored.with_context(|| format!("cannot explore {}", policy.display()))?;
             if let Some(path) = dot {

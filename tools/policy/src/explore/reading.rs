@@ -13,13 +13,14 @@ use serde_json::{Value as Json, json};
 use super::pattern;
 use crate::compile::rules;
 use crate::lint::entry_name;
+use crate::reference::Reference;
 use crate::{Evaluation, FRAMEWORK_DATA, Inputs, Session, compile};
 
 /// The version of the framework whose meaning the policy's data has.
 const FRAMEWORK_VERSION: [u64; 3] = [0, 5, 0];
 
 /// What is read of a policy.
-const DATA: [&str; 15] = [
+const DATA: [&str; 16] = [
     "allow_capability_dropping",
     "allow_dump_stacks",
     "allow_environment_variable_dropping",
@@ -35,6 +36,24 @@ const DATA: [&str; 15] = [
     "framework_svn",
     "framework_version",
     "max_scratch_size",
+    "platform_rules",
+];
+
+/// What a container of a policy has, once it is complete.
+const CONTAINER: [&str; 13] = [
+    "allow_elevated",
+    "allow_stdio_access",
+    "capabilities",
+    "command",
+    "env_rules",
+    "exec_processes",
+    "layers",
+    "mounts",
+    "no_new_privileges",
+    "seccomp_profile_sha256",
+    "signals",
+    "user",
+    "working_dir",
 ];
 
 /// Before the root hash of a read-only volume, as the source of a mount.
@@ -55,7 +74,10 @@ pub(super) struct Reading {
     pub external: Vec<Json>,
     pub env_dropping: bool,
     pub capability_dropping: bool,
-    flags: BTreeMap<&'static str, Json>,
+    /// Whether any entry obliges to something.
+    pub obliging: bool,
+    /// The policy's flags; `None` where they cannot be read, and then nothing that they decide is judged.
+    flags: Option<BTreeMap<&'static str, Json>>,
     constants: Json,
     patterns: RefCell<BTreeMap<String, Option<Hir>>>,
 }
@@ -89,29 +111,12 @@ impl Reading {
                 }
             }
         }
-        let mut constants: Json = serde_json::from_str(FRAMEWORK_DATA)?;
+        let mut reading = Reading::empty(Some(flags))?;
         for (name, value) in inputs.data.iter().flat_map(Json::as_object).flatten() {
-            constants[name] = value.clone();
+            reading.constants[name] = value.clone();
         }
-        let mut reading = Reading {
-            containers: Vec::new(),
-            names: Vec::new(),
-            layers: BTreeSet::new(),
-            external: Vec::new(),
-            env_dropping: false,
-            capability_dropping: false,
-            flags,
-            constants,
-            patterns: RefCell::default(),
-        };
         let raw = items(&reading.flag("containers")).to_vec();
-        let layers = raw.iter().flat_map(|container| items(&container["layers"]).to_vec());
-        let volumes = raw.iter().flat_map(|container| items(&container["mounts"]));
-        let volumes = volumes.filter_map(|mount| mount["source"].as_str()?.strip_prefix(VOLUME));
-        reading.layers = layers
-            .filter_map(|layer| layer.as_str().map(str::to_string))
-            .chain(volumes.map(str::to_string))
-            .collect();
+        reading.layers = layers_of(&raw);
         reading.env_dropping = reading.allows("allow_environment_variable_dropping");
         let version = ["framework_version", "framework_svn"].map(|name| reading.flag(name));
         let version = version.iter().find_map(Json::as_str).and_then(version_of);
@@ -120,29 +125,84 @@ impl Reading {
             return Ok(reading);
         };
         reading.capability_dropping = reading.allows("allow_capability_dropping") && version >= [0, 2, 2];
-        reading.names = (0..raw.len()).map(|number| entry_name("containers", number, &raw[number])).collect();
-        reading.containers = raw.into_iter().map(|container| completed(container, version)).collect();
         reading.external = items(&reading.flag("external_processes")).to_vec();
+        reading.take(raw.into_iter().map(|container| completed(container, version)).collect());
         Ok(reading)
     }
 
-    fn flag(&self, name: &str) -> Json {
-        self.flags.get(name).cloned().unwrap_or_default()
+    /// Reads what an image has of its policy's data: the entries, which are constants of it.
+    ///
+    /// # Errors
+    /// It is not valid, or no entry can be told from its other constants.
+    pub fn of_image(image: &[u8]) -> Result<Reading> {
+        let mut reading = Reading::empty(None)?;
+        let objects = Reference::new(image)?.objects();
+        let with = |fields: &[&str]| -> Vec<Json> {
+            let has = |object: &&Json| fields.iter().all(|field| object.get(*field).is_some());
+            objects.iter().filter(has).cloned().collect()
+        };
+        let containers = with(&CONTAINER);
+        if containers.is_empty() {
+            bail!("no containers can be read from the image: give the Rego that it was compiled from");
+        }
+        reading.layers = layers_of(&containers);
+        reading.external = with(&["allow_stdio_access", "command", "env_rules", "working_dir"]);
+        reading.external.retain(|process| process.get("layers").is_none());
+        (reading.env_dropping, reading.capability_dropping) = (true, true);
+        reading.take(containers);
+        Ok(reading)
     }
 
-    /// Whether a flag is `true`.
+    fn empty(flags: Option<BTreeMap<&'static str, Json>>) -> Result<Reading> {
+        Ok(Reading {
+            containers: Vec::new(),
+            names: Vec::new(),
+            layers: BTreeSet::new(),
+            external: Vec::new(),
+            env_dropping: false,
+            capability_dropping: false,
+            obliging: false,
+            flags,
+            constants: serde_json::from_str(FRAMEWORK_DATA)?,
+            patterns: RefCell::default(),
+        })
+    }
+
+    fn take(&mut self, containers: Vec<Json>) {
+        let named = containers.iter().enumerate();
+        self.names = named.map(|(number, container)| entry_name("containers", number, container)).collect();
+        self.obliging = containers.iter().any(obliges);
+        self.containers = containers;
+    }
+
+    /// What of the policy is not explored.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.flags.is_none() {
+            notes.push("a compiled policy does not say what its flags are: what they decide is followed and not judged".into());
+        }
+        if !items(&self.flag("fragments")).is_empty() {
+            notes.push("what signed fragments would add is not explored".into());
+        }
+        if !items(&self.flag("platform_rules")).is_empty() {
+            notes.push("what platform rules add to containers is not asked for".into());
+        }
+        notes
+    }
+
+    fn flag(&self, name: &str) -> Json {
+        self.flags.as_ref().and_then(|flags| flags.get(name)).cloned().unwrap_or_default()
+    }
+
+    /// Whether a flag is `true`, or may be.
     pub fn allows(&self, flag: &str) -> bool {
-        self.flags.get(flag) == Some(&Json::Bool(true))
+        self.flags.as_ref().is_none_or(|flags| flags.get(flag) == Some(&Json::Bool(true)))
     }
 
     /// The most bytes of a scratch device.
     pub fn max_scratch_size(&self) -> Option<i64> {
-        self.flags.get("max_scratch_size").map(|size| size.as_i64().unwrap_or(i64::MIN))
-    }
-
-    /// Whether the policy names fragments, which are not explored.
-    pub fn has_fragments(&self) -> bool {
-        !items(&self.flag("fragments")).is_empty()
+        let size = self.flags.as_ref()?.get("max_scratch_size")?;
+        Some(size.as_i64().unwrap_or(i64::MIN))
     }
 
     /// A pattern, parsed once.
@@ -348,6 +408,24 @@ impl Reading {
     }
 }
 
+/// Every layer of these containers, and every read-only volume.
+fn layers_of(containers: &[Json]) -> BTreeSet<String> {
+    let layers = containers.iter().flat_map(|container| items(&container["layers"])).filter_map(Json::as_str);
+    let mounts = containers.iter().flat_map(|container| items(&container["mounts"]));
+    let volumes = mounts.filter_map(|mount| mount["source"].as_str()?.strip_prefix(VOLUME));
+    layers.chain(volumes).map(str::to_string).collect()
+}
+
+/// Whether an entry is required.
+pub(super) fn is_required(entry: &Json) -> bool {
+    entry.get("required").is_some_and(|required| *required != false)
+}
+
+/// Whether an entry says anything of other containers, or of how many there are.
+fn obliges(entry: &Json) -> bool {
+    is_required(entry) || entry.get("max_instances").is_some() || !items(&entry["after"]).is_empty()
+}
+
 /// The elements of an array, none of anything else.
 pub(crate) fn items(list: &Json) -> &[Json] {
     list.as_array().map_or(&[], Vec::as_slice)
@@ -370,6 +448,10 @@ fn version_of(text: &str) -> Option<[u64; 3]> {
 /// A container of a policy for an older framework has that version's meaning of what it could not say.
 fn completed(mut container: Json, version: [u64; 3]) -> Json {
     let Json::Object(fields) = &mut container else { return container };
+    if version < FRAMEWORK_VERSION {
+        // What it could not say, it did not.
+        fields.retain(|field, _| CONTAINER.contains(&field.as_str()));
+    }
     if version < [0, 2, 0] {
         fields.insert("no_new_privileges".into(), false.into());
     }

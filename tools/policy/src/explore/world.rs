@@ -10,7 +10,7 @@ use parma_guest::policy::Decision;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use super::reading::{Reading, Runs, items};
+use super::reading::{Reading, Runs, is_required, items};
 
 /// A promise that is checked of every decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -26,6 +26,9 @@ pub enum Invariant {
     OneEntryAllowsAll,
     /// A container id never serves twice.
     BurnedIdsStayBurned,
+    /// A container starts after those that its entry names and as often as its entry says; a guest is ready only when
+    /// everything runs that is required.
+    ObligationsAreMet,
     /// A denial, and an action that was undone, leave the policy's memory as it was.
     DenialsChangeNothing,
     /// The customer's own.
@@ -42,6 +45,7 @@ impl Invariant {
             Self::OnlyWhatThePolicyNames => "nothing runs that is not in the policy",
             Self::OneEntryAllowsAll => "what is allowed, one single entry allows in every field",
             Self::BurnedIdsStayBurned => "a burned id never comes back",
+            Self::ObligationsAreMet => "what entries oblige to is met",
             Self::DenialsChangeNothing => "what is denied changes nothing",
             Self::Assertion => "the customer's assertion",
         }
@@ -77,6 +81,8 @@ pub(super) struct Container {
     pub life: Life,
     /// Whether it was created privileged.
     pub privileged: bool,
+    /// The name of the entry that it was created from, where entries oblige to something.
+    pub instance: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -223,7 +229,8 @@ impl World {
                 let fits = !entries.is_empty();
                 require(fits, OverlayInOrder, format!("no entry has the layers {layers}, bottom first"))?;
                 self.overlays.insert(target.into(), id.into());
-                let container = Container { entries, life: Life::Prepared, privileged: false };
+                let container =
+                    Container { entries, life: Life::Prepared, privileged: false, instance: None };
                 self.containers.insert(id.into(), container);
             }
             Point::UnmountOverlay => {
@@ -281,7 +288,7 @@ impl World {
         let id = text(input, "containerID");
         let (env, capabilities) = runs(policy, input, result)?;
         let runs = Runs { env: &env, capabilities: &capabilities };
-        let devices = &self.devices;
+        let (devices, instances) = (&self.devices, self.instances());
         let Some(container) = self.containers.get_mut(id) else {
             return Err((OnlyWhatThePolicyNames, format!("the container {id:.8}… without an overlay")));
         };
@@ -291,6 +298,15 @@ impl World {
             format!("a second container with the id {id:.8}…"),
         )?;
         narrow(container, policy, |entry| policy.refuses_create(entry, input, &runs, devices))?;
+        if policy.obliging {
+            let met = narrow(container, policy, |entry| instances.refuse(entry));
+            met.map_err(|(_, message)| (Invariant::ObligationsAreMet, message))?;
+            let names: BTreeSet<String> =
+                container.entries.iter().map(|&entry| name_of(&policy.containers[entry])).collect();
+            let several = "it may be of several names, so that nobody can count what it was";
+            require(names.len() == 1, Invariant::ObligationsAreMet, several)?;
+            container.instance = names.into_iter().next();
+        }
         let stdio = &result["allow_stdio_access"];
         let agreed =
             container.entries.iter().all(|&entry| policy.containers[entry]["allow_stdio_access"] == *stdio);
@@ -301,6 +317,26 @@ impl World {
         )?;
         (container.life, container.privileged) = (Life::Runs, input["privileged"] == true);
         Ok(())
+    }
+
+    fn instances(&self) -> Instances {
+        let mut instances = Instances::default();
+        for container in self.containers.values() {
+            let Some(name) = &container.instance else { continue };
+            *instances.created.entry(name.clone()).or_default() += 1;
+            if container.life == Life::Runs && !name.is_empty() {
+                instances.running.insert(name.clone());
+            }
+        }
+        instances
+    }
+
+    /// What does not run although it is required.
+    pub fn unready(&self, policy: &Reading) -> Option<String> {
+        let running = self.instances().running;
+        let mut required = policy.containers.iter().filter(|entry| is_required(entry));
+        let missing = required.find(|entry| !running.contains(&name_of(entry)))?;
+        Some(format!("the guest is ready, and {:?} does not run", name_of(missing)))
     }
 
     fn running(&mut self, id: &str) -> Result<&mut Container, Broken> {
@@ -328,6 +364,30 @@ impl World {
         lines.retain(|line| !line.is_empty());
         if lines.is_empty() { "nothing".into() } else { lines.join("\n") }
     }
+}
+
+/// Names of entries: how many containers were created from them, and of which one runs.
+#[derive(Default)]
+struct Instances {
+    created: BTreeMap<String, i64>,
+    running: BTreeSet<String>,
+}
+
+impl Instances {
+    /// The obligation of an entry that is not met now.
+    fn refuse(&self, entry: &Json) -> Option<&'static str> {
+        let after = items(&entry["after"]).iter();
+        if !after.map(|name| name.as_str().unwrap_or_default()).all(|name| self.running.contains(name)) {
+            return Some("turn (`after`)");
+        }
+        let count = self.created.get(&name_of(entry)).copied().unwrap_or(0);
+        let most = entry.get("max_instances")?;
+        (count >= most.as_i64().unwrap_or(0)).then_some("number (`max_instances`)")
+    }
+}
+
+fn name_of(entry: &Json) -> String {
+    entry["name"].as_str().unwrap_or_default().into()
 }
 
 fn flag(policy: &Reading, name: &str) -> Result<(), Broken> {

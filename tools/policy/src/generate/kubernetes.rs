@@ -297,13 +297,19 @@ pub fn read_pod(yaml: &str, options: &GenerateOptions) -> Result<Vec<PodContaine
     }
     let lists = [("initContainers", &spec.init_containers), ("containers", &spec.containers)];
     let mut names = BTreeSet::new();
-    let mut containers = Vec::new();
+    let mut containers: Vec<PodContainer> = Vec::new();
+    // Initial containers start one after the other, the others after the last of them.
+    let mut after = Vec::new();
     for (list, members) in lists {
         for (number, container) in members.iter().enumerate() {
             let place = format!("spec.{list}[{number}]");
             ensure!(names.insert(&container.name), "{place}.name: {:?} is there twice", container.name);
             let options = container.options(options, &spec.security_context, &volumes);
-            let options = options.with_context(|| place.clone())?;
+            let mut options = options.with_context(|| place.clone())?;
+            options.after.clone_from(&after);
+            if list == "initContainers" {
+                after = vec![container.name.clone()];
+            }
             containers.push(PodContainer { place, image: container.image.clone(), options });
         }
     }

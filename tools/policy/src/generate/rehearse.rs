@@ -13,15 +13,22 @@ fn id_of(number: usize) -> String {
     format!("{:064x}", number + 1)
 }
 
-/// Asks `policy` for everything that an honest host asks for in the lives of `containers`, one after the other.
+/// Asks `policy` for everything that an honest host asks for in the lives of `containers`: they start in their order, and
+/// end when all run, since some may have to be running for others to start.
 ///
 /// # Errors
 /// The policy does not compile, or denies one of these requests.
 pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     let compiled = compile(&Inputs::policy("policy.rego", policy)).context("the generated policy")?;
     let mut session = Session::new(&compiled.image)?;
-    let lives = containers.iter().enumerate();
-    for (point, input) in lives.flat_map(|(number, container)| honest_life(container, &id_of(number))) {
+    let (mut starts, mut ends, mut devices) = (Vec::new(), Vec::new(), 0);
+    for (number, container) in containers.iter().enumerate() {
+        let (start, end) = honest_life(container, &id_of(number), devices);
+        devices += container.layers.len();
+        starts.extend(start);
+        ends.extend(end);
+    }
+    for (point, input) in starts.into_iter().chain(ends) {
         let rule = point.entry();
         match session.decide(rule, Some(&input)).context("the generated policy")? {
             Evaluation::Value(result) if result["allowed"] == true => {}
@@ -33,9 +40,12 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     Ok(())
 }
 
-/// The requests, in order, as the guest gives them to the policy.
-fn honest_life(container: &Container, id: &str) -> Vec<(Point, Value)> {
-    let device = |number: usize| format!("/run/mounts/scsi/m{number}");
+/// Requests, in order, as the guest gives them to the policy.
+type Requests = Vec<(Point, Value)>;
+
+/// A container's start, and all that is asked of it while it runs; and its end. Its devices have the numbers from `first`.
+fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requests) {
+    let device = |number: usize| format!("/run/mounts/scsi/m{}", first + number);
     let devices = 0..container.layers.len();
     let rootfs = format!("/run/gcs/c/{id}/rootfs");
     let mut life = Vec::new();
@@ -78,12 +88,14 @@ fn honest_life(container: &Container, id: &str) -> Vec<(Point, Value)> {
     if container.logging {
         life.push((Point::RuntimeLogging, json!({})));
     }
-    life.push((Point::ShutdownContainer, json!({"containerID": id})));
-    life.push((Point::UnmountOverlay, json!({"unmountTarget": rootfs})));
-    life.push((Point::ScratchUnmount, json!({"unmountTarget": writable})));
-    life.push((Point::RwUnmountDevice, json!({"unmountTarget": scratch})));
-    life.extend(devices.map(|number| (Point::UnmountDevice, json!({"unmountTarget": device(number)}))));
-    life
+    let mut end = vec![
+        (Point::ShutdownContainer, json!({"containerID": id})),
+        (Point::UnmountOverlay, json!({"unmountTarget": rootfs})),
+        (Point::ScratchUnmount, json!({"unmountTarget": writable})),
+        (Point::RwUnmountDevice, json!({"unmountTarget": scratch})),
+    ];
+    end.extend(devices.map(|number| (Point::UnmountDevice, json!({"unmountTarget": device(number)}))));
+    (life, end)
 }
 
 /// The start of a process, with the fields of both enforcement points that start one.
