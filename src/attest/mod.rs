@@ -64,12 +64,15 @@ pub fn read_report() -> Result<Report, AttestError> {
     Ok(report)
 }
 
-/// Fills `bytes` from the kernel's generator, once that is seeded.
+/// Fills `bytes` from the kernel's generator, which must be seeded.
+///
+/// SECURITY (B09): the processor seeds it before the init starts. Where it did not, the kernel would in time take the jitter
+/// of interrupts for randomness, and they are the host's: the first call, for the report, ends the machine instead.
 #[cfg(feature = "guest")]
 pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), crate::linux::Errno> {
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
+        match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::NONBLOCK) {
             Ok(more) => filled += more,
             Err(crate::linux::Errno::INTR) => {}
             Err(errno) => return Err(errno),

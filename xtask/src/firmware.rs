@@ -7,7 +7,6 @@ use parma_firmware::rom::{self, ROM_BASE, ROM_SIZE};
 use parma_vmm::Image;
 use sha2::{Digest, Sha256};
 use std::path::Path;
-use std::process::Command;
 
 /// Builds the firmware of a tree: a ROM that starts nothing yet. `flags` are the compiler's.
 pub fn build(root: &Path, flags: &[String]) -> Result<Vec<u8>> {
@@ -16,18 +15,9 @@ pub fn build(root: &Path, flags: &[String]) -> Result<Vec<u8>> {
     let _lock = cache::lock(&target)?;
     // An SNP guest cannot execute CPUID, so nothing may be chosen by it.
     let flags = [flags, &[r#"--cfg=sha2_backend="soft""#.to_string()]].concat();
-    process::run(
-        Command::new("cargo")
-            .current_dir(root)
-            .args(["build", "--locked", "--package", "parma-firmware", "--bin", "firmware"])
-            .args(["--features", "rom", "--profile", "firmware", "--target-dir"])
-            .arg(&target)
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
-            .env("CARGO_INCREMENTAL", "0")
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_BUILD_TARGET"),
-    )?;
-    let rom = layout(&cache::read(&target.join("firmware/firmware"))?).context("the firmware's segments")?;
+    let built =
+        process::bare_metal(root, &target, "firmware", ["parma-firmware", "firmware", "rom"], &flags)?;
+    let rom = layout(&cache::read(&built)?).context("the firmware's segments")?;
     step.done();
     Ok(rom)
 }
@@ -82,6 +72,7 @@ mod tests {
     use parma_firmware::rom::{DIGEST_SIZE, SLOT_OFFSET};
     use std::fs;
     use std::path::PathBuf;
+    use std::process::Command;
 
     /// The images that `cargo xtask test` built, unless this is a plain `cargo test`.
     fn image() -> Option<PathBuf> {

@@ -4,8 +4,9 @@
 //! has every path of the machine mapped away, the archive has no dates. `manifest.json` lists what is in it.
 
 use crate::process::{self, Step};
-use crate::{cache, cpio, firmware, kernel, measure};
+use crate::{cache, cpio, firmware, igvm, kernel, measure};
 use anyhow::{Context, Result, bail};
+use parma_vmm::CPU;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds the utility VM's image: rom, bzImage, initrd, cmdline, manifest.json.
+/// Builds the utility VM's image: rom, bzImage, initrd, cmdline, igvm, manifest.json.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Take reports from an emulated PSP: for machines without SNP, never for confidential data
@@ -66,6 +67,8 @@ struct Manifest {
     components: Vec<Component>,
     /// The launch digests, by processor model and number of processors.
     measurements: BTreeMap<&'static str, BTreeMap<u32, String>>,
+    /// The launch digest of the IGVM file.
+    igvm_measurement: String,
 }
 
 /// The models and numbers of processors whose launch digests the manifest lists.
@@ -113,6 +116,9 @@ fn build_into(emulated: bool, out: Option<PathBuf>) -> Result<ImageDir> {
     let rom = firmware::build(&cache::root(), &compiler_flags(&cache::root())?)?;
     let rom = firmware::patch(rom, &bzimage, &initrd, &cmdline)?;
 
+    let igvm = igvm::file(&rom, measure::signature(CPU)?)?;
+    let igvm_measurement = measure::igvm_digest(&rom, CPU)?;
+
     let ours = env!("CARGO_PKG_VERSION");
     let mut components = Vec::new();
     for (component, file, content, version) in [
@@ -121,6 +127,7 @@ fn build_into(emulated: bool, out: Option<PathBuf>) -> Result<ImageDir> {
         ("initrd", "initrd", &initrd, ours.to_string()),
         ("init", "init", &init, format!("{ours} ({compiler})")),
         ("command line", "cmdline", &cmdline, ours.to_string()),
+        ("IGVM", "igvm", &igvm, format!("{ours} (1 processor, {CPU})")),
     ] {
         cache::write(&staging.path().join(file), content)?;
         components.push(Component {
@@ -133,7 +140,9 @@ fn build_into(emulated: bool, out: Option<PathBuf>) -> Result<ImageDir> {
     }
     fs::set_permissions(staging.path().join("init"), fs::Permissions::from_mode(0o755))?;
     let measurements = measurements(&rom)?;
-    let manifest = serde_json::to_string_pretty(&Manifest { emulated, components, measurements })? + "\n";
+    let manifest =
+        serde_json::to_string_pretty(&Manifest { emulated, components, measurements, igvm_measurement })?
+            + "\n";
     cache::write(&staging.path().join("manifest.json"), manifest.as_bytes())?;
     Ok(ImageDir { dir: staging.publish()? })
 }
@@ -188,18 +197,8 @@ fn init(root: &Path, emulated: bool) -> Result<(Vec<u8>, String)> {
     let step = Step::new(&format!("building the init ({features})"), None);
     // Cargo's own lock covers the build, not the copy: two features share one file name.
     let _lock = cache::lock(&target)?;
-    process::run(
-        Command::new("cargo")
-            .current_dir(root)
-            .args(["build", "--locked", "--package", "parma-guest", "--bin", "init", "--profile", "guest"])
-            .args(["--features", features, "--target-dir"])
-            .arg(&target)
-            .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
-            .env("CARGO_INCREMENTAL", "0")
-            .env_remove("RUSTFLAGS")
-            .env_remove("CARGO_BUILD_TARGET"),
-    )?;
-    let bytes = cache::read(&target.join("guest/init"))?;
+    let built = process::bare_metal(root, &target, "guest", ["parma-guest", "init", features], &flags)?;
+    let bytes = cache::read(&built)?;
     step.done();
     Ok((bytes, compiler))
 }

@@ -26,7 +26,23 @@ pub struct Arguments {
     /// Build even if the cache has the result, and fail if the two differ
     #[arg(long)]
     rebuild: bool,
+    /// Print what is chosen, why, and against which attack, as docs/kernel.md has it, and build nothing
+    #[arg(long, conflicts_with_all = ["update_pin", "rebuild"])]
+    explain: bool,
 }
+
+/// The attacks against which the configuration is chosen, by their names in brackets in `boot/kernel/config`.
+const ATTACKS: [(&str, &str); 9] = [
+    ("B01", "the host's ACPI tables are code that the kernel runs"),
+    ("B02", "the host adds to what boots: a command line, an initrd, boot parameters"),
+    ("B03", "the guest runs with a debugger or a migration agent, or at another privilege level"),
+    ("B04", "a module, a console or a debugger is a way in"),
+    ("B05", "a device does not behave as its driver expects, or is one that nobody asked for"),
+    ("B06", "the host injects interrupts and exceptions"),
+    ("B07", "the host sets the clock"),
+    ("B08", "the host takes memory away, or adds some"),
+    ("B09", "the host supplies the randomness, or withholds it"),
+];
 
 /// Changes whenever the steps in this file change the result.
 const RECIPE: u32 = 1;
@@ -73,6 +89,10 @@ impl Kernel {
 pub fn main(arguments: Arguments) -> Result<()> {
     if arguments.update_pin {
         update_pin()?;
+    }
+    if arguments.explain {
+        print!("{}", Fragment::read()?.explain());
+        return Ok(());
     }
     let kernel = if arguments.rebuild { rebuild()? } else { build()? };
     println!("{}", kernel.bzimage().display());
@@ -129,14 +149,14 @@ impl Inputs {
         };
         Ok(Self {
             source: Source::read()?,
-            config: Fragment::parse(&String::from_utf8(cache::read(&directory().join("config"))?)?)?,
+            config: Fragment::read()?,
             patches,
             tools: [first("gcc")?, first("ld")?, first("zstd")?].join(", "),
         })
     }
 
     fn key(&self) -> String {
-        let mut text = format!("{RECIPE}\n{}\n{}\n{:?}\n", self.source.sha256, self.tools, self.config);
+        let mut text = format!("{RECIPE}\n{}\n{}\n{}\n", self.source.sha256, self.tools, self.config.text());
         for patch in self.patches.values() {
             text += &cache::sha256(patch);
         }
@@ -244,6 +264,22 @@ fn make(inputs: &Inputs, target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// How `docs/kernel.md` begins.
+const EXPLANATION: &str = "\
+# The guest's kernel
+
+Debian's `linux-source` in the version of `boot/kernel/source.json`, two patches, and the configuration that is explained here: everything built
+in, no modules, no ACPI, no EFI. What is not named is off. `cargo xtask kernel` builds it and fails where a symbol below did not get the value that it should have;
+`cargo xtask kernel --explain` prints this page from the comments of `boot/kernel/config`.
+
+What a container finds of it is looked at in a running guest: `tools/parma/tests/kernel_attacks.rs`.
+
+The attacks that are named in brackets:
+
+| | |
+|---|---|
+";
+
 fn extract(deb: &Path, package: &str, tree: &Path) -> Result<()> {
     let step = Step::new("unpacking the kernel's source", None);
     fs::create_dir(tree)?;
@@ -256,36 +292,96 @@ fn extract(deb: &Path, package: &str, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What `boot/kernel/config` asks for: symbols with their values, or none where a symbol must be off.
-#[derive(Debug)]
-struct Fragment(BTreeMap<String, Option<String>>);
+/// What `boot/kernel/config` asks for, in its order.
+struct Fragment(Vec<Setting>);
+
+/// A symbol.
+struct Setting {
+    symbol: String,
+    /// None where it must be off.
+    value: Option<String>,
+    /// The heading that it is under.
+    section: String,
+    /// The comment above it.
+    reason: String,
+}
 
 impl Fragment {
-    /// Reads settings; drops comments. A line that is neither, or a symbol that is named twice, is refused.
+    fn read() -> Result<Self> {
+        Self::parse(&String::from_utf8(cache::read(&directory().join("config"))?)?)
+    }
+
+    /// Reads settings, each with the comment above it. A line that is neither, a symbol that is named twice, and one without a
+    /// reason are refused.
     fn parse(text: &str) -> Result<Self> {
-        let mut settings = BTreeMap::new();
-        for line in text.lines().filter(|line| !line.is_empty()) {
+        let mut settings: Vec<Setting> = Vec::new();
+        let (mut section, mut reason, mut in_comment) = (String::new(), String::new(), false);
+        for line in text.lines() {
             let off = line.strip_prefix("# ").and_then(|l| l.strip_suffix(" is not set"));
+            let heading = line.strip_prefix("# --- ").map(|rest| rest.trim_end_matches('-').trim_end());
             let (symbol, value) = match (off, line.split_once('=')) {
                 (Some(symbol), _) => (symbol, None),
-                _ if line.starts_with('#') => continue,
+                _ if line.is_empty() || heading.is_some() => {
+                    (reason, in_comment) = (String::new(), false);
+                    section = heading.map_or(section, str::to_string);
+                    continue;
+                }
+                _ if line.starts_with('#') => {
+                    let before = if in_comment { reason + " " } else { String::new() };
+                    (reason, in_comment) = (before + line.trim_start_matches('#').trim_start(), true);
+                    continue;
+                }
                 (None, Some((symbol, value))) => (symbol, Some(value.to_string())),
                 (None, None) => bail!("boot/kernel/config: `{line}` is neither a symbol nor a comment"),
             };
-            if settings.insert(symbol.to_string(), value).is_some() {
+            in_comment = false;
+            if settings.iter().any(|setting| setting.symbol == symbol) {
                 bail!("boot/kernel/config names {symbol} twice");
             }
+            if reason.is_empty() {
+                bail!("boot/kernel/config gives no reason for {symbol}: write a comment above it");
+            }
+            let (symbol, section, reason) = (symbol.to_string(), section.clone(), reason.clone());
+            settings.push(Setting { symbol, value, section, reason });
         }
         Ok(Self(settings))
     }
 
-    /// As Kconfig reads it.
+    /// As Kconfig reads it: comments and order make no difference.
     fn text(&self) -> String {
-        let line = |(symbol, value): (&String, &Option<String>)| match value {
-            Some(value) => format!("{symbol}={value}\n"),
-            None => format!("# {symbol} is not set\n"),
+        let line = |setting: &Setting| match &setting.value {
+            Some(value) => format!("{}={value}\n", setting.symbol),
+            None => format!("# {} is not set\n", setting.symbol),
         };
-        self.0.iter().map(line).collect()
+        let mut lines: Vec<_> = self.0.iter().map(line).collect();
+        lines.sort();
+        lines.concat()
+    }
+
+    /// `docs/kernel.md`.
+    fn explain(&self) -> String {
+        let mut text = EXPLANATION.to_string();
+        for (name, attack) in ATTACKS {
+            text += &format!("| {name} | {attack} |\n");
+        }
+        let mut section = "";
+        for group in self.0.chunk_by(|a, b| (&a.section, &a.reason) == (&b.section, &b.reason)) {
+            if group[0].section != section {
+                section = &group[0].section;
+                text += &format!("\n## {section}\n\n| symbols | why |\n|---|---|\n");
+            }
+            let shown = |setting: &Setting| {
+                let name = setting.symbol.trim_start_matches("CONFIG_");
+                match setting.value.as_deref() {
+                    Some("y") => name.to_string(),
+                    Some(value) => format!("{name}={value}"),
+                    None => format!("no {name}"),
+                }
+            };
+            let symbols: Vec<_> = group.iter().map(shown).collect();
+            text += &format!("| {} | {} |\n", symbols.join(", "), group[0].reason);
+        }
+        text
     }
 
     /// Refuses a configuration that is not what was asked for, naming each symbol.
@@ -296,8 +392,8 @@ impl Fragment {
         let found: BTreeMap<_, _> =
             config.lines().filter(|l| l.starts_with("CONFIG_")).filter_map(|l| l.split_once('=')).collect();
         let mut wrong = Vec::new();
-        for (symbol, expected) in &self.0 {
-            let (expected, found) = (expected.as_deref(), found.get(symbol.as_str()).copied());
+        for Setting { symbol, value, .. } in &self.0 {
+            let (expected, found) = (value.as_deref(), found.get(symbol.as_str()).copied());
             if !symbol.strip_prefix("CONFIG_").is_some_and(|name| known.contains(name)) {
                 wrong.push(format!("{symbol}: this kernel has no such symbol"));
             } else if found != expected {
@@ -348,27 +444,27 @@ mod tests {
 
     #[test]
     fn a_configuration_as_asked_for_is_accepted() {
-        let fragment = "# why\nCONFIG_A=y\n\nCONFIG_B=\"x=y\"\n# CONFIG_ON is not set\n";
+        let fragment = "# why\nCONFIG_A=y\n\n# why\nCONFIG_B=\"x=y\"\n# CONFIG_ON is not set\n";
         assert_eq!(verdict(fragment, "CONFIG_A=y\nCONFIG_B=\"x=y\"\n# CONFIG_ON is not set\n"), "accepted");
     }
 
     #[test]
     fn a_lost_symbol_is_named() {
         assert!(
-            verdict("CONFIG_A=y\nCONFIG_B=3\n", "CONFIG_A=y\nCONFIG_B=4\n")
+            verdict("# why\nCONFIG_A=y\nCONFIG_B=3\n", "CONFIG_A=y\nCONFIG_B=4\n")
                 .contains("CONFIG_B: asked for 3, got 4")
         );
-        assert!(verdict("CONFIG_A=y\n", "").contains("CONFIG_A: asked for y, got not set"));
+        assert!(verdict("# why\nCONFIG_A=y\n", "").contains("CONFIG_A: asked for y, got not set"));
     }
 
     #[test]
     fn a_symbol_that_must_be_off_and_is_on_is_named() {
-        assert!(verdict("# CONFIG_ON is not set\n", "CONFIG_ON=y\n").contains("CONFIG_ON"));
+        assert!(verdict("# why\n# CONFIG_ON is not set\n", "CONFIG_ON=y\n").contains("CONFIG_ON"));
     }
 
     #[test]
     fn a_symbol_that_the_kernel_does_not_know_is_named() {
-        assert!(verdict("# CONFIG_TYPO is not set\n", "").contains("no such symbol"));
+        assert!(verdict("# why\n# CONFIG_TYPO is not set\n", "").contains("no such symbol"));
     }
 
     #[test]
@@ -378,23 +474,106 @@ mod tests {
 
     #[test]
     fn a_symbol_that_is_named_twice_is_refused() {
-        assert!(verdict("CONFIG_A=y\n# CONFIG_A is not set\n", "").contains("CONFIG_A twice"));
+        assert!(verdict("# why\nCONFIG_A=y\n# CONFIG_A is not set\n", "").contains("CONFIG_A twice"));
     }
 
     #[test]
-    fn comments_do_not_make_another_kernel() {
+    fn a_symbol_without_a_reason_is_refused() {
+        for text in
+            ["CONFIG_A=y\n", "# why\n\nCONFIG_A=y\n", "# why\nCONFIG_B=y\n# --- More ---\nCONFIG_A=y\n"]
+        {
+            assert!(verdict(text, "").contains("no reason for CONFIG_A"), "{text}");
+        }
+    }
+
+    #[test]
+    fn comments_and_order_do_not_make_another_kernel() {
         let of = |text| Fragment::parse(text).unwrap().text();
         assert_eq!(
             of("# why\nCONFIG_B=y\n# CONFIG_A is not set\n"),
-            of("# CONFIG_A is not set\nCONFIG_B=y\n")
+            of("# because\n# CONFIG_A is not set\nCONFIG_B=y\n")
         );
-        assert_ne!(of("CONFIG_A=y\n"), of("# CONFIG_A is not set\n"));
+        assert_ne!(of("# why\nCONFIG_A=y\n"), of("# why\n# CONFIG_A is not set\n"));
     }
 
     #[test]
-    fn the_projects_own_fragment_is_read() {
-        let fragment = Fragment::parse(&fs::read_to_string(directory().join("config")).unwrap()).unwrap();
-        assert_eq!(fragment.0["CONFIG_MODULES"], None);
-        assert_eq!(fragment.0["CONFIG_DM_VERITY"].as_deref(), Some("y"));
+    fn reasons_of_several_lines_are_one_and_end_where_settings_begin() {
+        let fragment = Fragment::parse(
+            "# --- One ---\n# first\n# line\nCONFIG_A=y\n# other\nCONFIG_B=3\n# CONFIG_C is not set\n",
+        );
+        let text = fragment.unwrap().explain();
+        assert!(text.ends_with(
+            "\n## One\n\n| symbols | why |\n|---|---|\n| A | first line |\n| B=3, no C | other |\n"
+        ));
+    }
+
+    /// The attacks that a reason names in brackets.
+    fn named(reason: &str) -> Vec<&str> {
+        reason
+            .split('(')
+            .skip(1)
+            .filter_map(|rest| rest.split_once(')'))
+            .map(|(name, _)| name)
+            .filter(|name| matches!(name.as_bytes(), [b'A'..=b'Z', b'0'..=b'9', b'0'..=b'9']))
+            .collect()
+    }
+
+    #[test]
+    fn the_projects_own_fragment_answers_every_attack_on_the_kernel() {
+        let fragment = Fragment::read().unwrap();
+        let answered: BTreeSet<_> = fragment.0.iter().flat_map(|setting| named(&setting.reason)).collect();
+        assert_eq!(answered, ATTACKS.iter().map(|(name, _)| *name).collect());
+        let value = |symbol: &str| {
+            let setting = fragment.0.iter().find(|setting| setting.symbol == symbol);
+            setting.unwrap_or_else(|| panic!("{symbol}")).value.as_deref()
+        };
+        assert_eq!(value("CONFIG_DM_VERITY"), Some("y"));
+        assert_eq!(value("CONFIG_LOCK_DOWN_KERNEL_FORCE_CONFIDENTIALITY"), Some("y"));
+        for off in [
+            "MODULES",
+            "ACPI",
+            "KEXEC",
+            "KEXEC_FILE",
+            "DEVMEM",
+            "MAGIC_SYSRQ",
+            "IA32_EMULATION",
+            "VT",
+            "VIRTIO_CONSOLE",
+            "MEMORY_BALLOON",
+            "MEMORY_HOTPLUG",
+            "HW_RANDOM",
+            "PTP_1588_CLOCK",
+        ] {
+            assert_eq!(value(&format!("CONFIG_{off}")), None, "{off}");
+        }
+    }
+
+    #[test]
+    fn the_page_is_what_explain_prints() {
+        let page = fs::read_to_string(cache::root().join("docs/kernel.md")).unwrap();
+        assert!(
+            page == Fragment::read().unwrap().explain(),
+            "run `cargo xtask kernel --explain > docs/kernel.md`"
+        );
+    }
+
+    /// The kernel of the image has every symbol that is on, and none that must be off.
+    #[test]
+    fn the_kernel_that_was_built_has_this_configuration() {
+        if std::env::var_os("PARMA_IMAGE").is_none() {
+            eprintln!("skipped: run `cargo xtask test`");
+            return;
+        }
+        let kernel = build().unwrap();
+        let config = fs::read_to_string(kernel.dir.join("config")).unwrap();
+        let fragment = Fragment::read().unwrap();
+        let known = fragment
+            .0
+            .iter()
+            .map(|setting| setting.symbol.trim_start_matches("CONFIG_").to_string())
+            .collect();
+        fragment.verify(&config, &known).unwrap();
+        // What can be chosen and was not named is off: the rest is what these and the machine imply.
+        assert!(!config.contains("=m\n"));
     }
 }

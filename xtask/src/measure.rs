@@ -17,6 +17,9 @@ pub struct Arguments {
     /// The ROM [default: the one of `cargo xtask image`]
     #[arg(long, value_name = "FILE")]
     rom: Option<PathBuf>,
+    /// The launch of the image's IGVM file, which is for one processor, instead of the ROM's
+    #[arg(long, conflicts_with = "vcpus")]
+    igvm: bool,
     /// Print one JSON object instead
     #[arg(long)]
     json: bool,
@@ -25,8 +28,12 @@ pub struct Arguments {
 pub fn main(arguments: Arguments) -> Result<()> {
     let path = arguments.rom.unwrap_or_else(|| cache::root().join("target/image/rom"));
     let rom = cache::read(&path).context("build it with `cargo xtask image`, or name one with --rom")?;
-    let digest = digest(&rom, &arguments.cpu, arguments.vcpus)
-        .with_context(|| format!("{} cannot be measured", path.display()))?;
+    let digest = if arguments.igvm {
+        igvm_digest(&rom, &arguments.cpu)
+    } else {
+        digest(&rom, &arguments.cpu, arguments.vcpus)
+    };
+    let digest = digest.with_context(|| format!("{} cannot be measured", path.display()))?;
     if arguments.json {
         let (vcpus, cpu) = (arguments.vcpus, arguments.cpu);
         let rom_sha256 = cache::sha256(&rom);
@@ -42,14 +49,23 @@ pub fn main(arguments: Arguments) -> Result<()> {
 
 /// The launch digest of a ROM in hex.
 pub fn digest(rom: &[u8], cpu: &str, vcpus: u32) -> Result<String> {
-    Ok(bytes(rom, cpu, vcpus)?.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(cache::hex(&bytes(rom, cpu, vcpus)?))
+}
+
+/// The launch digest of a ROM's IGVM file in hex.
+pub fn igvm_digest(rom: &[u8], cpu: &str) -> Result<String> {
+    Ok(cache::hex(&measure::igvm_digest(rom, 1, signature(cpu)?)?))
 }
 
 /// The launch digest of a ROM.
 pub fn bytes(rom: &[u8], cpu: &str, vcpus: u32) -> Result<measure::Digest> {
-    let signature = measure::signature(cpu).ok_or_else(|| {
+    Ok(measure::launch_digest(rom, vcpus, signature(cpu)?)?)
+}
+
+/// The signature of a processor model.
+pub fn signature(cpu: &str) -> Result<u32> {
+    measure::signature(cpu).ok_or_else(|| {
         let known = CPUS.map(|(name, _)| name).join(", ");
         anyhow!("unknown processor {cpu:?}: use one of {known}, or a version of it like EPYC-v4")
-    })?;
-    Ok(measure::launch_digest(rom, vcpus, signature)?)
+    })
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -83,6 +84,26 @@ pub fn run_visibly(command: &mut Command) -> Result<()> {
         bail!("{} failed ({status})", shown(command));
     }
     Ok(())
+}
+
+/// Builds a binary of the image, [package, binary, features], with these flags of the compiler and no other; its path.
+pub fn bare_metal(
+    root: &Path,
+    target: &Path,
+    profile: &str,
+    [package, binary, features]: [&str; 3],
+    flags: &[String],
+) -> Result<PathBuf> {
+    run(Command::new("cargo")
+        .current_dir(root)
+        .args(["build", "--locked", "--package", package, "--bin", binary])
+        .args(["--features", features, "--profile", profile, "--target-dir"])
+        .arg(target)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        .env("CARGO_INCREMENTAL", "0")
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_BUILD_TARGET"))?;
+    Ok(target.join(profile).join(binary))
 }
 
 /// What a program prints on its standard output.

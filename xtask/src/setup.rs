@@ -139,6 +139,32 @@ pub fn vhost_device_vsock() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The version of [`sev_snp_measure`].
+const SEV_SNP_MEASURE: &str = "0.0.13";
+
+/// A second opinion on launch digests, from PyPI.
+pub fn sev_snp_measure() -> Result<PathBuf> {
+    let target = cache::dir("tools")?.join(format!("sev-snp-measure-{SEV_SNP_MEASURE}"));
+    let program = target.join("sev-snp-measure");
+    let _lock = cache::lock(&target)?;
+    if program.exists() {
+        return Ok(program);
+    }
+    let staging = cache::Staging::new(&target)?;
+    let step = Step::new("installing sev-snp-measure beside the machine's Python", None);
+    let package = format!("sev-snp-measure=={SEV_SNP_MEASURE}");
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--target"]).arg(staging.path().join("lib")).arg(&package);
+    process::run(&mut pip).with_context(|| format!("python3's pip cannot install {package}"))?;
+    let script = "#!/bin/sh\nlib=$(dirname \"$0\")/lib\nPYTHONPATH=$lib exec python3 $lib/bin/sev-snp-measure \"$@\"\n";
+    let staged = staging.path().join("sev-snp-measure");
+    cache::write(&staged, script.as_bytes())?;
+    std::fs::set_permissions(&staged, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    staging.publish()?;
+    step.done();
+    Ok(program)
+}
+
 fn missing(need: &Need) -> impl Iterator<Item = &'static Package> + use<> {
     need.0.iter().filter(|p| !is_there(p.shown_by))
 }

@@ -121,6 +121,7 @@ fn little_endian(to: &mut [u8], big: &[u8]) {
 mod tests {
     use super::*;
     use p384::ecdsa::signature::Verifier;
+    use std::process::Command;
 
     fn number(bytes: &[u8]) -> [u8; 48] {
         let mut big: [u8; 48] = bytes[..48].try_into().unwrap();
@@ -146,5 +147,59 @@ mod tests {
         assert_eq!(auth[0x240], 2);
         assert_ne!(*id_public, auth[0x880..0x880 + PUBLIC_KEY]);
         assert!(!signed_by(&id, &id_block(&[7; 48], 8), &auth[0x40..]));
+    }
+
+    /// A signature as OpenSSL takes it: a sequence of two integers (DER).
+    fn der(at: &[u8]) -> Vec<u8> {
+        let integer = |big: [u8; 48]| {
+            let digits = big.iter().position(|byte| *byte != 0).map_or(&[][..], |first| &big[first..]);
+            let sign: &[u8] = if digits.first().is_none_or(|byte| *byte >= 0x80) { &[0] } else { &[] };
+            [&[2, (sign.len() + digits.len()) as u8], sign, digits].concat()
+        };
+        let body = [integer(number(at)), integer(number(&at[NUMBER..]))].concat();
+        [&[0x30, body.len() as u8], body.as_slice()].concat()
+    }
+
+    /// Another implementation makes the keys, has them where we say that they are, and accepts the signatures.
+    #[test]
+    fn openssl_accepts_what_the_keys_have_signed() {
+        if Command::new("openssl").arg("version").output().is_err() {
+            eprintln!("skipped: no openssl");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+        let openssl = |line: &str| {
+            let words = line.split(' ').map(|word| word.strip_prefix('@').map_or(word.to_owned(), at));
+            Command::new("openssl").args(words).output().unwrap()
+        };
+        for name in ["id", "author"] {
+            let made =
+                openssl(&format!("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-384 -out @{name}.pem"));
+            assert!(made.status.success(), "{made:?}");
+            assert!(openssl(&format!("pkey -in @{name}.pem -pubout -out @{name}.pub")).status.success());
+        }
+        let [id, author] = ["id", "author"].map(|name| key(&dir.path().join(format!("{name}.pem"))).unwrap());
+        let block = id_block(&[7; 48], 9);
+        let auth = id_auth(&block, &id, &author);
+        let id_public = &auth[0x240..0x240 + PUBLIC_KEY];
+        let author_public = &auth[0x880..0x880 + PUBLIC_KEY];
+        for (name, public) in [("id", id_public), ("author", author_public)] {
+            // The uncompressed point is the last of the structure.
+            let spki = openssl(&format!("pkey -in @{name}.pem -pubout -outform DER")).stdout;
+            let point = [number(&public[4..]), number(&public[4 + NUMBER..])].concat();
+            assert!(spki.ends_with(&point), "{name}");
+        }
+        let accepts = |name: &str, content: &[u8], signature: &[u8]| {
+            std::fs::write(at("content"), content).unwrap();
+            std::fs::write(at("signature"), der(signature)).unwrap();
+            openssl(&format!("dgst -sha384 -verify @{name}.pub -signature @signature @content"))
+                .status
+                .success()
+        };
+        assert!(accepts("id", &block, &auth[0x40..]));
+        assert!(accepts("author", id_public, &auth[0x680..]));
+        assert!(!accepts("author", &block, &auth[0x40..]));
+        assert!(!accepts("id", &id_block(&[7; 48], 8), &auth[0x40..]));
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Tests that need an image, container images or a tool read where it is from the environment:
 //! `PARMA_IMAGE` (emulated PSP), `PARMA_IMAGE_REAL` (for SNP hardware), `PARMA_FIXTURES` (OCI layouts),
-//! `PARMA_VSOCKD` (vhost-device-vsock). Without it, under a plain `cargo test`, they say so and pass.
+//! `PARMA_VSOCKD` (vhost-device-vsock), `PARMA_NEWER_QEMU` (one that knows SNP guests), `PARMA_SEV_SNP_MEASURE`.
+//! Without it, under a plain `cargo test`, they say so and pass.
 
-use crate::{cache, fixtures, image, process, setup};
+use crate::{cache, fixtures, image, newer_qemu, process, setup};
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::process::Command;
@@ -67,12 +68,22 @@ pub fn main(arguments: Arguments) -> Result<()> {
 /// Builds what the tests need; returns where it is.
 fn prepare() -> Result<Vec<(&'static str, OsString)>> {
     setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES])?;
-    Ok(vec![
+    let mut places = vec![
         ("PARMA_VSOCKD", setup::vhost_device_vsock()?.into()),
         ("PARMA_FIXTURES", fixtures::all()?.into()),
         ("PARMA_IMAGE", image::build(true)?.dir.into()),
         ("PARMA_IMAGE_REAL", image::build(false)?.dir.into()),
-    ])
+    ];
+    // Second opinions: without them their tests say that they are skipped.
+    for (variable, program) in
+        [("PARMA_NEWER_QEMU", newer_qemu::program()), ("PARMA_SEV_SNP_MEASURE", setup::sev_snp_measure())]
+    {
+        match program {
+            Ok(program) => places.push((variable, program.into())),
+            Err(error) => eprintln!("no {variable}: {error:#}"),
+        }
+    }
+    Ok(places)
 }
 
 fn run(what: &str, cargo: &mut Command) -> Result<()> {

@@ -11,6 +11,7 @@ pub mod cache;
 mod ext4;
 mod gosort;
 pub mod oci;
+pub mod sha256;
 mod tar;
 mod time;
 pub mod verity;

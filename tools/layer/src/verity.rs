@@ -21,10 +21,9 @@ use parma_guest::target::ext4::{self, BLOCK};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
 
-/// A SHA-256 value.
-pub type Hash = [u8; 32];
+pub use crate::sha256::Hash;
+use crate::sha256::{SALT, hash_block, hash_blocks};
 
-const SALT: [u8; 32] = [0; 32];
 /// Bytes that go to a worker at once.
 const CHUNK: usize = 256 * BLOCK;
 /// Chunks that may wait for each worker.
@@ -33,10 +32,6 @@ const QUEUE: usize = 3;
 const SPOOL: usize = 32 << 20;
 /// Bytes of the superblock's fields, padded to a block on disk.
 const SUPERBLOCK: usize = 512;
-
-fn hash_block(block: &[u8]) -> Hash {
-    Sha256::new().chain_update(SALT).chain_update(block).finalize().into()
-}
 
 /// A UUID that names `root` for this `purpose`: version 8 of RFC 9562, so that an image has no random byte.
 pub fn derived_uuid(purpose: &str, root: &Hash) -> [u8; 16] {
@@ -161,7 +156,9 @@ pub struct Stream<'a, W> {
     limit: u64,
     /// Where `chunk` begins, in bytes.
     written: u64,
+    /// [`CHUNK`] bytes, of which the first `filled` are waiting to be written.
     chunk: Vec<u8>,
+    filled: usize,
     workers: Workers,
     leaves: SpooledTempFile,
     /// Hashes of blocks that were written out of order.
@@ -180,14 +177,23 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         out.seek(SeekFrom::Start(written)).context("image file")?;
         let mut leaves = SpooledTempFile::new(SPOOL);
         io::copy(&mut io::repeat(0).take(u64::from(reserved) * 32), &mut leaves).context("temporary file")?;
-        let chunk = Vec::with_capacity(CHUNK);
-        let workers = Workers::start()?;
-        Ok(Self { out, limit, written, chunk, workers, leaves, patched: BTreeMap::new(), progress })
+        let (chunk, workers) = (vec![0; CHUNK], Workers::start()?);
+        Ok(Self {
+            out,
+            limit,
+            written,
+            chunk,
+            filled: 0,
+            workers,
+            leaves,
+            patched: BTreeMap::new(),
+            progress,
+        })
     }
 
     /// Bytes so far, the reserved ones included.
     pub fn position(&self) -> u64 {
-        self.written + self.chunk.len() as u64
+        self.written + self.filled as u64
     }
 
     /// The next block's number. Call it between blocks.
@@ -209,10 +215,10 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.reserve(bytes.len() as u64)?;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(CHUNK - self.chunk.len()));
-            self.chunk.extend_from_slice(now);
+            let (now, later) = bytes.split_at(bytes.len().min(CHUNK - self.filled));
+            self.chunk[self.filled..][..now.len()].copy_from_slice(now);
             bytes = later;
-            self.flush_full()?;
+            self.filled(now.len())?;
         }
         Ok(())
     }
@@ -225,11 +231,16 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         self.reserve(length)?;
         let mut left = length;
         while left > 0 {
-            let room = (CHUNK - self.chunk.len()) as u64;
-            let n = content.take(room.min(left)).read_to_end(&mut self.chunk)? as u64;
-            ensure!(n > 0, "content ends {left} bytes early");
-            left -= n;
-            self.flush_full()?;
+            let room = left.min((CHUNK - self.filled) as u64) as usize;
+            match content.read(&mut self.chunk[self.filled..][..room]) {
+                Ok(0) => bail!("content ends {left} bytes early"),
+                Ok(n) => {
+                    left -= n as u64;
+                    self.filled(n)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         ensure!(content.read(&mut [0])? == 0, "content is longer than the {length} bytes stated");
         Ok(())
@@ -243,10 +254,10 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         self.reserve(bytes)?;
         let mut left = bytes;
         while left > 0 {
-            let n = left.min((CHUNK - self.chunk.len()) as u64);
-            self.chunk.resize(self.chunk.len() + n as usize, 0);
+            let n = left.min((CHUNK - self.filled) as u64);
+            self.chunk[self.filled..][..n as usize].fill(0);
             left -= n;
-            self.flush_full()?;
+            self.filled(n as usize)?;
         }
         Ok(())
     }
@@ -277,20 +288,24 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         Ok(())
     }
 
-    fn flush_full(&mut self) -> Result<()> {
-        if self.chunk.len() == CHUNK { self.flush() } else { Ok(()) }
+    /// So many bytes more of the chunk are waiting.
+    fn filled(&mut self, more: usize) -> Result<()> {
+        self.filled += more;
+        if self.filled == CHUNK { self.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.out.write_all(&self.chunk).context("image file: cannot be written")?;
-        self.written += self.chunk.len() as u64;
-        let chunk = std::mem::take(&mut self.chunk);
-        if let Some((mut used, hashes)) = self.workers.send(chunk)? {
-            self.leaves.write_all(&hashes).context("temporary file")?;
-            used.clear();
-            self.chunk = used;
-        }
-        self.chunk.reserve(CHUNK);
+        self.out.write_all(&self.chunk[..self.filled]).context("image file: cannot be written")?;
+        self.written += self.filled as u64;
+        let chunk = (std::mem::take(&mut self.chunk), std::mem::take(&mut self.filled));
+        self.chunk = match self.workers.send(chunk)? {
+            // Its bytes stay, so that nothing is cleared only to be overwritten.
+            Some((used, hashes)) => {
+                self.leaves.write_all(&hashes).context("temporary file")?;
+                used
+            }
+            None => vec![0; CHUNK],
+        };
         (self.progress)(self.written);
         Ok(())
     }
@@ -372,24 +387,26 @@ fn superblock(data_blocks: u64, root: &Hash) -> [u8; SUPERBLOCK] {
 
 /// Threads that hash chunks; results come back in the order of the chunks.
 struct Workers {
-    each: Vec<(SyncSender<Vec<u8>>, Receiver<Hashed>)>,
+    each: Vec<(SyncSender<Chunk>, Receiver<Hashed>)>,
     next: usize,
     /// The worker of each chunk whose result is outstanding.
     outstanding: VecDeque<usize>,
 }
 
-/// A chunk, and the hashes of its blocks one after the other.
+/// Memory, and how many bytes of it count.
+type Chunk = (Vec<u8>, usize);
+/// A chunk's memory, and the hashes of its blocks one after the other.
 type Hashed = (Vec<u8>, Vec<u8>);
 
 impl Workers {
     fn start() -> Result<Self> {
         let count = thread::available_parallelism().map_or(1, NonZero::get);
         let each = (0..count).map(|_| {
-            let (chunks, incoming) = sync_channel::<Vec<u8>>(QUEUE);
+            let (chunks, incoming) = sync_channel::<Chunk>(QUEUE);
             let (outgoing, hashes) = sync_channel(QUEUE);
             let work = move || {
-                for chunk in incoming {
-                    let hashed = chunk.chunks(BLOCK).flat_map(hash_block).collect();
+                for (chunk, filled) in incoming {
+                    let hashed = hash_blocks(&chunk[..filled]);
                     if outgoing.send((chunk, hashed)).is_err() {
                         return; // the image was given up
                     }
@@ -402,7 +419,7 @@ impl Workers {
     }
 
     /// Gives a chunk away, and waits for the oldest result where enough are outstanding.
-    fn send(&mut self, chunk: Vec<u8>) -> Result<Option<Hashed>> {
+    fn send(&mut self, chunk: Chunk) -> Result<Option<Hashed>> {
         self.each[self.next].0.send(chunk).ok().context("a hashing thread died")?;
         self.outstanding.push_back(self.next);
         self.next = (self.next + 1) % self.each.len();

@@ -393,13 +393,8 @@ null = os.open('/dev/null', os.O_RDWR)
 print('none')
 ";
     // As root of the container, with the usual capabilities, CAP_MKNOD among them.
-    let policy = |text: String| text;
     let options = GenerateOptions::default();
-    let mut workload = stage.workload_with("python", &["python3", "-c", script], options, policy);
-    workload.container.user = String::new();
-    workload.container.identity.uid = 0;
-    workload.container.identity.gids = vec![0];
-    workload.policy = support::policy(&workload.container.policy());
+    let workload = stage.workload("python", &["python3", "-c", script], options).as_root();
     let guest = stage.start(&workload);
     let process = guest.run(&workload, &id('1'), support::OUTPUT);
     let (output, status) = guest.finish(process);
@@ -601,11 +596,8 @@ done
 ls -i /kept /hard | sort | uniq -c -w 8 | wc -l
 ";
     let options = GenerateOptions::default();
-    let mut workload = stage.workload_of(&layout, "above", &["sh", "-c", script], options, |policy| policy);
-    workload.container.user = String::new();
-    workload.container.identity.uid = 0;
-    workload.container.identity.gids = vec![0];
-    workload.policy = support::policy(&workload.container.policy());
+    let workload =
+        stage.workload_of(&layout, "above", &["sh", "-c", script], options, |policy| policy).as_root();
     let guest = stage.start(&workload);
     let process = guest.run(&workload, &id('1'), support::OUTPUT);
     let (output, status) = guest.finish(process);

@@ -273,3 +273,38 @@ fn a_number_of_processors_that_lies_is_refused() {
         refused(Host { processors, ..Host::default() }, Reason::Processors);
     }
 }
+
+/// Assembly reads this page before any Rust runs. Pages at random, most of them nearly right, against a reading of the same page here.
+#[test]
+fn any_cpuid_page_is_read_as_it_stands_or_ends_the_guest() {
+    const LEAF: u32 = 0x8000_001f;
+    let mut number = 1u64;
+    let mut below = |limit: u64| {
+        number = number.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (number >> 33) % limit
+    };
+    for _ in 0..16 {
+        let mut leaves = Vec::new();
+        for index in 0..below(6) {
+            let c_bit = [C_BIT, C_BIT, C_BIT - 1, 31][below(4) as usize];
+            leaves.push(([LEAF, 1, 0x8000_0000, LEAF - 1][below(4) as usize], [index as u32, c_bit, 0, 0]));
+        }
+        let mut cpuid = Host::cpuid_page(&leaves);
+        // The count need not be that of the leaves.
+        if below(3) == 0 {
+            cpuid[0] = [0, 1, 64, 65, 255][below(5) as usize];
+        }
+        let count = u32::from_le_bytes(cpuid[..4].try_into().unwrap()) as usize;
+        let entry = |at: usize| u32::from_le_bytes(cpuid[at..at + 4].try_into().unwrap());
+        let found = (0..count.min(64)).map(|index| 0x10 + 48 * index).find(|at| entry(*at) == LEAF);
+        let c_bit = found.filter(|_| count <= 64).map(|at| entry(at + 0x1c) & 0x3f);
+        let expected = match c_bit {
+            Some(C_BIT) => Ended::Linux,
+            Some(32..) => Ended::Refused(Reason::Protocol as u8),
+            _ => Ended::TripleFault,
+        };
+        let Some(config) = config(Host { cpuid, ..Host::default() }) else { return };
+        let report = run(&config).unwrap();
+        assert_eq!(report.ended, expected, "{leaves:x?} {count}: {report:?}");
+    }
+}

@@ -160,6 +160,14 @@ pub fn base64(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::{self, Disk, Place};
+    use crate::{Config, Image};
+    use parma_guest::gate::fields::Serial;
+    use serde_json::{Value, json};
+    use std::ffi::OsStr;
+    use std::io::Write as _;
+    use std::path::Path;
+    use std::process::Stdio;
 
     #[test]
     fn the_command_line_binds_the_policy_and_lets_nobody_debug() {
@@ -170,6 +178,116 @@ mod tests {
         let guest = line.iter().find(|word| word.starts_with("sev-snp-guest,")).unwrap();
         assert!(guest.ends_with(&format!("policy=0x30000,host-data={}8=", "/".repeat(42))), "{guest}");
         assert!(line.contains(&"virtio-device.iommu_platform=on".to_owned()));
+    }
+
+    /// QEMU 9.1 or later, which knows SNP guests; it needs no hardware to say what it thinks of an argument.
+    fn newer_qemu() -> Option<OsString> {
+        let program = std::env::var_os("PARMA_NEWER_QEMU");
+        if program.is_none() {
+            eprintln!("skipped: PARMA_NEWER_QEMU names no QEMU; run `cargo xtask test`");
+        }
+        program
+    }
+
+    /// All that `parma run` tells QEMU of an SNP guest but for its sockets: machine, image, ports, a disk.
+    fn whole_line(dir: &Path) -> Vec<String> {
+        let file = |name: &str, size: usize| {
+            std::fs::write(dir.join(name), vec![0; size]).unwrap();
+            dir.join(name)
+        };
+        let image = Image {
+            rom: file("rom", 64 << 10),
+            kernel: file("bzImage", 512),
+            initrd: file("initrd", 512),
+            command_line: file("cmdline", 64),
+            emulated: false,
+        };
+        let config = Config { vcpus: 2, ..Config::new(image, [0xa5; 32]) };
+        let mut line = config.snp_command_line().unwrap();
+        line.extend(disk::hot_ports(2));
+        let disk = Disk::layer(&file("disk", 4096), Serial::parse("layer0").unwrap());
+        let words = [
+            "-add-fd".to_owned(),
+            format!("fd={DISK_FD},set={DISK_FD}"),
+            "-blockdev".to_owned(),
+            disk.node("node0", DISK_FD).unwrap().to_string(),
+            "-device".to_owned(),
+            disk.device("disk0", "node0", &Place::cold(0)).to_string(),
+        ];
+        line.extend(words.map(OsString::from));
+        line.into_iter().skip(1).map(|word| word.into_string().unwrap()).collect()
+    }
+
+    const DISK_FD: i64 = 9;
+
+    /// What QEMU says to this command line and these requests, and whether it ended well.
+    fn ask(qemu: &OsStr, dir: &Path, line: &[String], requests: &[Value]) -> (bool, String, String) {
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("exec timeout 120 \"$@\" {DISK_FD}<disk"), "sh"])
+            .arg(qemu)
+            .args(line)
+            .args(["-S", "-qmp", "stdio"])
+            .current_dir(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        for request in
+            [&[json!({"execute": "qmp_capabilities"})], requests, &[json!({"execute": "quit"})]].concat()
+        {
+            // A QEMU that refused its arguments reads nothing.
+            let _ = writeln!(stdin, "{request}");
+        }
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    }
+
+    #[test]
+    fn a_newer_qemu_understands_the_whole_command_line() {
+        let Some(qemu) = newer_qemu() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let mut line = whole_line(dir.path());
+        // As it stands: it is the hardware that is missing, or, on a host that has it, nothing.
+        let (well, _, errors) = ask(&qemu, dir.path(), &line, &[]);
+        let hardware = ["SEV-SNP", "SNP", "KVM", "/dev/kvm", "/dev/sev"];
+        assert!(well || hardware.iter().any(|word| errors.contains(word)), "{errors}");
+        assert!(!errors.contains("roperty") && !errors.contains("nvalid parameter"), "{errors}");
+
+        // Without the need for hardware: every device is made, and the guest object holds what was asked for.
+        for word in &mut line {
+            *word = word.replace("confidential-guest-support=sev0,", "");
+            if word == "kvm" {
+                *word = "tcg".to_owned();
+            }
+            if word.starts_with("sev-snp-guest,") {
+                let (block, auth) = (base64(&[1; 96]), base64(&[2; 4096]));
+                *word += &format!(",id-block={block},id-auth={auth},author-key-enabled=on");
+            }
+        }
+        let get = |property: &str| json!({"execute": "qom-get", "arguments": {"path": "/objects/sev0", "property": property}});
+        let requests = ["policy", "host-data", "cbitpos", "author-key-enabled"].map(get);
+        let (well, answers, errors) = ask(&qemu, dir.path(), &line, &requests);
+        assert!(well, "{errors}");
+        for answer in [json!(POLICY), json!(base64(&[0xa5; 32])), json!(51), json!(true)] {
+            assert!(answers.contains(&json!({"return": answer}).to_string().replace(':', ": ")), "{answers}");
+        }
+    }
+
+    /// The twin: an argument that is wrong is one that this QEMU names.
+    #[test]
+    fn a_newer_qemu_refuses_what_is_misspelt() {
+        let Some(qemu) = newer_qemu() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        let line = whole_line(dir.path());
+        for word in ["host-data", "confidential-guest-support", "reduced-phys-bits"] {
+            let wrong = &word[..word.len() - 1];
+            let line: Vec<_> = line.iter().map(|argument| argument.replace(word, wrong)).collect();
+            let (well, _, errors) = ask(&qemu, dir.path(), &line, &[]);
+            assert!(!well && errors.contains(wrong) && !errors.contains("KVM"), "{word}: {errors}");
+        }
     }
 
     #[test]

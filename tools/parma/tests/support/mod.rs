@@ -232,6 +232,15 @@ pub fn serial(text: &str) -> Serial {
 }
 
 impl Workload {
+    /// The same as root of the container, with the usual capabilities.
+    pub fn as_root(mut self) -> Self {
+        self.container.user = String::new();
+        self.container.identity.uid = 0;
+        self.container.identity.gids = vec![0];
+        self.policy = policy(&self.container.policy());
+        self
+    }
+
     /// Serial of the layer with this number, from the bottom.
     pub fn serial(&self, index: usize) -> String {
         format!("{}{index}", self.name)
