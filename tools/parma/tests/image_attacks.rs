@@ -394,7 +394,7 @@ print('none')
 ";
     // As root of the container, with the usual capabilities, CAP_MKNOD among them.
     let options = GenerateOptions::default();
-    let workload = stage.workload("python", &["python3", "-c", script], options).as_root();
+    let workload = stage.workload("python", &["python3", "-c", script], options).of_root();
     let guest = stage.start(&workload);
     let process = guest.run(&workload, &id('1'), support::OUTPUT);
     let (output, status) = guest.finish(process);
@@ -597,7 +597,7 @@ ls -i /kept /hard | sort | uniq -c -w 8 | wc -l
 ";
     let options = GenerateOptions::default();
     let workload =
-        stage.workload_of(&layout, "above", &["sh", "-c", script], options, |policy| policy).as_root();
+        stage.workload_of(&layout, "above", &["sh", "-c", script], options, |policy| policy).of_root();
     let guest = stage.start(&workload);
     let process = guest.run(&workload, &id('1'), support::OUTPUT);
     let (output, status) = guest.finish(process);

@@ -14,7 +14,7 @@ use support::{Guest, LONG, Stage, arguments, id, stage, with_command_line};
 /// What a Python program that runs as root of a container prints, in a guest of a host with these further arguments of QEMU.
 fn seen(stage: &Stage, script: &str, host: &[&str]) -> (Vec<String>, Guest) {
     let args = ["python3", "-c", script];
-    let workload = stage.workload("python", &args, GenerateOptions::default()).as_root();
+    let workload = stage.workload("python", &args, GenerateOptions::default()).of_root();
     let mut config = stage.config(workload.policy.host_data(), workload.disks());
     config.image = with_command_line(stage, |line| line.replace(" quiet", ""));
     config.extra_args = arguments(host);

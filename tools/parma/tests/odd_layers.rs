@@ -302,12 +302,8 @@ fn a_container_sees_of_an_odd_layer_what_its_tar_says() {
     let Odd { tar, mut lines } = odd();
     let layout = stage.layout("python", "odd", &tar.into_inner().unwrap(), |_| {});
     let options = GenerateOptions::default();
-    let mut workload =
-        stage.workload_of(&layout, "odd", &["python3", "-c", LISTER], options, |policy| policy);
-    workload.container.user = String::new();
-    workload.container.identity.uid = 0;
-    workload.container.identity.gids = vec![0];
-    workload.policy = support::policy(&workload.container.policy());
+    let workload =
+        stage.workload_of(&layout, "odd", &["python3", "-c", LISTER], options, |policy| policy).of_root();
     let guest = stage.start(&workload);
     let process = guest.run(&workload, &id('1'), OUTPUT);
     let (output, status) = guest.finish(process);

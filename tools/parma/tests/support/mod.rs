@@ -233,7 +233,7 @@ pub fn serial(text: &str) -> Serial {
 
 impl Workload {
     /// The same as root of the container, with the usual capabilities.
-    pub fn as_root(mut self) -> Self {
+    pub fn of_root(mut self) -> Self {
         self.container.user = String::new();
         self.container.identity.uid = 0;
         self.container.identity.gids = vec![0];
