@@ -89,6 +89,8 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::UnmountVolume { .. } => "unmount volume",
         Request::LoadFragment { .. } => "load fragment",
         Request::SetUpNetwork(_) => "set up network",
+        Request::UpdateContainer { .. } => "update container",
+        Request::GetUsage { .. } => "get usage",
     }
 }
 

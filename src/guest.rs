@@ -2,13 +2,14 @@
 
 use crate::container::Containers;
 use crate::gate::action::{
-    ActError, Actor, CreateContainer, ExecInContainer, MountDevice, MountOverlay, MountScratch, MountVolume,
-    Permit, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay,
-    UnmountScratch, UnmountVolume, User,
+    ActError, Actor, CreateContainer, ExecInContainer, GetUsage, MountDevice, MountOverlay, MountScratch,
+    MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess,
+    UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, UpdateContainer, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
 use crate::linux::console;
 use crate::target::{Disks, Layers, mount_overlay, unmount_overlay};
+use crate::wire::Usage;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::read;
 
@@ -72,6 +73,18 @@ impl Actor for Guest {
 
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
         self.containers.shutdown_container(permit)
+    }
+
+    fn update_container(&mut self, permit: Permit<UpdateContainer>) -> Result<(), ActError> {
+        self.containers.update_container(permit)
+    }
+
+    fn usage(&mut self, permit: Permit<GetUsage>) -> Result<Usage, ActError> {
+        self.containers.usage(permit)
+    }
+
+    fn forget(&mut self, process: ProcessId) {
+        self.containers.forget(process);
     }
 
     fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError> {

@@ -85,6 +85,8 @@ points! {
     LoadTransparencyTrustList "load_transparency_trust_list",
     /// Use the utility VM's own network.
     HostNetwork "host_network",
+    /// Change what a container may use, or hold it still. Not a point of the reference.
+    UpdateContainer "update_container",
 }
 
 #[cfg(test)]
@@ -92,8 +94,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_26_points_and_each_is_found_by_its_name() {
-        assert_eq!(Point::ALL.len(), 26);
+    fn there_are_27_points_and_each_is_found_by_its_name() {
+        assert_eq!(Point::ALL.len(), 27);
         for &point in Point::ALL {
             assert_eq!(Point::from_name(point.name()), Some(point));
         }

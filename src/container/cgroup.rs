@@ -3,8 +3,9 @@
 
 use super::device::{self, DEVICES};
 use super::time::Deadline;
-use crate::gate::fields::ContainerId;
+use crate::gate::fields::{ContainerId, Resources};
 use crate::linux::{Errno, bpf};
+use crate::wire::{self, Usage};
 use core::ffi::CStr;
 use core::fmt::Write;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +13,14 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 
 /// Most processes and threads of one container, so that it cannot use up the machine's process numbers.
-const PIDS_MAX: &[u8] = b"8192";
+const PIDS_MAX: u32 = *Resources::PROCESSES.end();
+
+/// Microseconds in which a container may use so many thousandths of a processor, and how many of them a thousandth is.
+const PERIOD: u64 = 100_000;
+const THOUSANDTH: u64 = PERIOD / 1000;
+
+/// Longest of the kernel's files of counters, in bytes.
+const COUNTERS: usize = 1024;
 
 /// Memory that all containers together leave to the init and the kernel, in bytes: what the init can ever use (its heap
 /// of 8 MiB, a frame, its program), and seven times that for what the kernel charges to nobody.
@@ -67,14 +75,14 @@ impl Cgroups {
     }
 
     fn configure(&self, container: &ContainerId) -> Result<Cgroup, Errno> {
-        let directory = open_directory(self.parent.as_fd(), container.as_str())?;
+        let cgroup = Cgroup { directory: open_directory(self.parent.as_fd(), container.as_str())? };
         if self.limits {
-            write(directory.as_fd(), c"pids.max", PIDS_MAX)?;
+            cgroup.limit(Resources::default())?;
         }
         // The group has no groups of its own, so it can be removed once its processes are gone.
-        write(directory.as_fd(), c"cgroup.max.descendants", b"0")?;
-        bpf::attach_device_program(directory.as_fd(), self.devices.as_fd())?;
-        Ok(Cgroup { directory })
+        write(cgroup.directory(), c"cgroup.max.descendants", b"0")?;
+        bpf::attach_device_program(cgroup.directory(), self.devices.as_fd())?;
+        Ok(cgroup)
     }
 
     /// Removes a container's group. Its processes have been waited for, so what is left in it is about to vanish.
@@ -130,12 +138,6 @@ impl Share {
     }
 
     fn limit(self, group: BorrowedFd<'_>) -> Result<(), Errno> {
-        let decimal = |number: u64| {
-            let mut digits = heapless::String::<20>::new();
-            // A u64 has at most twenty digits.
-            let _ = write!(digits, "{number}");
-            digits
-        };
         write(group, c"memory.max", decimal(self.memory).as_bytes())?;
         write(group, c"pids.max", decimal(self.pids).as_bytes())
     }
@@ -153,10 +155,61 @@ impl Cgroup {
         self.directory.as_fd()
     }
 
+    /// Makes this what its processes may use. After an error some of it may hold.
+    pub fn limit(&self, resources: Resources) -> Result<(), Errno> {
+        let wire::Resources { memory, cpu, processes, paused } = resources.get();
+        let group = self.directory.as_fd();
+        let set = |file, limit: Option<u64>| match limit {
+            Some(limit) => write(group, file, decimal(limit).as_bytes()),
+            None => write(group, file, b"max"),
+        };
+        set(c"memory.max", memory)?;
+        set(c"cpu.max", cpu.map(|share| u64::from(share) * THOUSANDTH))?;
+        set(c"pids.max", Some(processes.unwrap_or(PIDS_MAX).into()))?;
+        write(group, c"cgroup.freeze", if paused { b"1" } else { b"0" })
+    }
+
+    /// What its processes have used.
+    pub fn usage(&self) -> Result<Usage, Errno> {
+        Ok(Usage {
+            memory: self.counter(c"memory.current", "")?,
+            cpu: self.counter(c"cpu.stat", "usage_usec ")?,
+            processes: self.counter(c"pids.current", "")?,
+            out_of_memory: self.out_of_memory()?,
+        })
+    }
+
+    /// How many of its processes were killed because it had used up its memory.
+    pub fn out_of_memory(&self) -> Result<u64, Errno> {
+        self.counter(c"memory.events", "oom_kill ")
+    }
+
+    /// The number after this name, which begins a line of one of the group's files.
+    fn counter(&self, file: &CStr, name: &str) -> Result<u64, Errno> {
+        let file = openat(
+            &self.directory,
+            file,
+            OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut text = [0; COUNTERS];
+        let length = rustix::io::read(&file, &mut text)?;
+        let text = text.get(..length).and_then(|text| core::str::from_utf8(text).ok());
+        let mut lines = text.unwrap_or_default().lines();
+        lines.find_map(|line| line.strip_prefix(name)?.parse().ok()).ok_or(Errno::INVAL)
+    }
+
     /// Kills every process in it.
     pub fn kill(&self) -> Result<(), Errno> {
         write(self.directory.as_fd(), c"cgroup.kill", b"1")
     }
+}
+
+fn decimal(number: u64) -> heapless::String<20> {
+    let mut digits = heapless::String::new();
+    // A u64 has at most twenty digits.
+    let _ = write!(digits, "{number}");
+    digits
 }
 
 fn open_directory(at: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {

@@ -22,16 +22,16 @@ mod time;
 mod user;
 
 use crate::gate::action::{
-    ActError, CreateContainer, ExecInContainer, Mount, Permit, ProcessId, SetUpNetwork, ShutdownContainer,
-    SignalProcess, Source, StartProcess, User,
+    ActError, CreateContainer, ExecInContainer, GetUsage, Mount, Permit, ProcessId, SetUpNetwork,
+    ShutdownContainer, SignalProcess, Source, StartProcess, UpdateContainer, User,
 };
-use crate::gate::fields::{ContainerId, Signal, UserSpec};
+use crate::gate::fields::{ContainerId, Resources, Signal, UserSpec};
 use crate::gate::input::directory;
 use crate::gate::memory::{OutOfMemory, text};
 use crate::linux::Errno;
 use crate::linux::process::{NewNamespaces, send_signal, spawn};
 use crate::network;
-use crate::wire::{ExitStatus, Step, Stream};
+use crate::wire::{ExitStatus, Step, Stream, Usage};
 use alloc::collections::BTreeMap;
 use alloc::ffi::CString;
 use alloc::string::String;
@@ -105,6 +105,10 @@ pub struct Containers {
 struct Container {
     cgroup: Cgroup,
     init: ProcessId,
+    /// What it may use.
+    resources: Resources,
+    /// Processes of it that were killed for want of memory before the last that was killed at all.
+    out_of_memory: u64,
 }
 
 #[derive(Debug)]
@@ -145,7 +149,8 @@ impl Containers {
         let place = Place::New { rootfs: &rootfs, binds: &binds };
         match self.start(container, &cgroup, place, &init) {
             Ok(()) => {
-                self.containers.insert(container, Container { cgroup, init: init.process });
+                let (init, resources) = (init.process, Resources::default());
+                self.containers.insert(container, Container { cgroup, init, resources, out_of_memory: 0 });
                 Ok(())
             }
             Err(error) => {
@@ -207,6 +212,27 @@ impl Containers {
         let Some(entry) = self.containers.get(&container) else { return Ok(()) };
         entry.cgroup.kill().at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
         self.finish(container, ids).map_err(|failure| failure.into_error(false))
+    }
+
+    /// See [`crate::gate::action::Actor::update_container`].
+    pub fn update_container(&mut self, permit: Permit<UpdateContainer>) -> Result<(), ActError> {
+        let UpdateContainer { container, resources } = permit.into_action();
+        let Some(entry) = self.containers.get_mut(&container) else {
+            return Err(Failure { step: Step::Cgroup, errno: Errno::SRCH }.into_error(true));
+        };
+        entry.cgroup.limit(resources).at(Step::Cgroup).map_err(|failure| {
+            let undone = entry.cgroup.limit(entry.resources).is_ok();
+            failure.into_error(undone)
+        })?;
+        entry.resources = resources;
+        Ok(())
+    }
+
+    /// See [`crate::gate::action::Actor::usage`].
+    pub fn usage(&self, permit: Permit<GetUsage>) -> Result<Usage, ActError> {
+        let GetUsage { container } = permit.into_action();
+        let usage = self.containers.get(&container).ok_or(Errno::SRCH).and_then(|entry| entry.cgroup.usage());
+        usage.at(Step::Cgroup).map_err(|failure| failure.into_error(true))
     }
 
     /// The processes of a container, its first one last, and room for their exits.
@@ -281,7 +307,16 @@ impl Containers {
         let is_it = |process: &Process| process.running.as_ref().is_some_and(|&(number, _)| number == pid);
         let (&id, process) = self.processes.iter_mut().find(|(_, process)| is_it(process))?;
         process.running = None;
-        Some((id, status))
+        let container = self.containers.get_mut(&process.container);
+        Some((id, container.map_or(status, |container| container.explained(status))))
+    }
+
+    /// See [`crate::gate::action::Actor::forget`].
+    pub fn forget(&mut self, process: ProcessId) {
+        if self.processes.get(&process).is_some_and(|process| process.running.is_none()) {
+            self.processes.remove(&process);
+            self.streams.remove_unattached(process);
+        }
     }
 
     /// The exits that were waited for here and not by the event loop, oldest first.
@@ -350,6 +385,18 @@ impl Containers {
                 Err(failure.into_error(undone))
             }
         }
+    }
+}
+
+impl Container {
+    /// What the kernel does not say of a process: that it was killed because the memory is exhausted.
+    fn explained(&mut self, status: ExitStatus) -> ExitStatus {
+        if status != ExitStatus::Signal(Signal::KILL.number()) {
+            return status;
+        }
+        let before = self.out_of_memory;
+        self.out_of_memory = self.cgroup.out_of_memory().unwrap_or(before);
+        if self.out_of_memory > before { ExitStatus::OutOfMemory } else { status }
     }
 }
 

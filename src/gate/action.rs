@@ -5,11 +5,11 @@
 //! happens without a decision is checked by the compiler, and so is that what happens is what was decided on.
 
 use super::fields::{
-    Args, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, MountPoint, RootHash, ScratchBlocks,
-    Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
+    Args, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, MountPoint, Resources, RootHash,
+    ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
 use super::network::Network;
-use crate::wire::{Stdio, Step, Tags};
+use crate::wire::{Stdio, Step, Tags, Usage};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -214,6 +214,22 @@ pub struct ShutdownContainer {
     pub container: ContainerId,
 }
 
+/// Change what a container may use, or hold it still.
+#[derive(Debug, Clone, Copy)]
+pub struct UpdateContainer {
+    /// The container.
+    pub container: ContainerId,
+    /// What holds from now on.
+    pub resources: Resources,
+}
+
+/// Look at what a container has used.
+#[derive(Debug, Clone, Copy)]
+pub struct GetUsage {
+    /// The container.
+    pub container: ContainerId,
+}
+
 /// Turn the guest's own log on or off.
 #[derive(Debug, Clone, Copy)]
 pub struct SetLogging {
@@ -295,10 +311,17 @@ pub trait Actor {
     fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError>;
     /// Does it; when it returns, no process of the container is left.
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError>;
+    /// Does it. What runs may be held still only some time after this returns.
+    fn update_container(&mut self, permit: Permit<UpdateContainer>) -> Result<(), ActError>;
+    /// Does it.
+    fn usage(&mut self, permit: Permit<GetUsage>) -> Result<Usage, ActError>;
     /// Does it.
     fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError>;
     /// Does it.
     fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError>;
+
+    /// Forgets a process that has ended, and what nobody read of its output.
+    fn forget(&mut self, process: ProcessId);
 
     /// Looks a user up in the container's own files. Changes nothing. Done once per request: the policy decides on the
     /// very value that the process then gets (C06).

@@ -7,6 +7,7 @@ use super::memory::{self, OutOfMemory};
 use crate::wire::{self, Field, MAX_ENV, Rule};
 use alloc::borrow::Cow;
 use core::fmt;
+use core::ops::RangeInclusive;
 
 /// Why a value is not valid in itself. `value` is the offending part, as the host sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -327,6 +328,33 @@ impl<'a> WorkingDir<'a> {
 
     /// The path.
     pub fn as_str(self) -> &'a str {
+        self.0
+    }
+}
+
+/// What a container may use, each within what the kernel and the container can live with (C15).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Resources(wire::Resources);
+
+impl Resources {
+    /// Bytes of memory.
+    pub const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
+    /// Thousandths of a processor. The kernel's least quota is a millisecond of a period of 100.
+    pub const CPU: RangeInclusive<u32> = 10..=1_000_000;
+    /// Processes and threads; no more than a container has that is given no limit.
+    pub const PROCESSES: RangeInclusive<u32> = 1..=8192;
+
+    /// These limits.
+    pub fn new(resources: wire::Resources) -> Result<Self, Invalid<'static>> {
+        let wire::Resources { memory, cpu, processes, .. } = resources;
+        let valid = memory.is_none_or(|bytes| Self::MEMORY.contains(&bytes))
+            && cpu.is_none_or(|share| Self::CPU.contains(&share))
+            && processes.is_none_or(|count| Self::PROCESSES.contains(&count));
+        if valid { Ok(Self(resources)) } else { invalid(Field::Resources, Rule::Range, "") }
+    }
+
+    /// The limits.
+    pub fn get(self) -> wire::Resources {
         self.0
     }
 }

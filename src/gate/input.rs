@@ -2,11 +2,13 @@
 //! 5), so that policies written for it read the same here. Every path in them is the guest's own (difference D3).
 
 use super::action::{Mount, Source, StartProcess};
-use super::fields::{CAPABILITY_NAMES, ContainerId, DirectoryName, ScratchBlocks, Signal, VolumeId};
+use super::fields::{
+    CAPABILITY_NAMES, ContainerId, DirectoryName, Resources, ScratchBlocks, Signal, VolumeId,
+};
 use super::network::Network;
 use crate::accounts::MAX_GROUPS;
 use crate::policy::{Arena, Fault, Reason, Value};
-use crate::wire::{MAX_MOUNTS, MAX_ROUTES, Process, Tags};
+use crate::wire::{self, MAX_MOUNTS, MAX_ROUTES, Process, Tags};
 use alloc::string::String;
 use core::fmt::Write;
 use heapless::Vec;
@@ -283,6 +285,26 @@ fn texts(
         texts.push(input.string(&text)?).map_err(|_| Fault::Arena)?;
     }
     input.array(&texts)
+}
+
+pub(super) fn update_container(
+    input: &mut Arena<'_>,
+    container: &ContainerId,
+    resources: Resources,
+) -> Result<Value, Fault> {
+    let id = input.string(container.as_str())?;
+    let wire::Resources { memory, cpu, processes, paused } = resources.get();
+    // At most 2⁴⁰.
+    let number = |limit: Option<u64>| {
+        limit.and_then(|limit| i64::try_from(limit).ok()).map_or(Value::Null, Value::Int)
+    };
+    input.object(&[
+        ("containerID", id),
+        ("cpu", number(cpu.map(u64::from))),
+        ("memory", number(memory)),
+        ("paused", Value::Bool(paused)),
+        ("processes", number(processes.map(u64::from))),
+    ])
 }
 
 /// What a fragment's header says, and its content once the header was welcome.

@@ -32,16 +32,17 @@ use crate::wire::{
     VolumeProperties,
 };
 use action::{
-    ActError, Actor, CreateContainer, ExecInContainer, Mount, MountDevice, MountOverlay, MountScratch,
-    MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess, Source,
-    StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, User,
+    ActError, Actor, CreateContainer, ExecInContainer, GetUsage, Mount, MountDevice, MountOverlay,
+    MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess,
+    Source, StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, UpdateContainer,
+    User,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use fields::{
     Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, Invalid, MountPoint,
-    RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
+    Resources, RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
 use fragment::Fragments;
 use memory::OutOfMemory;
@@ -211,6 +212,10 @@ impl Gate {
             Request::UnmountVolume { volume } => self.unmount_volume(actor, VolumeId(volume))?,
             Request::LoadFragment { envelope } => self.load_fragment(envelope)?,
             Request::SetUpNetwork(ref network) => self.set_up_network(actor, network)?,
+            Request::UpdateContainer { container, resources } => {
+                self.update_container(actor, container, resources)?;
+            }
+            Request::GetUsage { container } => return self.usage(actor, container),
         }
         Ok(Reply::Done)
     }
@@ -436,8 +441,8 @@ impl Gate {
         both(&mut decision.delta, writable.delta)?;
         self.perform(decision.delta, || actor.mount_overlay(Permit::granted(action)))?;
         let (mounts, volumes) = (Vec::new(), Vec::new());
-        let (created, stdio) = (false, false);
-        let overlay = Overlay { container, layers: slots, scratch, mounts, volumes, created, stdio };
+        let (created, stdio, paused) = (false, false, false);
+        let overlay = Overlay { container, layers: slots, scratch, mounts, volumes, created, stdio, paused };
         self.objects.overlays.push(overlay);
         Ok(())
     }
@@ -494,6 +499,7 @@ impl Gate {
             })?;
         let stdio = decision.allow_stdio == Some(true);
         narrow(Point::CreateContainer, &decision, stdio, &mut start)?;
+        self.make_room(actor);
         self.objects.burn(container);
         let action = CreateContainer { container, scratch, mounts, init: start };
         self.perform(decision.delta, || actor.create_container(Permit::granted(action)))?;
@@ -516,6 +522,10 @@ impl Gate {
         if !self.objects.created(&container) {
             return unknown(Field::Container);
         }
+        // It would be held still before it executes its program, and the guest with it.
+        if self.objects.paused(&container) {
+            return in_use(Field::Container);
+        }
         let mut start = self.start_process(actor, &container, process)?;
         let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
         let decision =
@@ -525,6 +535,7 @@ impl Gate {
         // As in the reference, what was decided on standard streams for the container holds for all its processes.
         let stdio = self.objects.overlay(&container).is_some_and(|overlay| overlay.stdio);
         narrow(Point::ExecInContainer, &decision, stdio, &mut start)?;
+        self.make_room(actor);
         let action = ExecInContainer { container, process: start };
         self.perform(decision.delta, || actor.exec_in_container(Permit::granted(action)))?;
         self.objects.processes.push(objects::Process { id, container, init: false, args, exited: None });
@@ -566,7 +577,7 @@ impl Gate {
             actor.shutdown_container(Permit::granted(ShutdownContainer { container }))
         })?;
         if let Some(overlay) = self.objects.overlay(&container) {
-            overlay.created = false;
+            (overlay.created, overlay.paused) = (false, false);
             (overlay.mounts, overlay.volumes) = (Vec::new(), Vec::new());
         }
         self.objects.processes.retain(|process| process.container != container);
@@ -584,6 +595,39 @@ impl Gate {
         self.perform(decision.delta, || actor.set_up_network(Permit::granted(action)))?;
         self.objects.network = true;
         Ok(())
+    }
+
+    fn update_container(
+        &mut self,
+        actor: &mut impl Actor,
+        container: &str,
+        resources: wire::Resources,
+    ) -> Result<(), Refusal> {
+        let container = ContainerId::parse(container)?;
+        let resources = Resources::new(resources)?;
+        if !self.objects.created(&container) {
+            return unknown(Field::Container);
+        }
+        let decision = self.decide(Point::UpdateContainer, &no_value, &|input| {
+            input::update_container(input, &container, resources)
+        })?;
+        let action = UpdateContainer { container, resources };
+        self.perform(decision.delta, || actor.update_container(Permit::granted(action)))?;
+        if let Some(overlay) = self.objects.overlay(&container) {
+            overlay.paused = resources.get().paused;
+        }
+        Ok(())
+    }
+
+    /// Decided as properties are: what a container uses is one.
+    fn usage(&mut self, actor: &mut impl Actor, container: &str) -> Result<Reply<'static>, Refusal> {
+        let container = ContainerId::parse(container)?;
+        if !self.objects.created(&container) {
+            return unknown(Field::Container);
+        }
+        let decision = self.decide(Point::GetProperties, &no_value, &|input| input.object(&[]))?;
+        let usage = self.perform(decision.delta, || actor.usage(Permit::granted(GetUsage { container })))?;
+        Ok(Reply::Usage(usage))
     }
 
     fn properties(&mut self) -> Result<Reply<'_>, Refusal> {
@@ -659,7 +703,7 @@ impl Gate {
         let user = UserSpec::parse(process.user)?;
         let umask = Umask::new(process.umask)?;
         let capabilities = CapabilitySets::new(process.capabilities)?;
-        if self.objects.processes.len() >= MAX_PROCESSES || self.objects.processes.try_reserve(1).is_err() {
+        if self.objects.is_full() || self.objects.processes.try_reserve(1).is_err() {
             return limit(Field::Process);
         }
         let Some(id) = self.objects.next_process() else { return limit(Field::Process) };
@@ -676,6 +720,15 @@ impl Gate {
             no_new_privileges,
             stdio: process.stdio,
         })
+    }
+
+    /// Has a process that has ended forgotten where there is no room for another.
+    fn make_room(&mut self, actor: &mut impl Actor) {
+        if self.objects.processes.len() >= MAX_PROCESSES
+            && let Some(at) = self.objects.oldest_ended()
+        {
+            actor.forget(self.objects.processes.remove(at).id);
+        }
     }
 
     /// Asks the policy. `value` gives the host's own value of a field, for the refusal.

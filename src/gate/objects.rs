@@ -17,7 +17,7 @@ pub const MAX_CONTAINERS: usize = 128;
 pub const MAX_SCRATCH: usize = 128;
 /// Most data volumes at a time.
 pub const MAX_VOLUMES: usize = 128;
-/// Most processes, exited ones of containers not yet shut down included.
+/// Most processes, exited ones of containers not yet shut down included; of these, the oldest are forgotten first.
 pub const MAX_PROCESSES: usize = 1024;
 /// Most containers from start to power-off: each leaves its id behind.
 pub const MAX_IDS: usize = 16_384;
@@ -62,6 +62,8 @@ pub(super) struct Overlay {
     pub created: bool,
     /// Whether the policy allows that container's processes standard streams.
     pub stdio: bool,
+    /// Whether its processes are held still.
+    pub paused: bool,
 }
 
 /// A process the gate started.
@@ -156,9 +158,24 @@ impl Objects {
         self.processes.iter().find(|process| process.id.0 == id && process.container == *container)
     }
 
+    /// Where the process is that was started first of those that have ended and are no container's first.
+    pub fn oldest_ended(&self) -> Option<usize> {
+        self.processes.iter().position(|process| process.exited.is_some() && !process.init)
+    }
+
+    /// Whether there is no room for another process, even if one that has ended is forgotten.
+    pub fn is_full(&self) -> bool {
+        self.processes.len() >= MAX_PROCESSES && self.oldest_ended().is_none()
+    }
+
     /// Whether a container was created under this id and not yet shut down.
     pub fn created(&self, container: &ContainerId) -> bool {
         self.overlays.iter().any(|overlay| overlay.container == *container && overlay.created)
+    }
+
+    /// Whether it was created, not yet shut down, and is held still.
+    pub fn paused(&self, container: &ContainerId) -> bool {
+        self.overlays.iter().any(|overlay| overlay.container == *container && overlay.paused)
     }
 
     pub fn is_burned(&self, container: &ContainerId) -> bool {

@@ -79,6 +79,17 @@ impl Actor for Recorder {
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
         self.act(format!("shutdown {:.4}", permit.into_action().container.as_str()))
     }
+    fn update_container(&mut self, permit: Permit<UpdateContainer>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        self.act(format!("update {:.4} {:?}", action.container.as_str(), action.resources.get()))
+    }
+    fn usage(&mut self, permit: Permit<GetUsage>) -> Result<wire::Usage, ActError> {
+        self.act(format!("usage {:.4}", permit.into_action().container.as_str()))
+            .map(|()| wire::Usage::default())
+    }
+    fn forget(&mut self, process: ProcessId) {
+        self.done.push(format!("forget {}", process.get()));
+    }
     fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError> {
         self.act(format!("logging {}", permit.into_action().enabled))
     }
@@ -566,6 +577,63 @@ fn c12_standard_streams_need_the_policys_word() {
     assert!(
         matches!(refused, Reason::Denied { failed, .. } if failed[..] == [policy::Reason::StdioNotAllowed])
     );
+}
+
+#[test]
+fn c15_limits_are_within_bounds_and_nothing_is_started_in_what_is_held_still() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let (container, other) = (id('1'), id('2'));
+    let mut ask = |request: &Request<'_>| gate.handle(&mut actor, request).map(drop).map_err(|r| r.reason);
+    let update = |container, resources| Request::UpdateContainer { container, resources };
+    let none = wire::Resources::default();
+    for wrong in [
+        wire::Resources { memory: Some(0), ..none },
+        wire::Resources { memory: Some((1 << 20) - 1), ..none },
+        wire::Resources { memory: Some(u64::MAX), ..none },
+        wire::Resources { cpu: Some(9), ..none },
+        wire::Resources { cpu: Some(u32::MAX), ..none },
+        wire::Resources { processes: Some(0), ..none },
+        wire::Resources { processes: Some(8193), ..none },
+    ] {
+        let invalid =
+            Reason::Invalid { field: Field::Resources, rule: Rule::Range, value: Excerpt::default() };
+        assert_eq!(ask(&update(&container, wrong)), Err(invalid), "{wrong:?}");
+    }
+    let unknown = Err(Reason::Unknown { field: Field::Container });
+    assert_eq!(ask(&update(&other, none)), unknown);
+    assert_eq!(ask(&Request::GetUsage { container: &other }), unknown);
+    let exec = || Request::ExecInContainer { container: &container, process: process(&["/bin/b"]) };
+    assert_eq!(ask(&update(&container, wire::Resources { paused: true, ..none })), Ok(()));
+    assert_eq!(ask(&exec()), Err(Reason::InUse { field: Field::Container }));
+    assert_eq!(ask(&update(&container, none)), Ok(()));
+    assert_eq!(ask(&exec()), Ok(()));
+    assert_eq!(ask(&Request::GetUsage { container: &container }), Ok(()));
+    assert_eq!(ask(&update(&container, wire::Resources { paused: true, ..none })), Ok(()));
+    assert_eq!(ask(&Request::ShutdownContainer { container: &container }), Ok(()));
+}
+
+#[test]
+fn t06_processes_that_have_ended_make_room_for_others_and_those_that_run_do_not() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let container = id('1');
+    let exec = || Request::ExecInContainer { container: &container, process: process(&["/bin/b"]) };
+    for _ in 1..MAX_PROCESSES {
+        gate.handle(&mut actor, &exec()).unwrap();
+    }
+    assert_eq!(reason(gate.handle(&mut actor, &exec())), Reason::Limit { field: Field::Process });
+    gate.process_exited(ProcessId(1), ExitStatus::Code(0));
+    let refused = reason(gate.handle(&mut actor, &exec()));
+    assert_eq!(refused, Reason::Limit { field: Field::Process }, "a container's first process is remembered");
+    for ended in [7, 5] {
+        gate.process_exited(ProcessId(ended), ExitStatus::Code(0));
+    }
+    gate.handle(&mut actor, &exec()).unwrap();
+    assert_eq!(actor.done[actor.done.len() - 2], "forget 5");
+    gate.handle(&mut actor, &exec()).unwrap();
+    assert_eq!(actor.done[actor.done.len() - 2], "forget 7");
+    assert_eq!(reason(gate.handle(&mut actor, &exec())), Reason::Limit { field: Field::Process });
 }
 
 #[test]

@@ -185,6 +185,18 @@ pub enum Request<'a> {
     },
     /// Give the containers that are created from now on the machine's network interface, all of them together. Once.
     SetUpNetwork(#[serde(borrow)] Network<'a>),
+    /// Change what a running container may use, or hold it still.
+    UpdateContainer {
+        /// The container's id.
+        container: &'a str,
+        /// What holds from now on, all of it.
+        resources: Resources,
+    },
+    /// Ask what a running container has used.
+    GetUsage {
+        /// The container's id.
+        container: &'a str,
+    },
 }
 
 /// How the machine's one network interface is set up. What comes in through it is the host's in any case.
@@ -263,6 +275,32 @@ pub struct Route {
     pub destination: Prefix,
     /// By way of this address, which is on one of the interface's own networks.
     pub gateway: Address,
+}
+
+/// What a container may use. `None` is all that the guest has for containers, which is how each one starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Bytes of memory: 1 MiB to 2⁴⁰.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor: 10 to 1,000,000.
+    pub cpu: Option<u32>,
+    /// Processes and threads: 1 to 8192.
+    pub processes: Option<u32>,
+    /// Whether all of its processes are held still.
+    pub paused: bool,
+}
+
+/// What a container has used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Bytes of memory, now.
+    pub memory: u64,
+    /// Processor time, in microseconds.
+    pub cpu: u64,
+    /// Processes and threads, now.
+    pub processes: u64,
+    /// Processes that were killed because the memory that the container may use was exhausted.
+    pub out_of_memory: u64,
 }
 
 /// Where the authentication tags of an encrypted device are kept.
@@ -406,6 +444,8 @@ pub enum Reply<'a> {
     },
     /// What exists in the guest.
     Properties(Properties<'a>),
+    /// What a container has used.
+    Usage(Usage),
 }
 
 /// What exists in the guest, in the order in which it came to be.
@@ -476,6 +516,9 @@ pub enum ExitStatus {
     Code(u8),
     /// This signal killed it.
     Signal(u8),
+    /// SIGKILL ended it, and since the last such end the kernel has killed a process of its container because the memory that
+    /// it may use was exhausted.
+    OutOfMemory,
 }
 
 impl ExitStatus {
@@ -484,6 +527,7 @@ impl ExitStatus {
         match self {
             Self::Code(code) => code,
             Self::Signal(signal) => 128u8.saturating_add(signal),
+            Self::OutOfMemory => 128 + 9,
         }
     }
 }
@@ -663,6 +707,8 @@ pub enum Field {
     Fragment,
     /// The network, or a part of its set-up.
     Network,
+    /// What a container may use.
+    Resources,
 }
 
 /// The rule that an invalid value breaks.

@@ -3,11 +3,13 @@
 //!
 //! * [`workload`]: an OCI image becomes layers, a container and a policy.
 //! * [`pod`]: a guest is booted, given its policy, and asked for one thing after the other.
+//! * [`group`]: the containers of a pod live: order, probes, starting again.
 //! * [`fragment`]: signing and checking fragments.
 //! * [`local`]: how `parma exec`, `ps`, `kill` and `stop` reach a `parma run` in another terminal.
 //! * [`output`]: files that appear whole or not at all, and text that cannot steer a terminal.
 
 pub mod fragment;
+pub mod group;
 pub mod local;
 pub mod output;
 pub mod pod;

@@ -1,16 +1,14 @@
-//! How `parma exec`, `ps`, `kill` and `stop` reach a `parma run` in another terminal.
+//! How `parma exec`, `ps`, `logs`, `kill` and `stop` reach a `parma run` in another terminal.
 //!
 //! The guest has one control connection, and `parma run` holds it. So each run serves a Unix socket
 //! `$XDG_RUNTIME_DIR/parma/NAME/control` (or `/tmp/parma-UID/NAME/control`) in directories that only the user can enter.
 //! One line of JSON is a [`Question`], one line the [`Answer`]; a connection may carry many. Standard streams do not pass
 //! here: an answer to `exec` says how to reach the guest, and the asker attaches by itself.
 
-use crate::pod::Guest;
+use crate::group::Group;
 use anyhow::{Context as _, Result, bail, ensure};
-use parma_guest::gate::fields::ContainerId;
 use parma_guest::wire::{ExitStatus, Stdio};
-use parma_policy::generate::Container;
-use parma_vmm::Connector;
+use parma_vmm::{Connector, escape};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
@@ -18,22 +16,22 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-/// Longest line, in bytes: as many arguments as a request to the guest can carry.
-const MAX_LINE: u64 = 1 << 20;
+/// Longest line, in bytes: as many arguments as a request to the guest can carry, and a log of which each byte is escaped
+/// twice.
+const MAX_LINE: u64 = 4 << 20;
 /// Longest name of a run, in bytes. With the directories it must fit into the path of a Unix socket.
 const MAX_NAME: usize = 48;
 const SOCKET: &str = "control";
-/// How long a container may take to end by itself when it is asked to stop.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What can be asked of a run.
+/// What can be asked of a run. A container is named where there are several.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Question {
-    /// Start a process in the container.
+    /// Start a process in a container.
     Exec {
+        /// The container.
+        container: Option<String>,
         /// Its arguments.
         args: Vec<String>,
         /// Whether it gets a standard input.
@@ -46,13 +44,20 @@ pub enum Question {
     },
     /// Send a signal.
     Signal {
-        /// To which process; `None`: the container's first.
+        /// The container.
+        container: Option<String>,
+        /// To which process of it; `None`: its first.
         process: Option<u32>,
         /// Its number.
         signal: u8,
     },
-    /// Ask the container to stop; kill it if it does not within ten seconds.
+    /// Ask all containers to stop; kill what does not in its time.
     Stop,
+    /// Give the end of what a container wrote.
+    Logs {
+        /// The container.
+        container: Option<String>,
+    },
     /// Describe the run.
     List,
 }
@@ -77,6 +82,11 @@ pub enum Answer {
     },
     /// The run.
     Listed(Run),
+    /// What a container wrote, with what could steer a terminal escaped.
+    Logs {
+        /// The text.
+        text: String,
+    },
     /// It was not done.
     Failed {
         /// Why.
@@ -89,14 +99,33 @@ pub enum Answer {
 pub struct Run {
     /// Its name.
     pub name: String,
-    /// Its container's id.
-    pub container: String,
-    /// The image reference it was started with.
-    pub image: String,
-    /// Processes in the container.
-    pub processes: Vec<Listed>,
+    /// Its containers, initial ones first.
+    pub containers: Vec<ListedContainer>,
     /// Why the guest lists no processes, where the policy does not allow that.
     pub unlisted: Option<String>,
+}
+
+/// One container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedContainer {
+    /// Its name in the run.
+    pub name: String,
+    /// Its id, once it was started.
+    pub id: Option<String>,
+    /// The image it was started from, as the user named it.
+    pub image: String,
+    /// Whether the others wait until it has ended well.
+    pub initial: bool,
+    /// Whether it is to be asked for something.
+    pub ready: bool,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// As a shell would give it; `None`: it runs, or has not started.
+    pub exit_code: Option<u8>,
+    /// Whether it ended for want of memory.
+    pub out_of_memory: bool,
+    /// Its processes.
+    pub processes: Vec<Listed>,
 }
 
 /// One process.
@@ -153,20 +182,10 @@ pub fn check_name(name: &str) -> Result<()> {
 
 /// What a run serves.
 pub struct Served {
-    /// The guest.
-    pub guest: Arc<Guest>,
-    /// Its container's id.
-    pub id: ContainerId,
-    /// What the container is.
-    pub container: Container,
-    /// The container's first process.
-    pub init: u32,
-    /// The signal that asks it to stop.
-    pub stop_signal: u8,
-    /// The run's name.
+    /// Its containers.
+    pub group: Arc<Group>,
+    /// Its name.
     pub name: String,
-    /// The image reference.
-    pub image: String,
 }
 
 /// A name that is taken for as long as this lives, and the socket behind it.
@@ -238,47 +257,63 @@ impl Served {
     }
 
     fn answer(&self, question: Question) -> Result<Answer> {
+        let group = &self.group;
         match question {
-            Question::Exec { args, stdin } => {
+            Question::Exec { container, args, stdin } => {
+                let index = group.find(container.as_deref())?;
+                let (id, _) = group.running(index)?;
                 let stdio = Stdio { stdin, stdout: true, stderr: true };
-                let process = self.guest.exec(&self.id, &self.container, &args, stdio)?;
-                Ok(Answer::Started { process, connector: self.guest.session.connector().clone() })
+                let process =
+                    group.guest.exec(&id, &group.members[index].workload.container, &args, stdio)?;
+                Ok(Answer::Started { process, connector: group.guest.session.connector().clone() })
             }
             Question::Wait { process } => {
-                let status = self.guest.session.wait(process, None)?.context("it has not ended")?;
+                let status = group.guest.session.wait(process, None)?.context("it has not ended")?;
                 Ok(Answer::Exited { code: status.shell_code() })
             }
-            Question::Signal { process, signal } => {
-                self.guest.signal(&self.id, process.unwrap_or(self.init), signal)?;
+            Question::Signal { container, process, signal } => {
+                let (id, init) = group.running(group.find(container.as_deref())?)?;
+                group.guest.signal(&id, process.unwrap_or(init), signal)?;
                 Ok(Answer::Done)
             }
             Question::Stop => {
-                let asked = self.guest.signal(&self.id, self.init, self.stop_signal);
-                if asked.is_err() || self.guest.session.wait(self.init, Some(STOP_TIMEOUT))?.is_none() {
-                    self.guest.shutdown(&self.id)?;
-                }
+                group.stop();
                 Ok(Answer::Done)
+            }
+            Question::Logs { container } => {
+                let log = group.log(group.find(container.as_deref())?);
+                Ok(Answer::Logs { text: escape(&log) })
             }
             Question::List => Ok(Answer::Listed(self.list())),
         }
     }
 
     fn list(&self) -> Run {
-        let listed = self.guest.properties().map(|properties| {
-            let ours = properties.processes.iter().filter(|state| state.container == self.id);
-            ours.map(|state| Listed {
-                process: state.process,
-                init: state.init,
-                exit_code: state.exited.map(ExitStatus::shell_code),
-            })
-            .collect()
-        });
-        let (processes, unlisted) = match listed {
-            Ok(processes) => (processes, None),
+        let (processes, unlisted) = match self.group.guest.properties() {
+            Ok(properties) => (properties.processes, None),
             Err(error) => (Vec::new(), Some(format!("{error:#}"))),
         };
-        let container = self.id.as_str().to_owned();
-        Run { name: self.name.clone(), container, image: self.image.clone(), processes, unlisted }
+        let both = self.group.members.iter().zip(self.group.statuses());
+        let containers = both.map(|(member, status)| ListedContainer {
+            name: member.name.clone(),
+            id: status.id.map(|id| id.as_str().to_owned()),
+            image: member.image.clone(),
+            initial: member.initial,
+            ready: status.ready,
+            restarts: status.restarts,
+            exit_code: status.exit.map(ExitStatus::shell_code),
+            out_of_memory: status.exit == Some(ExitStatus::OutOfMemory),
+            processes: processes
+                .iter()
+                .filter(|state| Some(state.container) == status.id)
+                .map(|state| Listed {
+                    process: state.process,
+                    init: state.init,
+                    exit_code: state.exited.map(ExitStatus::shell_code),
+                })
+                .collect(),
+        });
+        Run { name: self.name.clone(), containers: containers.collect(), unlisted }
     }
 }
 

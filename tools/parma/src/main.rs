@@ -45,6 +45,7 @@ enum Command {
     Run(commands::run::Arguments),
     Exec(commands::remote::Exec),
     Ps(commands::remote::Ps),
+    Logs(commands::remote::Logs),
     Kill(commands::remote::Kill),
     Stop(commands::remote::Stop),
 }
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => commands::run::main(arguments),
         Command::Exec(arguments) => commands::remote::exec(arguments),
         Command::Ps(arguments) => commands::remote::ps(arguments),
+        Command::Logs(arguments) => commands::remote::logs(arguments),
         Command::Kill(arguments) => commands::remote::kill(arguments),
         Command::Stop(arguments) => commands::remote::stop(arguments),
     };

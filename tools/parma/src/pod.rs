@@ -7,7 +7,9 @@ use crate::output::hex;
 use crate::workload::{Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::gate::fields::{ContainerId, ScratchBlocks, Serial};
-use parma_guest::wire::{self, Address, List, Mount, Prefix, Process, Request, Route, Source, Stdio, Tags};
+use parma_guest::wire::{
+    self, Address, List, Mount, Prefix, Process, Request, Resources, Route, Source, Stdio, Tags, Usage,
+};
 use parma_policy::generate::Container;
 use parma_psp::{Report, layout};
 use parma_vmm::{Accel, Config, Disk, Exit, Machine, Network, Outcome, Properties, Reply, Session, network};
@@ -357,6 +359,25 @@ impl Guest {
         self.done(Request::ShutdownContainer { container: id.as_str() })
     }
 
+    /// Changes what a container may use.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn update(&self, id: &ContainerId, resources: Resources) -> Result<()> {
+        self.done(Request::UpdateContainer { container: id.as_str(), resources })
+    }
+
+    /// What a container has used.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn usage(&self, id: &ContainerId) -> Result<Usage> {
+        match self.ask(Request::GetUsage { container: id.as_str() })? {
+            Reply::Usage(usage) => Ok(usage),
+            _ => bail!("the guest answered something else than what was used"),
+        }
+    }
+
     /// Lists what exists.
     ///
     /// # Errors
@@ -429,6 +450,10 @@ pub fn describe(request: &Request<'_>) -> String {
         }
         Request::UnmountVolume { volume } => format!("unmount_volume {}", short(&hex(volume))),
         Request::PowerOff => "power_off".to_owned(),
+        Request::UpdateContainer { container, resources } => {
+            format!("update_container {}: {resources:?}", short(container))
+        }
+        Request::GetUsage { container } => format!("get_usage {}", short(container)),
         Request::LoadFragment { envelope } => format!("load_fragment of {} bytes", envelope.len()),
         Request::SetUpNetwork(network) => {
             let addresses: Vec<_> =

@@ -25,6 +25,14 @@ pub struct Layer {
     pub serial: Serial,
 }
 
+impl Layer {
+    /// Its disk, read-only.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        Disk::layer(&self.path, self.serial.clone())
+    }
+}
+
 /// A compiled policy.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -123,6 +131,6 @@ impl Workload {
 
     /// The disks of its layers, read-only.
     pub fn disks(&self) -> impl Iterator<Item = Disk> {
-        self.layers.iter().map(|layer| Disk::layer(&layer.path, layer.serial.clone()))
+        self.layers.iter().map(Layer::disk)
     }
 }

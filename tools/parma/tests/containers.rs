@@ -93,8 +93,10 @@ fn a_running_container_is_listed_entered_and_stopped_from_elsewhere() {
     let Some(mut running) = Running::start() else { return };
     let listed: serde_json::Value = serde_json::from_slice(&running.parma(&["ps", "--json"]).stdout).unwrap();
     assert_eq!(listed[0]["name"], "web");
-    assert_eq!(listed[0]["processes"][0]["init"], true);
-    assert!(listed[0]["processes"][0]["exit_code"].is_null());
+    let container = &listed[0]["containers"][0];
+    assert_eq!(container["processes"][0]["init"], true);
+    assert!(container["processes"][0]["exit_code"].is_null());
+    assert_eq!(stdout(&running.parma(&["logs", "web"])), "ready\n");
 
     let allowed = running.parma(&["exec", "web", "--", "echo", "from", "exec"]);
     assert_eq!((stdout(&allowed).as_str(), allowed.status.code()), ("from exec\n", Some(0)));

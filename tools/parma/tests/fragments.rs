@@ -11,7 +11,9 @@ use parma_guest::gate::Gate;
 use parma_guest::gate::action::*;
 use parma_guest::gate::fields::{ContainerId, UserSpec};
 use parma_guest::policy::Reason as Check;
-use parma_guest::wire::{Capabilities, Denied, Field, List, Process, Reason, Refusal, Reply, Request, Stdio};
+use parma_guest::wire::{
+    Capabilities, Denied, Field, List, Process, Reason, Refusal, Reply, Request, Stdio, Usage,
+};
 use parma_policy::fragment::compile_fragment;
 use parma_policy::{Inputs, compile};
 use signer::*;
@@ -58,6 +60,13 @@ impl Actor for Willing {
     fn shutdown_container(&mut self, _: Permit<ShutdownContainer>) -> Result<(), ActError> {
         Ok(())
     }
+    fn update_container(&mut self, _: Permit<UpdateContainer>) -> Result<(), ActError> {
+        Ok(())
+    }
+    fn usage(&mut self, _: Permit<GetUsage>) -> Result<Usage, ActError> {
+        Ok(Usage::default())
+    }
+    fn forget(&mut self, _: ProcessId) {}
     fn set_logging(&mut self, _: Permit<SetLogging>) -> Result<(), ActError> {
         Ok(())
     }

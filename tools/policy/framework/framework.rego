@@ -549,6 +549,47 @@ signal_ok(container) if {
 	input.signal in process.signals
 }
 
+# --- What a container may use, and whether it is held still ------------------------------------------------
+# An entry may have `resources: {"memory": {"least": n, "most": n}, "cpu": …, "processes": …}` in bytes, thousandths of a
+# processor and processes, and `allow_pause`. Of what it does not name the container has what the guest gives to all.
+
+default update_container := {"allowed": false}
+
+update_container := {
+	"allowed": true,
+	"metadata": [update("matches", input.containerID, containers)],
+} if {
+	data.metadata.started[input.containerID]
+	containers := [container |
+		some container in data.metadata.matches[input.containerID]
+		resources_ok(container)
+		pause_ok(container)
+	]
+	count(containers) > 0
+}
+
+resources_ok(container) if {
+	limits := object.get(container, "resources", {})
+	limit_ok(limits, "memory", input.memory)
+	limit_ok(limits, "cpu", input.cpu)
+	limit_ok(limits, "processes", input.processes)
+}
+
+limit_ok(limits, name, limit) if {
+	limit == null
+	not limits[name]
+}
+
+# A limit that is no number is within nothing.
+limit_ok(limits, name, limit) if {
+	limit - limits[name].least >= 0
+	limits[name].most - limit >= 0
+}
+
+pause_ok(_) if input.paused == false
+
+pause_ok(container) if container.allow_pause == true
+
 # --- The end of a container -----------------------------------------------------------------------------
 
 default shutdown_container := {"allowed": false}
@@ -1173,7 +1214,7 @@ errors contains "container has no overlay" if {
 }
 
 errors contains "container not started" if {
-	input.rule in {"exec_in_container", "signal_container_process", "shutdown_container"}
+	input.rule in {"exec_in_container", "signal_container_process", "shutdown_container", "update_container"}
 	not data.metadata.started[input.containerID]
 }
 
@@ -1286,6 +1327,16 @@ errors contains "devices not allowed" if {
 errors contains "invalid signal" if {
 	input.rule == "signal_container_process"
 	count([container | some container in possible; signal_ok(container)]) == 0
+}
+
+errors contains "resources not allowed" if {
+	input.rule == "update_container"
+	count([container | some container in possible; resources_ok(container)]) == 0
+}
+
+errors contains "pause not allowed" if {
+	input.rule == "update_container"
+	count([container | some container in possible; pause_ok(container)]) == 0
 }
 
 errors contains "an earlier container is not running" if {

@@ -10,13 +10,13 @@ mod kubernetes;
 mod rehearse;
 
 use anyhow::{Context, Result, bail, ensure};
-use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, UserSpec, WorkingDir};
+use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, Resources, UserSpec, WorkingDir};
 use parma_guest::wire::{Capabilities, List, MAX_ARGS, MAX_ENV};
 use parma_layer::oci::Image;
 use serde_json::{Value, json};
 
 pub use accounts::{Accounts, Identity};
-pub use kubernetes::{PodContainer, read_pod};
+pub use kubernetes::{ExecProbe, Pod, PodContainer, Restart, read_pod};
 
 /// The `PATH` of a container whose image has none, as container engines set it.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -46,7 +46,7 @@ const USUAL_CAPABILITIES: [&str; 14] = [
 /// Largest scratch device, unless the user says otherwise: 16 GiB.
 const MAX_SCRATCH: u64 = 16 << 30;
 /// The points that a generated policy takes from the framework. The others stay denied.
-const POINTS: [&str; 16] = [
+const POINTS: [&str; 17] = [
     "mount_device",
     "unmount_device",
     "rw_mount_device",
@@ -58,6 +58,7 @@ const POINTS: [&str; 16] = [
     "create_container",
     "exec_in_container",
     "signal_container_process",
+    "update_container",
     "shutdown_container",
     "get_properties",
     "dump_stacks",
@@ -106,6 +107,21 @@ pub struct GenerateOptions {
     pub memory_scratch: bool,
     /// Whether the host may give the containers a network.
     pub network: bool,
+    /// Whether the guest is ready only when this one is running.
+    pub required: bool,
+    /// How often the container may be created until power-off.
+    pub max_instances: Option<u32>,
+    /// The most that the host may give it; less, too.
+    pub limits: Limits,
+}
+
+/// Most memory and processor time of a container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Thousandths of a processor.
+    pub cpu: Option<u32>,
 }
 
 impl Default for GenerateOptions {
@@ -130,6 +146,9 @@ impl Default for GenerateOptions {
             max_scratch: MAX_SCRATCH,
             memory_scratch: false,
             network: false,
+            required: false,
+            max_instances: None,
+            limits: Limits::default(),
         }
     }
 }
@@ -204,6 +223,12 @@ pub struct Container {
     pub memory_scratch: bool,
     /// Whether the host may give the containers a network.
     pub network: bool,
+    /// Whether the guest is ready only when this one is running.
+    pub required: bool,
+    /// How often it may be created.
+    pub max_instances: Option<u32>,
+    /// The most that the host may give it.
+    pub limits: Limits,
 }
 
 /// The strict policy of `image`, whose layers have these dm-verity root hashes, bottom first.
@@ -283,6 +308,9 @@ impl Container {
             max_scratch: options.max_scratch,
             memory_scratch: options.memory_scratch,
             network: options.network,
+            required: options.required,
+            max_instances: options.max_instances,
+            limits: options.limits,
         };
         Ok(container)
     }
@@ -326,6 +354,7 @@ impl Container {
         let umask = json!(format!("{:04o}", self.umask));
         let held = json!(self.held);
         let mounts = lines(self.mounts.iter().map(Mount::constraint));
+        let obligations = self.obligations();
         let Self { no_new_privileges, stdio, .. } = self;
         format!(
             r#"  {{
@@ -358,9 +387,36 @@ impl Container {
     "mounts": {mounts},
     # Whether standard streams may be connected to the host.
     "allow_stdio_access": {stdio},
-  }},
+{obligations}  }},
 "#
         )
+    }
+}
+
+impl Container {
+    /// What its entry obliges the host to, a field a line.
+    fn obligations(&self) -> String {
+        let mut lines = String::new();
+        if self.required {
+            lines += "    # The guest is not ready without it.\n    \"required\": true,\n";
+        }
+        if let Some(most) = self.max_instances {
+            lines += &format!("    \"max_instances\": {most},\n");
+        }
+        let mut ranges = serde_json::Map::new();
+        for (name, least, most) in [
+            ("memory", *Resources::MEMORY.start(), self.limits.memory),
+            ("cpu", (*Resources::CPU.start()).into(), self.limits.cpu.map(u64::from)),
+        ] {
+            ranges.extend(most.map(|most| (name.to_owned(), json!({"least": least, "most": most}))));
+        }
+        if !ranges.is_empty() {
+            lines += &format!(
+                "    # What the host may limit it to: bytes, thousandths of a processor.\n    \"resources\": {},\n",
+                Value::from(ranges)
+            );
+        }
+        lines
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::Cursor;
 
 use common::requests::{container, hash, policy, with};
 use parma_policy::explore::{Bounds, Exploration, Invariant, Part, Policy, explore};
-use parma_policy::generate::{Container, Identity};
+use parma_policy::generate::{Container, Identity, Limits};
 use parma_policy::{Inputs, compile, replay_sources};
 use serde_json::{Value, json};
 
@@ -95,6 +95,9 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         max_scratch: 1 << 30,
         memory_scratch: false,
         network: false,
+        required: false,
+        max_instances: None,
+        limits: Limits::default(),
     };
     for (bounds, states) in [
         (Bounds { ids: 2, extra_devices: 0, ..NARROW }, 50),

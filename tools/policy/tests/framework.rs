@@ -308,6 +308,51 @@ fn c11_a_process_gets_the_signals_that_the_policy_lists_for_it() {
 }
 
 #[test]
+fn c15_a_container_is_limited_and_held_still_as_its_entry_says() {
+    let mut limited = container();
+    limited["resources"] =
+        json!({"memory": {"least": 100, "most": 200}, "processes": {"least": 1, "most": "many"}});
+    limited["allow_pause"] = true.into();
+    let update = |memory: Value, cpu: Value, processes: Value, paused: Value| json!({"containerID": id('a'), "memory": memory, "cpu": cpu, "processes": processes, "paused": paused});
+    let none = || update(Value::Null, Value::Null, Value::Null, false.into());
+    each_prepared(&strict(), |guest| {
+        assert!(
+            guest.decide("update_container", &none()).denied().contains(&"container not started".to_owned())
+        );
+        guest.ask("create_container", &create_container(&id('a'))).allowed();
+        guest.ask("update_container", &none()).allowed();
+        let denied = guest.decide("update_container", &with(&none(), "/memory", json!(150))).denied();
+        assert_eq!(denied, ["resources not allowed"]);
+        let denied = guest.decide("update_container", &with(&none(), "/paused", json!(true))).denied();
+        assert_eq!(denied, ["pause not allowed"]);
+    });
+    limited["resources"]["processes"] = json!({"least": 1, "most": 50});
+    each_prepared(&policy(&[limited.clone()], &json!({})), |guest| {
+        guest.ask("create_container", &create_container(&id('a'))).allowed();
+        let honest = update(150.into(), Value::Null, 50.into(), true.into());
+        for (field, wrong) in [
+            ("/memory", json!(99)),
+            ("/memory", json!(201)),
+            ("/memory", json!("150")),
+            ("/memory", Value::Null),
+            ("/cpu", json!(100)),
+            ("/processes", json!(51)),
+        ] {
+            guest.ask("update_container", &with(&honest, field, wrong)).denied();
+        }
+        for memory in [100, 200] {
+            guest.ask("update_container", &with(&honest, "/memory", json!(memory))).allowed();
+        }
+    });
+    limited["resources"]["processes"] = json!({"least": 1, "most": "many"});
+    each_prepared(&policy(&[limited.clone()], &json!({})), |guest| {
+        guest.ask("create_container", &create_container(&id('a'))).allowed();
+        let honest = update(150.into(), Value::Null, 50.into(), false.into());
+        guest.ask("update_container", &honest).denied();
+    });
+}
+
+#[test]
 fn f07_one_entry_of_the_policy_allows_every_field_or_nothing_does() {
     // The same layers twice: as root in /, and as a user with one more variable in /srv.
     let mut root = container();

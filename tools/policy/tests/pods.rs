@@ -64,10 +64,11 @@ fn containers(dir: &Path) -> Vec<Container> {
         json!({"Entrypoint": ["/bin/serve"], "Cmd": ["--help"], "Env": ["MODE=production"], "User": "www"});
     let image = image(dir, &[ETC], &config);
     let pod = read_pod(POD, &GenerateOptions::default()).unwrap();
-    let named: Vec<&str> = pod.iter().map(|container| &*container.image).collect();
+    let named: Vec<&str> = pod.containers.iter().map(|container| &*container.image).collect();
     assert_eq!(named, ["example.org/tools:1", "example.org/serve:2"]);
-    let made =
-        (1..).zip(&pod).map(|(byte, container)| Container::new(&image, &[[byte; 32]], &container.options));
+    let made = (1..)
+        .zip(&pod.containers)
+        .map(|(byte, container)| Container::new(&image, &[[byte; 32]], &container.options));
     made.collect::<anyhow::Result<_>>().unwrap()
 }
 
@@ -207,6 +208,7 @@ fn a_container_that_must_not_be_root_is_not() {
     let text = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: i, securityContext: {runAsNonRoot: true}}]}";
     let pod = read_pod(text, &GenerateOptions::default()).unwrap();
     let config = json!({"Entrypoint": ["/bin/serve"], "User": "root"});
-    let error = Container::new(&image(dir.path(), &[ETC], &config), &[[1; 32]], &pod[0].options).unwrap_err();
+    let error = Container::new(&image(dir.path(), &[ETC], &config), &[[1; 32]], &pod.containers[0].options)
+        .unwrap_err();
     assert!(error.to_string().contains("its user is root"), "{error}");
 }

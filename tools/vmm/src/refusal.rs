@@ -98,6 +98,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Volume => "data volume",
         Field::Fragment => "fragment",
         Field::Network => "network",
+        Field::Resources => "resources",
     }
 }
 

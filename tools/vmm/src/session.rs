@@ -10,8 +10,8 @@ use crate::vsock::Connector;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::gate::fields::{ContainerId, Serial};
 use parma_guest::wire::{
-    self, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, VolumeProperties,
-    frame,
+    self, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, Usage,
+    VolumeProperties, frame,
 };
 use parma_psp::Report;
 use std::collections::{HashMap, VecDeque};
@@ -39,6 +39,8 @@ pub enum Reply {
     Started(u32),
     /// What exists in the guest.
     Properties(Properties),
+    /// What a container has used.
+    Usage(Usage),
 }
 
 /// What exists in the guest, in the order in which it came to be.
@@ -271,6 +273,7 @@ fn owned(result: Result<wire::Reply<'_>, Refusal>) -> Result<Outcome> {
             Reply::PolicyAccepted(Box::new(report))
         }
         Ok(wire::Reply::Properties(properties)) => Reply::Properties(checked(&properties)?),
+        Ok(wire::Reply::Usage(usage)) => Reply::Usage(usage),
     };
     Ok(Ok(reply))
 }

@@ -8,7 +8,7 @@ use parma::output::{self, hex};
 use parma::workload::{Policy, Workload};
 use parma_layer::oci::Reference;
 use parma_policy::explore::{self, Bounds, Progress, explore};
-use parma_policy::generate::{GenerateOptions, PodContainer, policy_of, read_pod, signal};
+use parma_policy::generate::{GenerateOptions, Pod, PodContainer, policy_of, read_pod, signal};
 use parma_policy::{Inputs, check, explain, lint};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
@@ -277,28 +277,29 @@ pub fn reference(text: &str) -> Result<Reference, String> {
 }
 
 /// Parses an image of a Pod and where it is, for clap.
-fn named_image(text: &str) -> Result<(String, Reference), String> {
+pub fn named_image(text: &str) -> Result<(String, Reference), String> {
     // A name may have `=` in no place; a folder may.
     let (name, place) = text.split_once('=').ok_or("not NAME=oci:DIR or NAME=oci:DIR:TAG")?;
     Ok((name.into(), reference(place)?))
 }
 
-/// The containers of the Pod in a file: where the image of each is, and what the Pod says about it.
-fn of_pod(
+/// The Pod in a file, and where the image of each of its containers is. An image that is named `oci:…` is there.
+pub fn of_pod(
     file: &Path,
     images: &[(String, Reference)],
     options: &GenerateOptions,
-) -> Result<Vec<(Reference, GenerateOptions)>> {
+) -> Result<(Pod, Vec<Reference>)> {
     let of_file = || file.display().to_string();
     let text = String::from_utf8(read(file)?).with_context(of_file)?;
-    let containers = read_pod(&text, options).with_context(of_file)?;
-    let located = containers.into_iter().map(|PodContainer { place, image, options }| {
-        let (_, reference) = images.iter().find(|(name, _)| *name == image).with_context(|| {
-            format!("{}: {place}.image: give --image {image}=oci:DIR[:TAG]", file.display())
-        })?;
-        Ok((reference.clone(), options))
+    let pod = read_pod(&text, options).with_context(of_file)?;
+    let located = pod.containers.iter().map(|PodContainer { place, image, .. }| {
+        let named = images.iter().find(|(name, _)| name == image).map(|(_, reference)| reference.clone());
+        named.or_else(|| Reference::parse(image).ok()).with_context(|| {
+            format!("{}: {place}.image: say where it is, {image}=oci:DIR[:TAG]", file.display())
+        })
     });
-    located.collect()
+    let references = located.collect::<Result<_>>()?;
+    Ok((pod, references))
 }
 
 /// Runs one of them.
@@ -308,7 +309,10 @@ pub fn main(command: Command) -> Result<ExitCode> {
             let options = allow.options(&args);
             let wanted = match (reference, file) {
                 (Some(reference), _) => vec![(reference, options)],
-                (None, Some(file)) => of_pod(&file, &image, &options)?,
+                (None, Some(file)) => {
+                    let (pod, references) = of_pod(&file, &image, &options)?;
+                    references.into_iter().zip(pod.containers.into_iter().map(|it| it.options)).collect()
+                }
                 (None, None) => bail!("there is no image: give one, or a Pod with -f"),
             };
             let bar = super::run::spinner(false);

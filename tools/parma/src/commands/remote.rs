@@ -1,6 +1,6 @@
-//! `parma exec`, `ps`, `kill`, `stop`: commands for a `parma run` in another terminal.
+//! `parma exec`, `ps`, `logs`, `kill`, `stop`: commands for a `parma run` in another terminal.
 
-use super::streams::Streams;
+use super::streams::connect;
 use anyhow::{Result, bail};
 use clap::Args;
 use parma::local::{self, Answer, Client, Question};
@@ -14,6 +14,9 @@ use std::process::ExitCode;
 pub struct Exec {
     /// The name of the run
     name: String,
+    /// The container, where there are several
+    #[arg(short, long)]
+    container: Option<String>,
     /// Connect standard input
     #[arg(short, long)]
     interactive: bool,
@@ -40,6 +43,9 @@ pub struct Ps {
 pub struct Kill {
     /// The name of the run
     name: String,
+    /// The container, where there are several
+    #[arg(short, long)]
+    container: Option<String>,
     /// The signal
     #[arg(short, long, default_value = "KILL", value_parser = |text: &str| signal(text).map_err(|e| e.to_string()))]
     signal: u8,
@@ -48,7 +54,17 @@ pub struct Kill {
     process: Option<u32>,
 }
 
-/// Stop a container: its stop signal, and after ten seconds its end
+/// Show the end of what a container wrote
+#[derive(Args)]
+pub struct Logs {
+    /// The name of the run
+    name: String,
+    /// The container, where there are several
+    #[arg(short, long)]
+    container: Option<String>,
+}
+
+/// Stop a run: each container gets its stop signal, and after ten seconds, or what its Pod says, its end
 #[derive(Args)]
 pub struct Stop {
     /// The name of the run
@@ -58,13 +74,19 @@ pub struct Stop {
 /// Runs `exec`; gives the process's exit code.
 pub fn exec(arguments: Exec) -> Result<ExitCode> {
     let mut run = Client::connect(&arguments.name)?;
-    let question = Question::Exec { args: arguments.command, stdin: arguments.interactive };
+    let question = Question::Exec {
+        container: arguments.container,
+        args: arguments.command,
+        stdin: arguments.interactive,
+    };
     let Answer::Started { process, connector } = run.ask(&question)? else { bail!("an unexpected answer") };
-    let streams = Streams::attach(&connector, process, arguments.interactive, arguments.raw)?;
+    let output = connect(&connector, process, arguments.interactive, arguments.raw)?;
     let Answer::Exited { code } = run.ask(&Question::Wait { process })? else {
         bail!("an unexpected answer")
     };
-    streams.finish();
+    for thread in output {
+        let _ = thread.join();
+    }
     Ok(ExitCode::from(code))
 }
 
@@ -75,30 +97,59 @@ pub fn ps(arguments: Ps) -> Result<ExitCode> {
         println!("{}", serde_json::to_string(&runs)?);
         return Ok(ExitCode::SUCCESS);
     }
-    println!("{:<16} {:<13} {:>7}  {:<10} IMAGE", "NAME", "CONTAINER", "PROCESS", "STATE");
+    println!(
+        "{:<16} {:<16} {:<12} {:>7} {:>8}  {:<16} IMAGE",
+        "NAME", "CONTAINER", "ID", "PROCESS", "RESTARTS", "STATE"
+    );
     for run in runs {
-        let line = |process: &str, state: &str| {
-            println!("{:<16} {:<13.12} {process:>7}  {state:<10} {}", run.name, run.container, run.image);
-        };
-        for process in &run.processes {
-            let state = match process.exit_code {
-                None => "running".to_owned(),
-                Some(code) => format!("exited {code}"),
+        for container in &run.containers {
+            let id = container.id.as_deref().unwrap_or("-");
+            let line = |process: &str, state: &str| {
+                println!(
+                    "{:<16} {:<16} {id:<12.12} {process:>7} {:>8}  {state:<16} {}",
+                    run.name, container.name, container.restarts, container.image
+                );
             };
-            line(&process.process.to_string(), &state);
+            let ended = |code| match code {
+                _ if container.out_of_memory => "out of memory".to_owned(),
+                Some(code) => format!("exited {code}"),
+                None if container.id.is_none() => "waiting".to_owned(),
+                None if container.ready => "ready".to_owned(),
+                None => "running".to_owned(),
+            };
+            if container.processes.is_empty() {
+                line("-", &ended(container.exit_code));
+            }
+            for process in &container.processes {
+                let state = match process.exit_code {
+                    code if process.init => ended(code),
+                    None => "running".to_owned(),
+                    Some(code) => format!("exited {code}"),
+                };
+                line(&process.process.to_string(), &state);
+            }
         }
         if let Some(why) = &run.unlisted {
-            line("?", "unknown");
             eprintln!("parma: {}: {why}", run.name);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Runs `logs`.
+pub fn logs(arguments: Logs) -> Result<ExitCode> {
+    let question = Question::Logs { container: arguments.container };
+    let Answer::Logs { text } = Client::connect(&arguments.name)?.ask(&question)? else {
+        bail!("an unexpected answer")
+    };
+    print!("{text}");
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Runs `kill`.
 pub fn kill(arguments: Kill) -> Result<ExitCode> {
-    let Kill { name, signal, process } = arguments;
-    Client::connect(&name)?.ask(&Question::Signal { process, signal })?;
+    let Kill { name, container, signal, process } = arguments;
+    Client::connect(&name)?.ask(&Question::Signal { container, process, signal })?;
     Ok(ExitCode::SUCCESS)
 }
 

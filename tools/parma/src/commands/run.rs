@@ -1,45 +1,57 @@
 //! `parma run`
 
-use super::policy::{Allow, reference};
+use super::policy::{Allow, named_image, of_pod, reference};
 use super::show_warnings;
-use super::streams::Streams;
-use anyhow::{Context as _, Result};
+use super::streams::{Output, connect_input};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use parma::local::{Reserved, Served};
+use parma::group::{Group, Member, Sink, distinct_layers, share_layers};
+use parma::local::{Reserved, Served, check_name};
 use parma::output::hex;
 use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
 use parma::workload::{Policy, Workload};
 use parma_guest::wire::{Request, Stdio};
 use parma_layer::oci::Reference;
+use parma_policy::generate::{GenerateOptions, policy_of};
 use parma_vmm::{Config, Forward, Image, Network, Outcome, escape};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// How long a container may take to end by itself, where no Pod says otherwise.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where `cargo xtask image --emulated` puts the image.
 const IMAGE: &str = "target/image-emulated";
 const VARIABLE: &str = "PARMA_IMAGE";
 /// What a shell gives for a program that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
 
-/// Run a container image in a guest of its own, under an attested policy
+/// Run a container image, or the containers of a Kubernetes Pod, in a guest of their own, under an attested policy
 ///
-/// Without --policy, the strict policy of the image is generated, shown and used. Standard output and error of the
-/// container become those of this program, and its exit code too.
+/// Without --policy, the strict policy is generated, shown and used. Standard output and error of the container become
+/// those of this program, and its exit code too. Of a Pod, each line begins with its container's name, and the exit code is
+/// that of the first container that failed.
 #[derive(Args)]
 #[command(after_help = "Examples:
   parma run oci:python -- python3 -c 'print(6*7)'
   parma run -v --policy p.rego oci:python:latest
   echo hello | parma run -q -i oci:busybox -- cat
   parma run -p 8080:80 oci:nginx
+  parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
   parma run --name web --allow-exec 'nginx -s reload' oci:nginx")]
 pub struct Arguments {
     /// The image: oci:DIR or oci:DIR:TAG
-    #[arg(value_parser = reference)]
-    image: Reference,
+    #[arg(value_parser = reference, required_unless_present = "file", conflicts_with = "file")]
+    image: Option<Reference>,
+    /// A Pod, in YAML. What is not supported of it is refused by name
+    #[arg(short, long, value_name = "POD", conflicts_with_all = ["env", "args", "interactive"])]
+    file: Option<PathBuf>,
+    /// Where an image of the Pod is: its name there, and oci:DIR or oci:DIR:TAG
+    #[arg(long, value_name = "NAME=IMAGE", value_parser = named_image, requires = "file")]
+    from: Vec<(String, Reference)>,
     /// Run under this policy, in Rego or compiled, instead of the generated one
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -60,10 +72,10 @@ pub struct Arguments {
     /// Forward a port of this machine to the container: [ADDRESS:]HOST:GUEST[/udp]; may be repeated
     #[arg(short, long, value_name = "HOST:GUEST", value_parser = |text: &str| text.parse::<Forward>().map_err(|e| format!("{e:#}")))]
     publish: Vec<Forward>,
-    /// Let the container open connections to the outside
+    /// Let the containers open connections to the outside
     #[arg(long)]
     network: bool,
-    /// A name for exec, ps, kill and stop [default: the container id's first twelve digits]
+    /// A name for exec, ps, logs, kill and stop [default: the Pod's, or twelve digits]
     #[arg(long)]
     name: Option<String>,
     /// Connect standard input
@@ -95,6 +107,8 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         parma_vmm::snp::require()?;
     }
     let mut options = arguments.allow.options(&arguments.args);
+    // Whether a name is right is known before anything is done.
+    arguments.name.as_deref().map(check_name).transpose()?;
     let scratch = match arguments.scratch {
         Space::Memory => {
             options.memory_scratch = true;
@@ -108,13 +122,29 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     let network = (arguments.network || !arguments.publish.is_empty())
         .then(|| Network { outbound: arguments.network, forwards: arguments.publish.clone() });
     options.network |= network.is_some();
-    let workload = Workload::prepare(&arguments.image, &options, "layer", |number, count, bytes| {
+    let progress = |number, count, bytes| {
         bar.set_message(format!("layer {number} of {count}: {}", HumanBytes(bytes)));
-    })?;
+    };
+    let id = new_container_id()?;
+    let digits: String = id.as_str().chars().take(12).collect();
+    let stdio = if options.stdio {
+        Stdio { stdin: arguments.interactive, stdout: true, stderr: true }
+    } else {
+        Stdio::default()
+    };
+    let plan = match (&arguments.image, &arguments.file) {
+        (Some(reference), _) => {
+            let workload = Workload::prepare(reference, &options, "layer", progress)?;
+            let member = Member::single("container".into(), reference.to_string(), workload, stdio);
+            Plan { name: digits, members: vec![member], grace: STOP_TIMEOUT, prefix: false }
+        }
+        (None, Some(file)) => Plan::of_pod(file, &arguments.from, &options, stdio, digits, progress)?,
+        (None, None) => bail!("there is no image: give one, or a Pod with -f"),
+    };
     bar.set_message("compiling the policy");
     let policy = match &arguments.policy {
         Some(path) => Policy::read(path)?,
-        None => workload.strict_policy()?,
+        None => plan.strict_policy()?,
     };
     bar.suspend(|| {
         match (&arguments.policy, &policy.source) {
@@ -127,49 +157,50 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         }
     });
 
-    let id = new_container_id()?;
-    let name = arguments.name.clone().unwrap_or_else(|| id.as_str().chars().take(12).collect());
+    let name = arguments.name.clone().unwrap_or_else(|| plan.name.clone());
     let reserved = Reserved::new(&name)?;
-    let stdio = if options.stdio {
-        Stdio { stdin: arguments.interactive, stdout: true, stderr: true }
-    } else {
-        Stdio::default()
-    };
+    let layers = distinct_layers(plan.members.iter().map(|member| &member.workload));
     let mut config = Config::new(image, policy.host_data());
     config.memory_mib = arguments.memory;
     config.vcpus = arguments.cpus;
     config.network = network;
+    config.disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach()).collect();
     bar.set_message("booting the guest");
     let observer = observer(arguments.verbose, arguments.json, bar.clone());
-    let (pod, process) = Pod::start(config, &policy, &workload, &scratch, &id, stdio, observer)?;
+    let pod = Pod::boot(&config, observer)?;
+    pod.set_policy(&policy)?;
+    if let Some(network) = &config.network {
+        pod.guest.set_up_network(network)?;
+    }
+    let on = Group::mount(&pod.guest, &layers, &id, &scratch)?;
     // The machine has the file open: it needs no name any more.
     drop(scratch);
-    bar.finish_and_clear();
-
-    let streams = options
-        .stdio
-        .then(|| Streams::attach(pod.guest.session.connector(), process, stdio.stdin, arguments.raw))
-        .transpose()?;
-    reserved.serve(Served {
-        guest: pod.guest.clone(),
-        id,
-        container: workload.container.clone(),
-        init: process,
-        stop_signal: workload.stop_signal,
-        name,
-        image: arguments.image.to_string(),
-    })?;
-    // The first Ctrl-C asks the container to stop, the second ends this program and with it the machine.
-    let (guest, signal, asked) = (pod.guest.clone(), workload.stop_signal, AtomicBool::new(false));
+    let sink = plan.sink(arguments.raw);
+    let group = Group::new(pod.guest.clone(), plan.members, on, plan.grace, sink)?;
+    reserved.serve(Served { group: group.clone(), name })?;
+    // The first Ctrl-C asks the containers to stop, the second ends this program and with it the machine.
+    let (stopped, asked) = (group.clone(), AtomicBool::new(false));
     ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) || guest.signal(&id, process, signal).is_err() {
+        if asked.swap(true, Ordering::Relaxed) {
             std::process::exit(INTERRUPTED);
         }
+        let stopped = stopped.clone();
+        std::thread::spawn(move || stopped.stop());
     })
     .context("cannot handle signals")?;
 
-    let status = match pod.guest.session.wait(process, None) {
-        Ok(status) => status.context("the container has not ended")?,
+    let started = |group: &Group| {
+        bar.finish_and_clear();
+        if stdio.stdin {
+            let (_, process) = group.running(0)?;
+            connect_input(group.guest.session.connector(), process)?;
+        }
+        Ok(())
+    };
+    let code = match group.run(started) {
+        Ok(code) => code,
+        // Only a guest that still answers has refused something.
+        Err(error) if pod.guest.session.wait(0, Some(Duration::ZERO)).is_ok() => return Err(error),
         Err(error) => {
             let console = pod.machine.console().unwrap_or_default();
             let tail = &console[console.len().saturating_sub(4096)..];
@@ -177,16 +208,73 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
                 .with_context(|| format!("the guest is gone; end of its console:\n{}", escape(tail)));
         }
     };
-    if let Some(streams) = streams {
-        streams.finish();
-    }
     drop(reserved);
-    // The container's end is what was waited for; a guest that does not end by itself is killed.
-    let ended = pod.guest.shutdown(&id).and_then(|()| pod.power_off());
-    if let (Err(error), true) = (ended, arguments.verbose) {
+    // The containers' end is what was waited for; a guest that does not end by itself is killed.
+    if let (Err(error), true) = (pod.power_off(), arguments.verbose) {
         eprintln!("parma: {error:#}");
     }
-    Ok(ExitCode::from(status.shell_code()))
+    Ok(ExitCode::from(code))
+}
+
+/// What is to be run.
+struct Plan {
+    name: String,
+    members: Vec<Member>,
+    /// How long a container may take to end by itself when it is asked to stop.
+    grace: Duration,
+    /// Whether each line of output begins with its container's name.
+    prefix: bool,
+}
+
+impl Plan {
+    fn of_pod(
+        file: &Path,
+        images: &[(String, Reference)],
+        options: &GenerateOptions,
+        stdio: Stdio,
+        digits: String,
+        mut progress: impl FnMut(usize, usize, u64),
+    ) -> Result<Self> {
+        let (pod, references) = of_pod(file, images, options)?;
+        let mut members = Vec::new();
+        for (number, (container, reference)) in pod.containers.into_iter().zip(references).enumerate() {
+            let prefix = format!("c{number}-");
+            let workload = Workload::prepare(&reference, &container.options, &prefix, &mut progress)
+                .with_context(|| container.place.clone())?;
+            members.push(Member {
+                name: container.options.name.unwrap_or_default(),
+                image: container.image,
+                workload,
+                stdio,
+                initial: container.initial,
+                restart: pod.restart,
+                startup: container.startup,
+                readiness: container.readiness,
+                liveness: container.liveness,
+                post_start: container.post_start,
+                pre_stop: container.pre_stop,
+            });
+        }
+        share_layers(&mut members.iter_mut().map(|member| &mut member.workload).collect::<Vec<_>>());
+        let name = pod.name.filter(|name| check_name(name).is_ok()).unwrap_or(digits);
+        Ok(Self { name, members, grace: Duration::from_secs(pod.grace.into()), prefix: true })
+    }
+
+    /// The policy that allows these containers and nothing else.
+    fn strict_policy(&self) -> Result<Policy> {
+        let containers: Vec<_> =
+            self.members.iter().map(|member| member.workload.container.clone()).collect();
+        Policy::compile("generated.rego", &policy_of(&containers)?)
+    }
+
+    /// Where output goes: to this program's own, as it is or with names before the lines.
+    fn sink(&self, raw: bool) -> Sink {
+        let names = self.members.iter().map(|member| self.prefix.then(|| member.name.clone()));
+        let outputs = names.map(|name| Mutex::new(Output::new(name, raw))).collect::<Vec<_>>();
+        Arc::new(move |index, stream, bytes| {
+            outputs[index].lock().unwrap_or_else(PoisonError::into_inner).write(stream, bytes)
+        })
+    }
 }
 
 /// What `--scratch` says.

@@ -6,11 +6,36 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
-use parma_guest::gate::fields::{CAPABILITY_NAMES, DirectoryName, MountPoint};
+use parma_guest::gate::fields::{self, CAPABILITY_NAMES, DirectoryName, MountPoint};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{GenerateOptions, Mount, USUAL_CAPABILITIES};
+use super::{GenerateOptions, Limits, Mount, USUAL_CAPABILITIES};
+
+/// A pod, as far as it is not the cluster's business.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// Its name, if it has one.
+    pub name: Option<String>,
+    /// Which of its containers are started again when they end.
+    pub restart: Restart,
+    /// Seconds from the signal that asks a container to stop to its end.
+    pub grace: u32,
+    /// The initial containers, then the others.
+    pub containers: Vec<PodContainer>,
+}
+
+/// When a container that has ended is started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum Restart {
+    /// Whatever it ended with.
+    #[default]
+    Always,
+    /// When it failed.
+    OnFailure,
+    /// Never.
+    Never,
+}
 
 /// A container of a pod.
 #[derive(Debug, Clone)]
@@ -21,16 +46,48 @@ pub struct PodContainer {
     pub image: String,
     /// What the Pod says about it.
     pub options: GenerateOptions,
+    /// Whether the others wait until it has ended well.
+    pub initial: bool,
+    /// Asked until it succeeds, before the others are.
+    pub startup: Option<ExecProbe>,
+    /// Says whether the container is to be asked for something.
+    pub readiness: Option<ExecProbe>,
+    /// If it fails the container is ended.
+    pub liveness: Option<ExecProbe>,
+    /// A command for when the container has started.
+    pub post_start: Option<Vec<String>>,
+    /// A command for before it is asked to stop.
+    pub pre_stop: Option<Vec<String>>,
+    /// The TCP ports that it says it listens on.
+    pub ports: Vec<u16>,
+}
+
+/// A probe that is a command in the container. Times are in seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields of Kubernetes' Probe")]
+pub struct ExecProbe {
+    pub command: Vec<String>,
+    pub initial_delay: u32,
+    pub period: u32,
+    pub timeout: u32,
+    pub success_threshold: u32,
+    pub failure_threshold: u32,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Pod {
+struct Document {
     api_version: String,
     kind: String,
-    #[serde(default, rename = "metadata")]
-    _metadata: IgnoredAny,
+    #[serde(default)]
+    metadata: Metadata,
     spec: Spec,
+}
+
+/// What else is there is for the cluster.
+#[derive(Deserialize, Default)]
+struct Metadata {
+    name: Option<String>,
 }
 
 /// Fields whose names begin with `_` are known and mean nothing to a guest.
@@ -56,10 +113,9 @@ struct Spec {
     enable_service_links: bool,
     #[serde(default)]
     automount_service_account_token: bool,
-    #[serde(default, rename = "restartPolicy")]
-    _restart_policy: IgnoredAny,
-    #[serde(default, rename = "terminationGracePeriodSeconds")]
-    _termination_grace_period_seconds: IgnoredAny,
+    #[serde(default)]
+    restart_policy: Restart,
+    termination_grace_period_seconds: Option<u32>,
     #[serde(default, rename = "activeDeadlineSeconds")]
     _active_deadline_seconds: IgnoredAny,
     #[serde(default, rename = "runtimeClassName")]
@@ -102,10 +158,10 @@ struct Container {
     lifecycle: Option<Lifecycle>,
     #[serde(default)]
     tty: bool,
-    #[serde(default, rename = "ports")]
-    _ports: Vec<Port>,
-    #[serde(default, rename = "resources")]
-    _resources: Resources,
+    #[serde(default)]
+    ports: Vec<Port>,
+    #[serde(default)]
+    resources: Resources,
     #[serde(default, rename = "stdin")]
     _stdin: IgnoredAny,
     #[serde(default, rename = "stdinOnce")]
@@ -114,8 +170,7 @@ struct Container {
     _image_pull_policy: IgnoredAny,
     #[serde(default, rename = "terminationMessagePolicy")]
     _termination_message_policy: IgnoredAny,
-    #[serde(default, rename = "restartPolicy")]
-    _restart_policy: IgnoredAny,
+    restart_policy: Option<Restart>,
 }
 
 #[derive(Deserialize)]
@@ -129,22 +184,94 @@ struct Variable {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Port {
-    #[serde(rename = "containerPort")]
-    _container_port: u16,
+    container_port: u16,
     #[serde(default, rename = "name")]
     _name: IgnoredAny,
-    #[serde(default, rename = "protocol")]
-    _protocol: IgnoredAny,
+    #[serde(default)]
+    protocol: Protocol,
 }
 
-/// How large a guest has to be: of no meaning inside of it.
+#[derive(Deserialize, Default, PartialEq, Eq)]
+enum Protocol {
+    #[default]
+    #[serde(rename = "TCP")]
+    Tcp,
+    #[serde(rename = "UDP")]
+    Udp,
+    #[serde(rename = "SCTP")]
+    Sctp,
+}
+
+/// Requests are for the scheduler.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Resources {
-    #[serde(default, rename = "limits")]
-    _limits: BTreeMap<String, IgnoredAny>,
+    #[serde(default)]
+    limits: BTreeMap<String, Quantity>,
     #[serde(default, rename = "requests")]
     _requests: BTreeMap<String, IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Quantity {
+    Integer(u64),
+    Float(f64),
+    Text(String),
+}
+
+impl Quantity {
+    /// Thousandths of the quantity, rounded up.
+    fn thousandths(&self) -> Option<u64> {
+        let text = match self {
+            Self::Integer(number) => number.to_string(),
+            Self::Float(number) => number.to_string(),
+            Self::Text(text) => text.clone(),
+        };
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, suffix) = text.split_at(end);
+        let factor: u128 = match suffix {
+            "m" => 1,
+            "" => 1000,
+            "k" => 1000 * 1000,
+            "M" => 1000 * 1000_u128.pow(2),
+            "G" => 1000 * 1000_u128.pow(3),
+            "T" => 1000 * 1000_u128.pow(4),
+            "Ki" => 1000 << 10,
+            "Mi" => 1000 << 20,
+            "Gi" => 1000 << 30,
+            "Ti" => 1000 << 40,
+            _ => return None,
+        };
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits: u128 = format!("{whole}{fraction}").parse().ok()?;
+        let scale = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        u64::try_from(digits.checked_mul(factor)?.div_ceil(scale)).ok()
+    }
+}
+
+impl Resources {
+    fn limits(&self) -> Result<Limits> {
+        let mut limits = Limits::default();
+        for (name, quantity) in &self.limits {
+            let place = || format!("resources.limits.{name}");
+            let thousandths = quantity.thousandths().with_context(place)?;
+            match name.as_str() {
+                "memory" => {
+                    let bytes = thousandths.div_ceil(1000);
+                    ensure!(fields::Resources::MEMORY.contains(&bytes), "{}: from 1Mi to 1Ti", place());
+                    limits.memory = Some(bytes);
+                }
+                "cpu" => {
+                    let share = u32::try_from(thousandths).ok();
+                    let share = share.filter(|share| fields::Resources::CPU.contains(share));
+                    limits.cpu = Some(share.with_context(|| format!("{}: from 10m to 1000", place()))?);
+                }
+                _ => bail!("{}: the guest limits memory and cpu; leave it out", place()),
+            }
+        }
+        Ok(limits)
+    }
 }
 
 #[derive(Deserialize)]
@@ -222,18 +349,28 @@ struct Probe {
     _tcp_socket: IgnoredAny,
     #[serde(default, rename = "grpc")]
     _grpc: IgnoredAny,
-    #[serde(default, rename = "initialDelaySeconds")]
-    _initial_delay_seconds: IgnoredAny,
-    #[serde(default, rename = "periodSeconds")]
-    _period_seconds: IgnoredAny,
-    #[serde(default, rename = "timeoutSeconds")]
-    _timeout_seconds: IgnoredAny,
-    #[serde(default, rename = "successThreshold")]
-    _success_threshold: IgnoredAny,
-    #[serde(default, rename = "failureThreshold")]
-    _failure_threshold: IgnoredAny,
+    initial_delay_seconds: Option<u32>,
+    period_seconds: Option<u32>,
+    timeout_seconds: Option<u32>,
+    success_threshold: Option<u32>,
+    failure_threshold: Option<u32>,
     #[serde(default, rename = "terminationGracePeriodSeconds")]
     _termination_grace_period_seconds: IgnoredAny,
+}
+
+impl Probe {
+    /// What it is where it is a command.
+    fn exec(probe: Option<&Self>) -> Option<ExecProbe> {
+        let probe = probe?;
+        Some(ExecProbe {
+            command: probe.exec.as_ref()?.command.clone(),
+            initial_delay: probe.initial_delay_seconds.unwrap_or(0),
+            period: probe.period_seconds.unwrap_or(10).max(1),
+            timeout: probe.timeout_seconds.unwrap_or(1).max(1),
+            success_threshold: probe.success_threshold.unwrap_or(1).max(1),
+            failure_threshold: probe.failure_threshold.unwrap_or(3).max(1),
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -259,12 +396,15 @@ struct Exec {
     command: Vec<String>,
 }
 
-/// The containers of the Pod in `yaml`, initial ones first. `options` are what the user adds to each.
+/// Seconds that a container has to stop, unless the Pod says otherwise.
+const GRACE: u32 = 30;
+
+/// The Pod in `yaml`. `options` are what the user adds to each container.
 ///
 /// # Errors
 /// It is no Pod, or says something that a policy cannot express; the error names the field.
-pub fn read_pod(yaml: &str, options: &GenerateOptions) -> Result<Vec<PodContainer>> {
-    let pod: Pod = serde_saphyr::from_str(yaml)
+pub fn read_pod(yaml: &str, options: &GenerateOptions) -> Result<Pod> {
+    let pod: Document = serde_saphyr::from_str(yaml)
         .context("not a Pod that a policy can express: this field is not known, or of another type")?;
     ensure!(
         pod.api_version == "v1" && pod.kind == "Pod",
@@ -306,14 +446,41 @@ pub fn read_pod(yaml: &str, options: &GenerateOptions) -> Result<Vec<PodContaine
             ensure!(names.insert(&container.name), "{place}.name: {:?} is there twice", container.name);
             let options = container.options(options, &spec.security_context, &volumes);
             let mut options = options.with_context(|| place.clone())?;
+            let initial = list == "initContainers";
+            ensure!(
+                container.restart_policy.is_none(),
+                "{place}.restartPolicy: the Pod has one for all its containers; leave it out"
+            );
             options.after.clone_from(&after);
-            if list == "initContainers" {
+            if initial {
                 after = vec![container.name.clone()];
             }
-            containers.push(PodContainer { place, image: container.image.clone(), options });
+            options.required = !initial;
+            // Nothing of the guest's knows that one which failed must not be started again but the number.
+            options.max_instances = (spec.restart_policy == Restart::Never).then_some(1);
+            let handler = |handler: &Option<Handler>| Some(handler.as_ref()?.exec.as_ref()?.command.clone());
+            let lifecycle = container.lifecycle.as_ref();
+            let tcp = container.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            containers.push(PodContainer {
+                place,
+                image: container.image.clone(),
+                options,
+                initial,
+                startup: Probe::exec(container.startup_probe.as_ref()),
+                readiness: Probe::exec(container.readiness_probe.as_ref()),
+                liveness: Probe::exec(container.liveness_probe.as_ref()),
+                post_start: lifecycle.and_then(|cycle| handler(&cycle.post_start)),
+                pre_stop: lifecycle.and_then(|cycle| handler(&cycle.pre_stop)),
+                ports: tcp.map(|port| port.container_port).collect(),
+            });
         }
     }
-    Ok(containers)
+    Ok(Pod {
+        name: pod.metadata.name,
+        restart: spec.restart_policy,
+        grace: spec.termination_grace_period_seconds.unwrap_or(GRACE),
+        containers,
+    })
 }
 
 impl Container {
@@ -391,6 +558,7 @@ impl Container {
             capabilities: capabilities(&security.capabilities)?,
             exec,
             mounts,
+            limits: self.resources.limits()?,
             no_new_privileges: match security.allow_privilege_escalation {
                 Some(allowed) => !allowed,
                 None => general.no_new_privileges,

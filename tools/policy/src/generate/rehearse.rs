@@ -21,14 +21,17 @@ fn id_of(number: usize) -> String {
 pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     let compiled = compile(&Inputs::policy("policy.rego", policy)).context("the generated policy")?;
     let mut session = Session::new(&compiled.image)?;
-    let (mut starts, mut ends, mut devices) = (Vec::new(), Vec::new(), 0);
+    // All of them are there before the first ends: that is what some wait for.
+    let (mut lives, mut ends) = (Vec::new(), Vec::new());
+    let mut devices = 0;
     for (number, container) in containers.iter().enumerate() {
-        let (start, end) = honest_life(container, &id_of(number), devices);
+        let (life, end) = honest_life(container, &id_of(number), devices);
         devices += container.layers.len();
-        starts.extend(start);
-        ends.extend(end);
+        lives.extend(life);
+        ends.push(end);
     }
-    for (point, input) in starts.into_iter().chain(ends) {
+    lives.extend(ends.into_iter().rev().flatten());
+    for (point, input) in lives {
         let rule = point.entry();
         match session.decide(rule, Some(&input)).context("the generated policy")? {
             Evaluation::Value(result) if result["allowed"] == true => {}
@@ -40,10 +43,10 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     Ok(())
 }
 
-/// Requests, in order, as the guest gives them to the policy.
+/// Requests in order, as the guest gives them to the policy.
 type Requests = Vec<(Point, Value)>;
 
-/// A container's start, and all that is asked of it while it runs; and its end. Its devices have the numbers from `first`.
+/// Those of a container's life, and of its end. Its devices are numbered from `first`.
 fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requests) {
     let device = |number: usize| format!("/run/mounts/scsi/m{}", first + number);
     let devices = 0..container.layers.len();
@@ -88,6 +91,9 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
     if container.logging {
         life.push((Point::RuntimeLogging, json!({})));
     }
+    let limits = container.limits;
+    let update = json!({"containerID": id, "memory": limits.memory, "cpu": limits.cpu, "processes": null, "paused": false});
+    life.push((Point::UpdateContainer, update));
     let mut end = vec![
         (Point::ShutdownContainer, json!({"containerID": id})),
         (Point::UnmountOverlay, json!({"unmountTarget": rootfs})),

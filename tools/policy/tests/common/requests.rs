@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 /// Every enforcement point that a policy can alias.
-pub const POINTS: [&str; 26] = [
+pub const POINTS: [&str; 27] = [
     "mount_device",
     "rw_mount_device",
     "mount_blockdev",
@@ -30,6 +30,7 @@ pub const POINTS: [&str; 26] = [
     "log_provider",
     "load_transparency_trust_list",
     "host_network",
+    "update_container",
 ];
 
 /// Container ids: 64 digits, all the same.
