@@ -7,19 +7,26 @@ use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::sync::OnceLock;
 
+use parma_guest::fragment::certificate::Chain;
+use parma_guest::fragment::cose::Signed;
+use parma_guest::fragment::{did, verify};
 use parma_guest::gate::ARENA;
 use parma_guest::point::Point;
 use parma_guest::policy::format::HEADER_SIZE;
+use parma_guest::policy::fragment::Fragment;
 use parma_guest::policy::{Arena, Engine, Fault, Refusal, StateError};
 use parma_guest::wire::{ToGuest, frame};
 use parma_policy::reference::Reference;
 use parma_policy::{Evaluation, Inputs, Session, compile, disassemble, from_json, replay, to_json};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 /// A policy of two containers, with patterns, dropping, and every point.
 pub const POLICY: &str = include_str!("policy.rego");
 /// A module that uses what the framework does not.
 pub const LANGUAGE: &str = include_str!("seeds/source/language.rego");
+/// A signed fragment, as `parma fragment sign` made it once: two certificates on P-256, and a payload that is a fragment.
+pub const FRAGMENT: &[u8] = include_bytes!("fragment.cose");
 /// A whole life of a container under [`POLICY`], a request a line.
 pub const LIFE: &str = include_str!("seeds/trace/life.jsonl");
 
@@ -75,7 +82,7 @@ pub fn image(bytes: &[u8]) {
         1 => language_image(),
         _ => policy_image(),
     };
-    let image = if kind == 0 { rest.to_vec() } else { changed(original, rest) };
+    let image = if kind == 0 { rest.to_vec() } else { changed(original, rest, HEADER_SIZE) };
     let _ = disassemble(&image);
     let Ok(mut engine) = Engine::new(&image) else { return };
     // P06: bytes that are valid and are not the attested ones have another hash. There is no second spelling.
@@ -108,7 +115,61 @@ pub fn image(bytes: &[u8]) {
     }
 }
 
-fn changed(image: &[u8], changes: &[u8]) -> Vec<u8> {
+/// Signed fragments: whatever the bytes are, they are refused, or say what was signed.
+///
+/// The first byte says what the others are: 0, a message; 1, changes to [`FRAGMENT`], as of an image; 2, an issuer, to be
+/// held against its chain; 3, changes to its payload, which is then looked at without its signature.
+pub fn fragment(bytes: &[u8]) {
+    let Some((&kind, rest)) = bytes.split_first() else { return };
+    let honest = verify(FRAGMENT).expect("it is what it was");
+    match kind {
+        0 => {
+            let _ = verify(rest);
+        }
+        1 => {
+            let message = changed(FRAGMENT, rest, 0);
+            // F05: nobody can sign anything else, so all that may have changed is what is not signed, and counts for nothing.
+            if let Ok(said) = verify(&message) {
+                let of = |signed: &Signed<'_>| {
+                    (signed.svn, [signed.issuer, signed.feed, signed.content_type].map(str::to_string))
+                };
+                assert_eq!(of(&said), of(&honest));
+                assert_eq!(said.payload, honest.payload);
+            }
+        }
+        2 => {
+            let Ok(issuer) = std::str::from_utf8(rest) else { return };
+            let chain = chain_of(FRAGMENT);
+            let chain = Chain::validate(&chain).expect("it is a chain");
+            // F04: whatever else it says, an issuer pins a certificate above the leaf.
+            if did::check(issuer, &chain).is_ok() {
+                let mut pins =
+                    chain.authorities().map(|authority| did::base64url(&Sha256::digest(authority.der())));
+                assert!(
+                    pins.any(|pin| issuer.starts_with(&format!("did:x509:0:sha256:{pin}::"))),
+                    "{issuer}"
+                );
+            }
+        }
+        _ => {
+            let _ = Fragment::read(&changed(honest.payload, rest, HEADER_SIZE));
+        }
+    }
+}
+
+/// The certificates of a message: the byte strings of which each begins as one does.
+fn chain_of(message: &[u8]) -> Vec<&[u8]> {
+    let starts = (0..message.len())
+        .filter(|&at| message[at..].starts_with(&[0x59]) && message.get(at + 3) == Some(&0x30));
+    let certificate = |at: usize| {
+        let length = usize::from(u16::from_be_bytes([message[at + 1], message[at + 2]]));
+        message.get(at + 3..at + 3 + length)
+    };
+    starts.filter_map(certificate).collect()
+}
+
+/// `image` with changes to it; those that stay behind its header begin at `header`.
+fn changed(image: &[u8], changes: &[u8], header: usize) -> Vec<u8> {
     let mut image = image.to_vec();
     for change in changes.chunks_exact(5) {
         let word = u32::from_le_bytes([change[0], change[1], change[2], change[3]]);
@@ -124,7 +185,7 @@ fn changed(image: &[u8], changes: &[u8]) -> Vec<u8> {
             }
             // Beyond the header, where nearly every change is fatal.
             _ => {
-                let at = HEADER_SIZE + at % (image.len() - HEADER_SIZE);
+                let at = header + at % (image.len() - header);
                 image[at] = image[at].wrapping_add(byte);
             }
         }

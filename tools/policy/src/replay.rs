@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use parma_guest::policy::engine::{Engine, Outcome};
 use parma_guest::policy::state::{Action, Delta};
 use parma_guest::policy::value::{Arena, Fault};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
 
 use crate::compile::{self, CompileError, Inputs, compile};
@@ -162,12 +162,17 @@ impl<'p> Session<'p> {
     }
 }
 
-/// A line of a trace.
+/// A line of a trace. What else it has is passed over.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Request {
     rule: String,
+    /// No input is something else than `null`.
+    #[serde(default, deserialize_with = "present")]
     input: Option<Json>,
+}
+
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
+    Json::deserialize(deserializer).map(Some)
 }
 
 fn requests(trace: impl BufRead) -> Result<Vec<Request>> {

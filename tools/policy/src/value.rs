@@ -30,6 +30,14 @@ pub fn to_json(view: &View<'_>, value: Value) -> Json {
     }
 }
 
+/// A number that is a 64-bit integer, however it is written: `1.0` and `1e3` are.
+pub(crate) fn integer(number: &serde_json::Number) -> Option<i64> {
+    // Up to 2^53 a float is exactly the number that was written.
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    let whole = |float: &f64| float.fract() == 0.0 && float.abs() <= EXACT;
+    number.as_i64().or_else(|| number.as_f64().filter(whole).map(|float| float as i64))
+}
+
 /// Makes JSON a value in the arena.
 ///
 /// # Errors
@@ -38,7 +46,7 @@ pub fn from_json(arena: &mut Arena<'_>, json: &Json) -> Result<Value, Fault> {
     Ok(match json {
         Json::Null => Value::Null,
         Json::Bool(value) => Value::Bool(*value),
-        Json::Number(number) => Value::Int(number.as_i64().ok_or(Fault::Unsupported)?),
+        Json::Number(number) => Value::Int(integer(number).ok_or(Fault::Unsupported)?),
         Json::String(text) => arena.string(text)?,
         Json::Array(items) => {
             let items = items.iter().map(|item| from_json(arena, item)).collect::<Result<Vec<_>, _>>()?;

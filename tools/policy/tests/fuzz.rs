@@ -107,3 +107,15 @@ fn any_request_is_decided_within_the_limits_and_a_denial_changes_nothing() {
         targets::request(&numbers.bytes(count));
     }
 }
+
+#[test]
+fn any_fragment_is_refused_or_says_what_was_signed() {
+    bounded("fragment", targets::fragment, ROUNDS);
+    let mut numbers = Numbers(4);
+    for round in 0..300 {
+        let mut bytes = vec![1 + 2 * u8::from(round % 3 == 0)];
+        let changes = 1 + numbers.below(3);
+        bytes.extend(numbers.bytes(5 * changes));
+        targets::fragment(&bytes);
+    }
+}

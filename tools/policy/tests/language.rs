@@ -1,5 +1,8 @@
 //! The language: OPA's recorded answers, agreement with regorus, and what is refused.
 
+mod common;
+
+use common::unordered;
 use parma_guest::policy::value::Fault;
 use parma_policy::reference::Reference;
 use parma_policy::{Evaluation, Inputs, Session, compile, disassemble, host_data, replay, replay_sources};
@@ -890,6 +893,87 @@ fn data_of_the_memorys_names_is_what_a_replay_starts_with() {
     assert_eq!((&answers[1]["result"], &answers[2]["result"]), (&json!({"a": 1, "b": 2}), &json!(["other"])));
 }
 
+#[test]
+fn odd_traces_are_answered_as_regorus_answers_them() {
+    // Two files of one package, another package, every kind of rule, and inputs that are no objects.
+    let one = "package t\nimport rego.v1\nwhole := input\nnone if is_null(input)\ndefault late := \"late\"\nlate := input.x\n\
+               members contains x if some x in input.list\nfields := {k: v | v := input[k]}\nno := false\n\
+               far := data.other.far\nvalue := data.numbers[1]\nsame if input.x == 1\n";
+    let two = "package t\nimport rego.v1\nmembers contains \"always\"\npairs := [[x, y] | some x in input.list; some y in input.list]\n";
+    let other = "package other\nimport rego.v1\nfar := {x | some x in input.list}\n";
+    let mut sources = inputs(one, &[]);
+    sources.modules.extend([("two.rego".into(), two.into()), ("other.rego".into(), other.into())]);
+    sources.data = Some(json!({"numbers": [10, 20]}));
+    let mut engine = regorus::Engine::new();
+    engine.set_strict_builtin_errors(false);
+    for (name, text) in &sources.modules {
+        engine.add_policy(name.clone(), text.clone()).unwrap();
+    }
+    engine.add_data(regorus::Value::from_json_str("{\"numbers\": [10, 20]}").unwrap()).unwrap();
+    let rules = ["whole", "none", "late", "members", "fields", "no", "far", "value", "pairs", "same"];
+    let rules = rules.map(|rule| format!("data.t.{rule}")).into_iter().chain(["data.other.far".to_string()]);
+    let texts = [
+        "null",
+        "[]",
+        "{}",
+        "true",
+        "\"text\"",
+        "7",
+        "{\"x\": 1}",
+        "{\"x\": 1.0}",
+        "{\"x\": 1e0}",
+        "{\"x\": null, \"x\": false}",
+        "{\"list\": [3, 1, 1, \"é\", [], {\"a\": 1}]}",
+        "{\"list\": {\"k\": 1}}",
+        "[{\"list\": 1}]",
+    ];
+    let mut trace = String::from("\r\n");
+    let mut expected = Vec::new();
+    for rule in rules {
+        for text in texts {
+            // Fields that are not asked for are passed over, spaces and empty lines too.
+            trace += &format!("  {{\"note\": [1.5], \"input\": {text}, \"rule\": \"{rule}\"}}\r\n\n");
+            engine.set_input(regorus::Value::from_json_str(text).unwrap());
+            let answer =
+                engine.eval_rule(rule.clone()).unwrap_or_else(|error| panic!("{rule} {text}: {error}"));
+            let answer = (answer != regorus::Value::Undefined).then(|| serde_json::to_value(answer).unwrap());
+            expected.push((rule.clone(), text, answer));
+        }
+    }
+    let mut out = Vec::new();
+    replay_sources(&sources, trace.as_bytes(), &mut out).unwrap();
+    let answers = String::from_utf8(out).unwrap();
+    assert_eq!(answers.lines().count(), expected.len());
+    for (answer, (rule, text, expected)) in answers.lines().zip(expected) {
+        let answer: Value = serde_json::from_str(answer).unwrap();
+        let state = json!({"operatingsystem": {"ostype": "linux"}});
+        assert_eq!((&answer["metadata"], answer.get("error")), (&state, None), "{rule} {text}: {answer}");
+        assert_eq!(answer["defined"], expected.is_some(), "{rule} {text}: {answer} {expected:?}");
+        let number =
+            |value: &Value| serde_json::from_str::<Value>(&value.to_string().replace("1.0", "1")).unwrap();
+        assert_eq!(
+            answer.get("result").map(unordered),
+            expected.as_ref().map(|value| unordered(&number(value))),
+            "{rule} {text}"
+        );
+    }
+    // Without an input there is none, which is something else than null.
+    let trace = "{\"rule\": \"data.t.whole\"}\n{\"rule\": \"data.t.none\"}\n{\"rule\": \"data.t.late\"}\n";
+    let mut out = Vec::new();
+    replay_sources(&sources, trace.as_bytes(), &mut out).unwrap();
+    let lines = String::from_utf8(out).unwrap();
+    let answers: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&answers[0]["defined"], &answers[1]["defined"]), (&json!(false), &json!(false)));
+    assert_eq!(answers[2]["result"], "late");
+    // A line that is no request is an error with its number, and nothing is answered.
+    for broken in ["{\"rule\": 1}", "{\"input\": {}}", "[]", "{", "{\"rule\": \"data.t.no\"} {}"] {
+        let mut out = Vec::new();
+        let trace = format!("{{\"rule\": \"data.t.no\"}}\n{broken}\n");
+        let error = replay_sources(&sources, trace.as_bytes(), &mut out).unwrap_err();
+        assert!(error.to_string().contains("line 2") && out.is_empty(), "{broken}: {error:#}");
+    }
+}
+
 /// Makes small rules of everything the language has, with a fixed sequence of choices.
 struct Maker(u64);
 
@@ -978,19 +1062,6 @@ impl Maker {
             _ => format!("default r := \"none\"\nr := true if {{ {binding}; {} }}\n", literals.join("; ")),
         };
         text
-    }
-}
-
-/// With every array sorted: regorus orders sets before objects, so their sorted members may differ.
-fn unordered(value: &Value) -> Value {
-    match value {
-        Value::Array(items) => {
-            let mut items: Vec<Value> = items.iter().map(unordered).collect();
-            items.sort_by_key(Value::to_string);
-            Value::Array(items)
-        }
-        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), unordered(value))).collect(),
-        other => other.clone(),
     }
 }
 

@@ -9,9 +9,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::recorded;
 use common::requests::POINTS;
 use common::sessions::{Numbers, session};
+use common::{recorded, unordered};
 use parma_policy::{Evaluation, Inputs, Session, compile};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -543,17 +543,4 @@ fn the_references_modules_decide_made_up_sessions_as_regorus_says() {
     }
     println!("{allowed} allowed, {denied} denied, faults {faults:?}");
     assert!(allowed > 20 && denied > 20, "{allowed} allowed, {denied} denied");
-}
-
-/// With every array sorted: regorus orders sets of different kinds otherwise.
-fn unordered(value: &Value) -> Value {
-    match value {
-        Value::Array(items) => {
-            let mut items: Vec<Value> = items.iter().map(unordered).collect();
-            items.sort_by_key(Value::to_string);
-            Value::Array(items)
-        }
-        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), unordered(value))).collect(),
-        other => other.clone(),
-    }
 }

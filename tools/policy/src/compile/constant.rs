@@ -45,7 +45,7 @@ pub(crate) fn from_json(value: &serde_json::Value) -> Result<Constant, String> {
     Ok(match value {
         serde_json::Value::Null => Constant::Null,
         serde_json::Value::Bool(value) => Constant::Bool(*value),
-        serde_json::Value::Number(number) => match number.as_i64() {
+        serde_json::Value::Number(number) => match crate::value::integer(number) {
             Some(value) => Constant::Int(value),
             None => return Err(format!("the number {number} is not a 64-bit integer")),
         },

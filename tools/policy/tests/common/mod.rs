@@ -226,3 +226,16 @@ pub fn apply(metadata: &mut Value, operation: &Value) {
         other => panic!("unknown action {other}"),
     }
 }
+
+/// With every array sorted: regorus orders sets before objects, so the sorted members of sets may differ.
+pub fn unordered(value: &Value) -> Value {
+    match value {
+        Value::Array(items) => {
+            let mut items: Vec<Value> = items.iter().map(unordered).collect();
+            items.sort_by_key(Value::to_string);
+            Value::Array(items)
+        }
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), unordered(value))).collect(),
+        other => other.clone(),
+    }
+}
