@@ -11,7 +11,7 @@ use core::cmp::Ordering;
 
 use super::format::{
     Class, Const, FORMAT_VERSION, FunctionRecord, HEADER_SIZE, Image, ImageError, Kind, MAGIC, MAX_IMAGE,
-    Pattern, Section, Step,
+    Pattern, Section, Step, WORD,
 };
 use super::instruction::{Instruction, Reg};
 
@@ -44,7 +44,7 @@ pub enum BuildError {
 #[derive(Debug)]
 #[must_use = "an open body must be closed"]
 pub struct Open {
-    /// Where its owner starts in the code, in bytes.
+    /// Where it starts in the code, in bytes; its length is the last word before.
     at: usize,
 }
 
@@ -122,8 +122,8 @@ impl FunctionBuilder {
     /// If it has no body.
     pub fn open(&mut self, instruction: Instruction<'_>) -> Open {
         assert!(instruction.body().is_some(), "only an instruction with a body is opened");
-        let at = self.code.len();
         instruction.encode(&mut self.code);
+        let at = self.code.len();
         self.nesting += 1;
         self.controls = self.controls.max(self.nesting);
         Open { at }
@@ -132,10 +132,8 @@ impl FunctionBuilder {
     /// Ends a body.
     pub fn close(&mut self, open: Open) {
         self.nesting -= 1;
-        // Every instruction with a body is two words; the second is the body's length.
-        let length = (self.code.len() - open.at) / 4 - 2;
-        let length = u32::try_from(length).unwrap_or(u32::MAX);
-        self.code[open.at + 4..open.at + 8].copy_from_slice(&length.to_le_bytes());
+        let length = u32::try_from(self.code.len() - open.at).unwrap_or(u32::MAX);
+        self.code[open.at - WORD..open.at].copy_from_slice(&word(length));
     }
 
     /// How many bodies are open: `Done { depth: nesting() - n }` for the `n`th opened.
@@ -251,9 +249,7 @@ impl Builder {
         Ok(Const::new(Kind::Object, self.nodes.number((Kind::Object, words))))
     }
 
-    /// A DFA: a serialised sparse DFA of `regex-automata` 0.4, little-endian, anchored at the
-    /// start. Made with `MatchKind::All` (and a pattern that ends in an end-of-text assertion or not:
-    /// only whole matches count).
+    /// A DFA, as [`dfa::encode`](super::dfa::encode) writes it.
     pub fn dfa(&mut self, bytes: Vec<u8>) -> DfaId {
         DfaId(self.dfas.number(bytes))
     }
@@ -309,7 +305,7 @@ impl Builder {
             registers: u8::try_from(registers).unwrap_or(u8::MAX),
             memo: function.memo,
             stack: stack.saturating_add(u16::try_from(registers).unwrap_or(u16::MAX)),
-            frames: frames + 1,
+            frames: (frames + 1).min(i8::MAX as u8),
             controls: controls.max(u16::try_from(function.controls).unwrap_or(u16::MAX)),
         };
         let name = self.string(&function.name);
@@ -362,6 +358,10 @@ impl Builder {
 
     /// Lays out the image and verifies it.
     pub fn finish(mut self) -> Result<Vec<u8>, BuildError> {
+        let most = self.strings.values.len().max(self.ints.values.len()).max(self.nodes.values.len());
+        if most >= 1 << Const::INDEX_BITS {
+            return Err(BuildError::Limit("there are more than 2^21 constants of a kind"));
+        }
         let source_names = self.names(self.sources.keys().cloned().collect());
         let entry_names = self.names(self.entries.keys().cloned().collect());
         let pattern_names = self.names(self.named.keys().map(|(_, text)| text.clone()).collect());
@@ -371,14 +371,14 @@ impl Builder {
         let mut sections: [Vec<u8>; Section::COUNT] = Default::default();
         let mut put = |section: Section, bytes: &[u8]| sections[section as usize].extend_from_slice(bytes);
         for (hash, name) in self.sources.values().zip(&source_names) {
-            put(Section::Sources, &order.of(*name).index().to_le_bytes());
+            put(Section::Sources, &word(order.of(*name).index()));
             put(Section::Sources, hash);
         }
         let mut end = 0;
         for &string in &order.strings {
             let bytes = self.strings.values[string as usize].as_bytes();
             end += bytes.len() as u32;
-            put(Section::StringEnds, &end.to_le_bytes());
+            put(Section::StringEnds, &word(end));
             put(Section::StringBytes, bytes);
         }
         for &int in &order.ints {
@@ -386,25 +386,25 @@ impl Builder {
         }
         let mut end = 0;
         for level in &order.levels {
-            put(Section::Levels, &level.to_le_bytes());
+            put(Section::Levels, &word(*level));
         }
         for (kind, words) in &order.nodes {
             end += words.len() as u32;
-            put(Section::Nodes, &Const::new(*kind, end).bits().to_le_bytes());
-            for word in words {
-                put(Section::Words, &word.bits().to_le_bytes());
+            put(Section::Nodes, &word(Const::new(*kind, end).bits()));
+            for element in words {
+                put(Section::Words, &word(element.bits()));
             }
         }
         let mut end = 0;
         for dfa in &self.dfas.values {
             end += dfa.len() as u32;
-            put(Section::DfaEnds, &end.to_le_bytes());
+            put(Section::DfaEnds, &word(end));
             put(Section::DfaBytes, dfa);
         }
         let mut end = 0;
         for program in &self.programs.values {
             end += (program.len() / Step::SIZE) as u32;
-            put(Section::ProgramEnds, &end.to_le_bytes());
+            put(Section::ProgramEnds, &word(end));
             put(Section::Programs, program);
         }
         for &pattern in &self.patterns.values {
@@ -414,16 +414,16 @@ impl Builder {
                 }
                 other => other,
             };
-            put(Section::Patterns, &pattern.bits().to_le_bytes());
+            put(Section::Patterns, &word(pattern.bits()));
         }
         // In the order of classes and texts, which is that of the strings' final numbers.
         for (((class, _), pattern), name) in self.named.iter().zip(&pattern_names) {
-            put(Section::Named, &order.of(*name).index().to_le_bytes());
-            put(Section::Named, &class.bits(pattern.map(|pattern| pattern.0)).to_le_bytes());
+            put(Section::Named, &word(order.of(*name).index()));
+            put(Section::Named, &word(class.bits(pattern.map(|pattern| pattern.0))));
         }
         let mut end = 0;
         for function in &self.functions {
-            end += (function.code.len() / 4) as u32;
+            end += function.code.len() as u32;
             let record = FunctionRecord { name: order.of(function.name).index(), end, ..function.record };
             put(Section::Functions, &record.to_bytes());
             let mut code = Vec::with_capacity(function.code.len());
@@ -433,16 +433,15 @@ impl Builder {
             put(Section::Code, &code);
         }
         for (function, name) in self.entries.values().zip(&entry_names) {
-            put(Section::Entries, &order.of(*name).index().to_le_bytes());
-            put(Section::Entries, &function.0.to_le_bytes());
+            put(Section::Entries, &word(order.of(*name).index()));
+            put(Section::Entries, &word(function.0));
         }
 
         let mut image = Vec::with_capacity(HEADER_SIZE);
         image.extend_from_slice(&MAGIC);
         image.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
         image.extend_from_slice(&self.compiler.to_le_bytes());
-        for section in &mut sections {
-            section.resize(section.len().next_multiple_of(4), 0);
+        for section in &sections {
             image.extend_from_slice(&(section.len() as u32).to_le_bytes());
         }
         sections.iter().for_each(|section| image.extend_from_slice(section));
@@ -555,6 +554,12 @@ impl Order {
     }
 }
 
+/// A word's bytes. Numbers that do not fit are of an image that is too large, which is refused.
+fn word(number: u32) -> [u8; WORD] {
+    let [a, b, c, _] = number.to_le_bytes();
+    [a, b, c]
+}
+
 /// Visits each instruction with the number of bodies around it.
 fn walk(code: &[u8], mut visit: impl FnMut(Instruction<'_>, u16)) {
     let mut ends: Vec<usize> = Vec::new();
@@ -563,7 +568,7 @@ fn walk(code: &[u8], mut visit: impl FnMut(Instruction<'_>, u16)) {
         let at = code.len() - after.len();
         visit(instruction, u16::try_from(ends.len()).unwrap_or(u16::MAX));
         if let Some((_, body)) = instruction.body() {
-            ends.push(at + body as usize * 4);
+            ends.push(at + body as usize);
         }
         while ends.last().is_some_and(|&end| end <= at) {
             ends.pop();
@@ -578,6 +583,9 @@ fn map_constant<'a>(instruction: Instruction<'a>, mut map: impl FnMut(Const) -> 
     match instruction {
         I::Const { dst, value } => I::Const { dst, value: map(value) },
         I::InputGet { dst, key } => I::InputGet { dst, key: map(key) },
+        I::StateGet { dst, key } => I::StateGet { dst, key: map(key) },
+        I::Record { dst, shape, values } => I::Record { dst, shape: map(shape), values },
+        I::Find { dst, text, list, table } => I::Find { dst, text, list, table: map(table) },
         I::GetConst { dst, from, key } => I::GetConst { dst, from, key: map(key) },
         I::Lookup { dst, key, from } => I::Lookup { dst, key, from: map(from) },
         I::ReturnConst { value } => I::ReturnConst { value: map(value) },

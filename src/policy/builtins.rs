@@ -130,6 +130,11 @@ pub(super) fn call(
             }
             _ => false,
         })),
+        (B::Before, V::String(_), V::String(separator)) if separator.is_empty() => None,
+        (B::Before, V::String(text), V::String(separator)) => {
+            let end = context.find(text, separator, 0)?.unwrap_or(text.len());
+            Some(V::String(text.part(0, end)))
+        }
         (B::Split, V::String(text), V::String(separator)) => Some(context.split(text, separator)?),
         (B::Sprintf, V::String(format), V::Array(args)) => Some(context.sprintf(format, args)?),
         (B::Substring, V::String(text), V::Int(start)) => match c {

@@ -26,7 +26,7 @@ const READY_ENTRY: &str = "data.framework.ready";
 #[derive(Debug)]
 pub struct Engine<'p> {
     image: Image<'p>,
-    machine: Machine<'p>,
+    machine: Machine,
     pub(super) state: State,
     fragments: Vec<Patterns<'p>>,
     fuel: u64,

@@ -1,19 +1,20 @@
 //! The image: a compiled policy as bytes, read in place.
 //!
-//! A header, then the [`Section`]s in their order without gaps; everything is little-endian and a
-//! multiple of four bytes long. [`Image::read`] finds the sections and nothing else: only
-//! [`verify`](super::verify) makes their content trustworthy, and no accessor here panics before.
+//! A header, then the [`Section`]s in their order without gaps; everything is little-endian. What refers to
+//! something, and what says where something ends, is a *word*: three bytes, of which an image has room for no more
+//! than it can use. [`Image::read`] finds the sections and nothing else: only [`verify`](super::verify) makes their
+//! content trustworthy, and no accessor here panics before.
 //!
 //! One content has one encoding. Strings are sorted by their bytes and unique; integers too;
 //! composite constants are unique and ordered by height, kind and content, so that they refer to
-//! earlier ones only; padding is zero; nothing follows the last section. The builder
+//! earlier ones only; nothing follows the last section. The builder
 //! ([`Builder`](super::builder::Builder)) makes exactly these bytes.
 //!
 //! # Constants
 //!
-//! A [`Const`] is 32 bits: a kind in the top four, an index below. `null` and booleans are
+//! A [`Const`] is a word: a kind in the top three bits, an index below. `null` and booleans are
 //! immediate, integers and strings index their sections, arrays, objects and sets index
-//! [`Section::Nodes`]. A node is the kind (top four bits) and the end (in words) of its elements in
+//! [`Section::Nodes`]. A node is the kind (top three bits) and the end (in words) of its elements in
 //! [`Section::Words`]; it starts where the one before ends. Elements are constants: of an array in
 //! order; of a set ascending in OPA's order; of an object first its *shape*, the array of its keys,
 //! ascending, then the values in the order of the keys.
@@ -24,14 +25,15 @@
 //!
 //! # Indexes
 //!
-//! There is no index section: an index is a constant object from what is looked for to an array of
-//! positions. `some c in containers; some l in c.layers; l == hash` becomes `Get` of `hash` in such
-//! an object and a `Scan` of the positions.
+//! There is no index section: an index is a constant object from what is looked for to what is there, for
+//! [`Lookup`](super::instruction::Instruction::Lookup) or [`Find`](super::instruction::Instruction::Find).
+
+use super::dfa::Dfa;
 
 /// The first bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PARMAPOL";
 /// The version of this format. Any change of meaning is a new one.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// The largest image, in bytes.
 pub const MAX_IMAGE: usize = 1 << 20;
 /// Levels of nesting in a constant, and in any value.
@@ -52,6 +54,10 @@ pub const MAX_HOLES: usize = 8;
 pub const MAX_GROUPS: usize = 32;
 /// Steps of one program of a pattern.
 pub const MAX_PROGRAM: usize = 1 << 14;
+/// Bytes of a word.
+pub const WORD: usize = 3;
+/// Bytes of a source: a string and a SHA-256.
+pub const SOURCE_SIZE: usize = WORD + 32;
 /// The size of the header in bytes.
 pub const HEADER_SIZE: usize = 16 + 4 * Section::COUNT;
 
@@ -62,39 +68,37 @@ pub const HEADER_SIZE: usize = 16 + 4 * Section::COUNT;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Section {
-    /// What was compiled: a string and a SHA-256 each (36 bytes), ascending by string.
+    /// What was compiled: a string and a SHA-256 each (35 bytes), ascending by string.
     Sources,
-    /// End of each string in [`Section::StringBytes`], u32.
+    /// End of each string in [`Section::StringBytes`], a word each.
     StringEnds,
-    /// UTF-8, then zeros to a multiple of four.
+    /// UTF-8.
     StringBytes,
     /// i64 each.
     Ints,
-    /// Ends of levels in [`Section::Nodes`], u32, strictly ascending; the last is the number of nodes.
+    /// Ends of levels in [`Section::Nodes`], a word each, strictly ascending; the last is the number of nodes.
     Levels,
-    /// Composite constants, u32 each.
+    /// Composite constants, a word each.
     Nodes,
     /// Elements of composite constants, [`Const`] each.
     Words,
-    /// End of each DFA in [`Section::DfaBytes`], u32.
+    /// End of each DFA in [`Section::DfaBytes`], a word each.
     DfaEnds,
-    /// Sparse DFAs as `regex-automata` serialises them (little-endian), then zeros to a multiple
-    /// of four. Each matches a whole string: it is anchored at the start, and what counts is
-    /// whether it is in a match state after the last byte.
+    /// [`Dfa`]s.
     DfaBytes,
-    /// End of each program in [`Section::Programs`], u32, in units of 8 bytes.
+    /// End of each program in [`Section::Programs`], a word each, in units of 8 bytes.
     ProgramEnds,
     /// [`Program`]s: 8 bytes, namely `holes`, `slots` and six zeros, then [`Step`]s of 8 bytes each.
     Programs,
-    /// [`Pattern`]s, u32 each.
+    /// [`Pattern`]s, a word each.
     Patterns,
-    /// Patterns by their text: a string, and [`Class`] and pattern, u32 each; see [`Image::pattern_named`].
+    /// Patterns by their text: a string, and [`Class`] and pattern, a word each; see [`Image::pattern_named`].
     Named,
-    /// [`FunctionRecord`]s, 20 bytes each.
+    /// [`FunctionRecord`]s, 13 bytes each.
     Functions,
     /// Instructions, by functions in their order.
     Code,
-    /// Entry points: a string and a function, u32 each, ascending by string.
+    /// Entry points: a string and a function, a word each, ascending by string.
     Entries,
 }
 
@@ -140,18 +144,18 @@ impl Const {
     /// `null`
     pub const NULL: Const = Const(0);
     /// `false`
-    pub const FALSE: Const = Const(1 << 28);
+    pub const FALSE: Const = Const(1 << Const::INDEX_BITS);
     /// `true`
-    pub const TRUE: Const = Const(1 << 28 | 1);
-    /// The number of bits of the index.
-    pub const INDEX_BITS: u32 = 28;
+    pub const TRUE: Const = Const(1 << Const::INDEX_BITS | 1);
+    /// The number of bits of the index: more than an image can have of anything.
+    pub const INDEX_BITS: u32 = 21;
 
     /// A boolean.
     pub const fn bool(value: bool) -> Const {
         if value { Const::TRUE } else { Const::FALSE }
     }
 
-    /// The constant of this kind with this index (of which 28 bits count).
+    /// The constant of this kind with this index (of which [`INDEX_BITS`](Self::INDEX_BITS) count).
     pub const fn new(kind: Kind, index: u32) -> Const {
         Const((kind as u32) << Self::INDEX_BITS | index & ((1 << Self::INDEX_BITS) - 1))
     }
@@ -180,8 +184,8 @@ impl Const {
 
 /// What a string is matched against, from its first byte to its last.
 ///
-/// As a word: the variant in the top two bits, its operand in the others (of a `Member` the DFA in the upper 14,
-/// the pattern in the lower 16).
+/// As a word: the variant in the top two bits, its operand in the others (of a `Member` the DFA in the upper 10,
+/// the pattern in the lower 12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
     /// A string that this DFA accepts.
@@ -192,16 +196,20 @@ pub enum Pattern {
     Program(u32),
     /// A string that this one of a DFA's patterns accepts. Many patterns in one DFA are smaller than many DFAs.
     Member {
-        /// The DFA, below 2^14.
+        /// The DFA, below [`Pattern::MAX_DFAS`].
         dfa: u32,
-        /// The pattern, below 2^16.
+        /// The pattern, below [`Pattern::MAX_MEMBERS`].
         pattern: u32,
     },
 }
 
 impl Pattern {
-    const OPERAND_BITS: u32 = 30;
-    const MEMBER_BITS: u32 = 16;
+    const OPERAND_BITS: u32 = 22;
+    const MEMBER_BITS: u32 = 12;
+    /// DFAs of which single patterns can be named.
+    pub const MAX_DFAS: u32 = 1 << (Self::OPERAND_BITS - Self::MEMBER_BITS);
+    /// Patterns of one DFA that can be named.
+    pub const MAX_MEMBERS: u32 = 1 << Self::MEMBER_BITS;
 
     /// Reads one word.
     pub fn from_bits(bits: u32) -> Pattern {
@@ -248,7 +256,7 @@ pub enum Class {
 impl Class {
     /// What stands for the first hole in a text. It is of a private use area and of no meaning elsewhere.
     pub const HOLE: char = '\u{f0000}';
-    const SHIFT: u32 = 29;
+    const SHIFT: u32 = 21;
     const NONE: u32 = (1 << Self::SHIFT) - 1;
 
     /// The class with this number.
@@ -385,15 +393,15 @@ impl Step {
     }
 }
 
-/// A function: 20 bytes.
+/// A function: 13 bytes.
 ///
-/// As words: name; end of code; `arity | registers << 8 | memo << 16`; `stack | frames << 16`;
-/// `controls`.
+/// In their order: name and end of code (a word each); arity, registers, `memo << 7 | frames` (a byte each); stack and
+/// controls (two bytes each).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FunctionRecord {
     /// A string, for people.
     pub name: u32,
-    /// Where its code ends in [`Section::Code`], in words; it starts where the one before ends.
+    /// Where its code ends in [`Section::Code`], in bytes; it starts where the one before ends.
     pub end: u32,
     /// Number of arguments, in the first registers.
     pub arity: u8,
@@ -403,43 +411,38 @@ pub struct FunctionRecord {
     pub memo: bool,
     /// Registers that a call needs, the deepest calls of its callees included.
     pub stack: u16,
-    /// Functions active at once in a call of this one, itself included.
-    pub frames: u16,
+    /// Functions active at once in a call of this one, itself included; below 128.
+    pub frames: u8,
     /// Bodies open at once in a call of this one, the function bodies not counted.
     pub controls: u16,
 }
 
 impl FunctionRecord {
     /// Bytes of one record.
-    pub const SIZE: usize = 20;
+    pub const SIZE: usize = 13;
+    const MEMO: u8 = 1 << 7;
 
-    /// Reads a record; `None` if it has undefined bits.
-    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> Option<FunctionRecord> {
-        let &[a, b, c, d, e, f, g, h, arity, registers, memo, zero, i, j, k, l, m, n, o, p] = bytes;
-        if memo > 1 || [zero, o, p] != [0; 3] {
-            return None;
-        }
-        Some(FunctionRecord {
-            name: u32::from_le_bytes([a, b, c, d]),
-            end: u32::from_le_bytes([e, f, g, h]),
+    /// Reads a record.
+    pub fn from_bytes(bytes: &[u8; Self::SIZE]) -> FunctionRecord {
+        let &[a, b, c, d, e, f, arity, registers, frames, g, h, i, j] = bytes;
+        FunctionRecord {
+            name: u32::from_le_bytes([a, b, c, 0]),
+            end: u32::from_le_bytes([d, e, f, 0]),
             arity,
             registers,
-            memo: memo == 1,
-            stack: u16::from_le_bytes([i, j]),
-            frames: u16::from_le_bytes([k, l]),
-            controls: u16::from_le_bytes([m, n]),
-        })
+            memo: frames & Self::MEMO != 0,
+            stack: u16::from_le_bytes([g, h]),
+            frames: frames & !Self::MEMO,
+            controls: u16::from_le_bytes([i, j]),
+        }
     }
 
     /// The record's bytes.
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
-        let [a, b, c, d] = self.name.to_le_bytes();
-        let [e, f, g, h] = self.end.to_le_bytes();
-        let [i, j] = self.stack.to_le_bytes();
-        let [k, l] = self.frames.to_le_bytes();
-        let [m, n] = self.controls.to_le_bytes();
-        let (arity, registers, memo) = (self.arity, self.registers, u8::from(self.memo));
-        [a, b, c, d, e, f, g, h, arity, registers, memo, 0, i, j, k, l, m, n, 0, 0]
+        let [[a, b, c, _], [d, e, f, _]] = [self.name, self.end].map(u32::to_le_bytes);
+        let [[g, h], [i, j]] = [self.stack, self.controls].map(u16::to_le_bytes);
+        let frames = self.frames | if self.memo { Self::MEMO } else { 0 };
+        [a, b, c, d, e, f, self.arity, self.registers, frames, g, h, i, j]
     }
 }
 
@@ -460,7 +463,7 @@ pub enum ImageError {
     Ints,
     /// A composite constant is malformed, refers forward, or is not in its place.
     Constant,
-    /// A DFA that `regex-automata` refuses, or with bytes after it.
+    /// A DFA that is malformed, or not in its one encoding.
     Dfa,
     /// A step of a program means nothing or leads out of it; a pattern or its name refers to nothing; names are not
     /// strictly ascending.
@@ -474,7 +477,7 @@ pub enum ImageError {
     Code {
         /// The function's number.
         function: u32,
-        /// Offset in the function's code, in words.
+        /// Offset in the function's code, in bytes.
         at: u32,
         /// Which rule.
         rule: CodeRule,
@@ -534,8 +537,8 @@ fn partition(count: usize, before: impl Fn(usize) -> bool) -> usize {
 
 #[inline]
 fn word_at(bytes: &[u8], index: usize) -> Option<u32> {
-    let start = index.checked_mul(4)?;
-    bytes.get(start..)?.first_chunk().copied().map(u32::from_le_bytes)
+    let &[a, b, c] = bytes.get(index.checked_mul(WORD)?..)?.first_chunk()?;
+    Some(u32::from_le_bytes([a, b, c, 0]))
 }
 
 impl<'p> Image<'p> {
@@ -548,16 +551,14 @@ impl<'p> Image<'p> {
         if !header.starts_with(&MAGIC) {
             return Err(ImageError::Magic);
         }
-        if word_at(header, 2) != Some(FORMAT_VERSION) {
+        let number = |index: usize| header.as_chunks().0.get(index).copied().map_or(0, u32::from_le_bytes);
+        if number(2) != FORMAT_VERSION {
             return Err(ImageError::Version);
         }
-        let compiler = word_at(header, 3).ok_or(ImageError::Length)?;
+        let compiler = number(3);
         let mut sections = [&bytes[..0]; Section::COUNT];
-        for (number, section) in sections.iter_mut().enumerate() {
-            let length = word_at(header, 4 + number).ok_or(ImageError::Length)? as usize;
-            if !length.is_multiple_of(4) {
-                return Err(ImageError::Length);
-            }
+        for (index, section) in sections.iter_mut().enumerate() {
+            let length = number(4 + index) as usize;
             (*section, rest) = rest.split_at_checked(length).ok_or(ImageError::Length)?;
         }
         if !rest.is_empty() {
@@ -572,12 +573,12 @@ impl<'p> Image<'p> {
         self.sections[section as usize]
     }
 
-    /// Number of `u32` in a section.
+    /// Number of words in a section.
     pub fn words(&self, section: Section) -> usize {
-        self.section(section).len() / 4
+        self.section(section).len() / WORD
     }
 
-    /// A `u32` of a section.
+    /// A word of a section.
     #[inline]
     pub fn word(&self, section: Section, index: usize) -> Option<u32> {
         word_at(self.section(section), index)
@@ -624,8 +625,14 @@ impl<'p> Image<'p> {
     }
 
     /// A DFA's bytes.
-    pub fn dfa(&self, index: u32) -> Option<&'p [u8]> {
+    pub fn dfa_bytes(&self, index: u32) -> Option<&'p [u8]> {
         self.section(Section::DfaBytes).get(self.range(Section::DfaEnds, index)?)
+    }
+
+    /// A DFA.
+    #[inline]
+    pub fn dfa(&self, index: u32) -> Option<Dfa<'p>> {
+        Dfa::read(self.dfa_bytes(index)?)
     }
 
     /// A pattern.
@@ -680,14 +687,14 @@ impl<'p> Image<'p> {
     /// A function's record.
     pub fn function(&self, index: u32) -> Option<FunctionRecord> {
         let start = (index as usize).checked_mul(FunctionRecord::SIZE)?;
-        FunctionRecord::from_bytes(self.section(Section::Functions).get(start..)?.first_chunk()?)
+        self.section(Section::Functions).get(start..)?.first_chunk().map(FunctionRecord::from_bytes)
     }
 
     /// Where a function's code is in [`Section::Code`], in bytes.
     pub fn code_range(&self, index: u32) -> Option<core::ops::Range<usize>> {
-        let end = self.function(index)?.end as usize * 4;
+        let end = self.function(index)?.end as usize;
         let start = match index.checked_sub(1) {
-            Some(before) => self.function(before)?.end as usize * 4,
+            Some(before) => self.function(before)?.end as usize,
             None => 0,
         };
         (start <= end).then_some(start..end)
@@ -695,25 +702,27 @@ impl<'p> Image<'p> {
 
     /// The sources, by name: name and SHA-256.
     pub fn sources(&self) -> impl Iterator<Item = (u32, [u8; 32])> + use<'p> {
-        self.section(Section::Sources).as_chunks::<36>().0.iter().map(|source| {
-            let (name, hash) = source.split_first_chunk::<4>().expect("36 bytes");
-            (u32::from_le_bytes(*name), hash.try_into().expect("32 bytes"))
+        self.section(Section::Sources).as_chunks::<SOURCE_SIZE>().0.iter().map(|source| {
+            let (&[a, b, c], hash) = source.split_first_chunk().expect("a word and a hash");
+            (u32::from_le_bytes([a, b, c, 0]), hash.try_into().expect("32 bytes"))
         })
     }
 
     /// The function of the entry with this name.
     pub fn entry(&self, name: &str) -> Option<u32> {
-        let entries = self.section(Section::Entries).as_chunks::<8>().0;
-        let string = |&[a, b, c, d, ..]: &[u8; 8]| self.string(u32::from_le_bytes([a, b, c, d]));
-        let found = entries.binary_search_by(|entry| string(entry).cmp(&Some(name.as_bytes()))).ok()?;
-        let &[.., e, f, g, h] = entries.get(found)?;
-        Some(u32::from_le_bytes([e, f, g, h]))
+        let entry = |index: usize| self.word(Section::Entries, 2 * index).and_then(|name| self.string(name));
+        let count = self.words(Section::Entries) / 2;
+        let found = partition(count, |index| entry(index) < Some(name.as_bytes()));
+        let this = entry(found).filter(|this| *this == name.as_bytes());
+        this.and_then(|_| self.word(Section::Entries, 2 * found + 1))
     }
 
     /// The entries, by name: name and function.
     pub fn entries(&self) -> impl Iterator<Item = (u32, u32)> + use<'p> {
-        self.section(Section::Entries).as_chunks::<8>().0.iter().map(|&[a, b, c, d, e, f, g, h]| {
-            (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
-        })
+        self.section(Section::Entries)
+            .as_chunks::<{ 2 * WORD }>()
+            .0
+            .iter()
+            .map(|&[a, b, c, d, e, f]| (u32::from_le_bytes([a, b, c, 0]), u32::from_le_bytes([d, e, f, 0])))
     }
 }

@@ -1,9 +1,8 @@
 //! The instruction set: one decoder, one encoder, and what each instruction means.
 //!
-//! Code is a sequence of 32-bit little-endian words. The first word of an instruction is
-//! `opcode | a << 8 | b << 16 | c << 24`; then come, where the instruction has them, one operand
-//! word (a constant, a function, a pattern, a body length in words) and the argument registers,
-//! four to a word. Fields that an instruction does not use are zero, so each has one encoding.
+//! An instruction is its opcode, then its operands, each as long as it needs to be: registers, flags and counts are
+//! one byte; a constant, a function, a pattern and the length of a body (in bytes) are a word of three bytes; a list
+//! of registers is its length and then the registers. So each has one encoding.
 //!
 //! # How code runs
 //!
@@ -13,7 +12,7 @@
 //!
 //! Bodies are nested. Each of [`Block`](Instruction::Block), [`Some`](Instruction::Some),
 //! [`Not`](Instruction::Not), [`Scan`](Instruction::Scan), [`Every`](Instruction::Every) and
-//! [`Collect`](Instruction::Collect) owns the `body` words that follow it; the function itself is
+//! [`Collect`](Instruction::Collect) owns the `body` bytes that follow it; the function itself is
 //! the outermost body. A body ends in one of two ways, and its owner says what follows:
 //!
 //! | owner | body reaches its end (or [`Done`](Instruction::Done)) | body fails |
@@ -31,7 +30,7 @@
 
 use alloc::vec::Vec;
 
-use super::format::{Const, MAX_HOLES};
+use super::format::{Const, MAX_HOLES, WORD};
 
 /// A register of the current function, `0..MAX_REGISTERS`.
 pub type Reg = u8;
@@ -135,7 +134,7 @@ pub enum Owner {
     Collect(Collection),
 }
 
-/// One instruction. `body` is a length in words.
+/// One instruction. `body` is a length in bytes.
 #[allow(missing_docs, reason = "each variant's text explains its fields")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Instruction<'a> {
@@ -147,6 +146,8 @@ pub enum Instruction<'a> {
     InputGet { dst: Reg, key: Const },
     /// `dst` := `data.metadata`, an object of the state's maps.
     State { dst: Reg },
+    /// `dst` := `data.metadata[key]`. Fails if there is none.
+    StateGet { dst: Reg, key: Const },
     /// `dst` := `src`.
     Move { dst: Reg, src: Reg },
     /// `dst` := `from[key]`: array by integer, object by key, set by member (the member itself).
@@ -163,6 +164,8 @@ pub enum Instruction<'a> {
     /// `dst` := `{key: value, …}` of alternating keys and values; of a key that is there twice,
     /// the last value counts.
     Object { dst: Reg, pairs: Args<'a> },
+    /// `dst` := the object with the keys `shape`, a constant array of ascending keys, and these values in their order.
+    Record { dst: Reg, shape: Const, values: Args<'a> },
     /// `dst` := `left relation right`.
     Compare { relation: Relation, dst: Target, left: Reg, right: Reg },
     /// The same with a constant on the right.
@@ -183,9 +186,10 @@ pub enum Instruction<'a> {
     /// `dst` := the first `limit` matches of the pattern with the text `pattern` in `text`, each an
     /// array of the strings of its groups. Fails and faults as `MatchBy`, and fails if `limit` is no number.
     Submatches { dst: Reg, text: Reg, pattern: Reg, limit: Reg },
-    /// `dst` := the numbers, ascending, of the patterns of DFA number `dfa` that match the whole
-    /// string `text`. Fails if `text` is no string.
-    MatchAll { dst: Reg, text: Reg, dfa: u32 },
+    /// `dst` := whether `table[list]` accepts `text`. That is an array: of a set, which accepts its members, and of an
+    /// ascending array of patterns' numbers, which accepts the strings that one of them matches. Fails if the table has
+    /// no such list; a table of another form, or a pattern that is a program, is a fault.
+    Find { dst: Target, text: Reg, list: Reg, table: Const },
     /// Runs the body once; goes on after it whatever happened.
     Block { body: u32 },
     /// Runs the body once; it must succeed.
@@ -238,7 +242,7 @@ mod opcode {
     pub const BUILTIN: u8 = 0x0c;
     pub const MATCH: u8 = 0x0d;
     pub const MATCH_BY: u8 = 0x0e;
-    pub const MATCH_ALL: u8 = 0x0f;
+    pub const FIND: u8 = 0x0f;
     pub const COMPARE: u8 = 0x10;
     pub const COMPARE_CONST: u8 = 0x18;
     pub const SUBMATCHES: u8 = 0x1e;
@@ -259,13 +263,11 @@ mod opcode {
     pub const INPUT_GET: u8 = 0x30;
     pub const LOOKUP: u8 = 0x31;
     pub const RETURN_CONST: u8 = 0x32;
+    pub const STATE_GET: u8 = 0x33;
+    pub const RECORD: u8 = 0x34;
 }
 
-fn target(byte: u8) -> Target {
-    (byte != NO_REGISTER).then_some(byte)
-}
-
-/// Takes words of code one after another.
+/// Takes operands one after another.
 struct Reader<'a> {
     code: &'a [u8],
     at: usize,
@@ -273,134 +275,129 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     #[inline(always)]
-    fn word(&mut self) -> Option<[u8; 4]> {
-        let word = self.code.get(self.at..)?.first_chunk()?;
-        self.at += 4;
-        Some(*word)
+    fn byte(&mut self) -> Option<u8> {
+        let byte = *self.code.get(self.at)?;
+        self.at += 1;
+        Some(byte)
     }
 
     #[inline(always)]
-    fn operand(&mut self) -> Option<u32> {
-        self.word().map(u32::from_le_bytes)
+    fn target(&mut self) -> Option<Target> {
+        let byte = self.byte()?;
+        Some((byte != NO_REGISTER).then_some(byte))
+    }
+
+    #[inline(always)]
+    fn word(&mut self) -> Option<u32> {
+        let &[a, b, c] = self.code.get(self.at..)?.first_chunk()?;
+        self.at += WORD;
+        Some(u32::from_le_bytes([a, b, c, 0]))
     }
 
     #[inline(always)]
     fn constant(&mut self) -> Option<Const> {
-        self.operand().map(Const::from_bits)
+        self.word().map(Const::from_bits)
     }
 
-    /// `count` registers, and on to the end of the word.
     #[inline(always)]
-    fn args(&mut self, count: u8) -> Option<Args<'a>> {
-        let count = usize::from(count);
+    fn args(&mut self) -> Option<Args<'a>> {
+        let count = usize::from(self.byte()?);
         let args = self.code.get(self.at..)?.get(..count)?;
-        self.at += count.next_multiple_of(4);
+        self.at += count;
         Some(Args(args))
-    }
-}
-
-/// Where an instruction's bytes go.
-trait Sink {
-    fn put(&mut self, bytes: &[u8]);
-}
-
-impl Sink for Vec<u8> {
-    fn put(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
-    }
-}
-
-/// Compares with bytes that are there already.
-struct Same<'a> {
-    rest: Option<&'a [u8]>,
-}
-
-impl Sink for Same<'_> {
-    fn put(&mut self, bytes: &[u8]) {
-        self.rest = self.rest.and_then(|rest| rest.strip_prefix(bytes));
     }
 }
 
 impl<'a> Instruction<'a> {
     /// Reads the instruction at the start of `code` and returns it with the code after it.
     ///
-    /// `None` where there is no instruction, a part is missing, or the bytes are not what
-    /// [`encode`](Self::encode) writes. It does not look at what operands refer to: that is the verifier's.
+    /// `None` where there is no instruction, or a part is missing; anything else is what [`encode`](Self::encode)
+    /// writes. It does not look at what operands refer to: that is the verifier's.
     pub fn decode(code: &'a [u8]) -> Option<(Self, &'a [u8])> {
-        let (instruction, _) = Self::read(code, 0)?;
-        let mut same = Same { rest: Some(code) };
-        instruction.write(&mut same);
-        Some((instruction, same.rest?))
+        let (instruction, next) = Self::read(code, 0)?;
+        Some((instruction, code.get(next..)?))
     }
 
-    /// Reads the instruction at byte `at` of code that was decoded before, and where the next one is. Fields that an
-    /// instruction does not use are not looked at.
+    /// Reads the instruction at byte `at` of code that was decoded before, and where the next one is.
     #[inline(always)]
     pub(super) fn read(code: &'a [u8], at: usize) -> Option<(Self, usize)> {
         use Instruction as I;
-        let mut reader = Reader { code, at };
-        let [op, a, b, c] = reader.word()?;
-        let instruction = match op {
-            opcode::CONST => I::Const { dst: a, value: reader.constant()? },
-            opcode::INPUT => I::Input { dst: a },
-            opcode::INPUT_GET => I::InputGet { dst: a, key: reader.constant()? },
-            opcode::STATE => I::State { dst: a },
-            opcode::MOVE => I::Move { dst: a, src: b },
-            opcode::GET => I::Get { dst: a, from: b, key: c },
-            opcode::GET_CONST => I::GetConst { dst: a, from: b, key: reader.constant()? },
-            opcode::LOOKUP => I::Lookup { dst: target(a), key: b, from: reader.constant()? },
-            opcode::ARRAY => I::Array { dst: a, items: reader.args(c)? },
-            opcode::SET => I::Set { dst: a, items: reader.args(c)? },
-            opcode::OBJECT if c % 2 == 0 => I::Object { dst: a, pairs: reader.args(c)? },
-            opcode::TEST => I::Test { value: a },
-            opcode::CALL => I::Call { dst: target(a), function: reader.operand()?, args: reader.args(c)? },
-            opcode::BUILTIN => {
-                I::Builtin { dst: target(a), builtin: Builtin::from_number(b)?, args: reader.args(c)? }
-            }
-            opcode::MATCH => I::Match { dst: target(a), text: b, pattern: reader.operand()? },
-            opcode::MATCH_BY => {
-                let [pattern, part, count, _] = reader.word()?;
-                if usize::from(count) > MAX_HOLES || part > 1 {
+        let mut r = Reader { code, at };
+        // Operands are read in the order in which they are written here.
+        let instruction = match r.byte()? {
+            opcode::CONST => I::Const { dst: r.byte()?, value: r.constant()? },
+            opcode::INPUT => I::Input { dst: r.byte()? },
+            opcode::INPUT_GET => I::InputGet { dst: r.byte()?, key: r.constant()? },
+            opcode::STATE => I::State { dst: r.byte()? },
+            opcode::STATE_GET => I::StateGet { dst: r.byte()?, key: r.constant()? },
+            opcode::MOVE => I::Move { dst: r.byte()?, src: r.byte()? },
+            opcode::GET => I::Get { dst: r.byte()?, from: r.byte()?, key: r.byte()? },
+            opcode::GET_CONST => I::GetConst { dst: r.byte()?, from: r.byte()?, key: r.constant()? },
+            opcode::LOOKUP => I::Lookup { dst: r.target()?, key: r.byte()?, from: r.constant()? },
+            opcode::ARRAY => I::Array { dst: r.byte()?, items: r.args()? },
+            opcode::SET => I::Set { dst: r.byte()?, items: r.args()? },
+            opcode::OBJECT => {
+                let (dst, pairs) = (r.byte()?, r.args()?);
+                if pairs.0.len() % 2 != 0 {
                     return None;
                 }
-                I::MatchBy { dst: target(a), text: b, pattern, part: part == 1, holes: reader.args(count)? }
+                I::Object { dst, pairs }
+            }
+            opcode::RECORD => I::Record { dst: r.byte()?, shape: r.constant()?, values: r.args()? },
+            opcode::TEST => I::Test { value: r.byte()? },
+            opcode::CALL => I::Call { dst: r.target()?, function: r.word()?, args: r.args()? },
+            opcode::BUILTIN => {
+                let (dst, number) = (r.target()?, r.byte()?);
+                I::Builtin { dst, builtin: Builtin::from_number(number)?, args: r.args()? }
+            }
+            opcode::MATCH => I::Match { dst: r.target()?, text: r.byte()?, pattern: r.word()? },
+            opcode::MATCH_BY => {
+                let (dst, text, pattern, part, holes) =
+                    (r.target()?, r.byte()?, r.byte()?, r.byte()?, r.args()?);
+                if holes.0.len() > MAX_HOLES || part > 1 {
+                    return None;
+                }
+                I::MatchBy { dst, text, pattern, part: part == 1, holes }
             }
             opcode::SUBMATCHES => {
-                let [limit, ..] = reader.word()?;
-                I::Submatches { dst: a, text: b, pattern: c, limit }
+                I::Submatches { dst: r.byte()?, text: r.byte()?, pattern: r.byte()?, limit: r.byte()? }
             }
-            opcode::MATCH_ALL => I::MatchAll { dst: a, text: b, dfa: reader.operand()? },
-            opcode::BLOCK => I::Block { body: reader.operand()? },
-            opcode::SOME => I::Some { body: reader.operand()? },
-            opcode::NOT => I::Not { body: reader.operand()? },
-            opcode::SCAN => I::Scan { source: a, key: target(b), value: target(c), body: reader.operand()? },
+            opcode::FIND => {
+                I::Find { dst: r.target()?, text: r.byte()?, list: r.byte()?, table: r.constant()? }
+            }
+            opcode::BLOCK => I::Block { body: r.word()? },
+            opcode::SOME => I::Some { body: r.word()? },
+            opcode::NOT => I::Not { body: r.word()? },
+            opcode::SCAN => {
+                I::Scan { source: r.byte()?, key: r.target()?, value: r.target()?, body: r.word()? }
+            }
             opcode::EVERY => {
-                I::Every { source: a, key: target(b), value: target(c), body: reader.operand()? }
+                I::Every { source: r.byte()?, key: r.target()?, value: r.target()?, body: r.word()? }
             }
             opcode::COLLECT => {
-                let kind = *Collection::ALL.get(usize::from(b))?;
-                I::Collect { dst: a, kind, body: reader.operand()? }
+                let (dst, kind) = (r.byte()?, r.byte()?);
+                I::Collect { dst, kind: *Collection::ALL.get(usize::from(kind))?, body: r.word()? }
             }
-            opcode::YIELD => I::Yield { value: a },
-            opcode::YIELD_PAIR => I::YieldPair { key: a, value: b },
+            opcode::YIELD => I::Yield { value: r.byte()? },
+            opcode::YIELD_PAIR => I::YieldPair { key: r.byte()?, value: r.byte()? },
             opcode::FAIL => I::Fail,
-            opcode::DONE => I::Done { depth: a },
-            opcode::RETURN => I::Return { value: a },
-            opcode::RETURN_LAST => I::ReturnLast { value: a },
-            opcode::RETURN_CONST => I::ReturnConst { value: reader.constant()? },
+            opcode::DONE => I::Done { depth: r.byte()? },
+            opcode::RETURN => I::Return { value: r.byte()? },
+            opcode::RETURN_LAST => I::ReturnLast { value: r.byte()? },
+            opcode::RETURN_CONST => I::ReturnConst { value: r.constant()? },
             opcode::LEAVE => I::Leave,
             opcode::ABORT => I::Abort,
-            _ => {
-                if let Some(&relation) = Relation::ALL.get(usize::from(op.wrapping_sub(opcode::COMPARE))) {
-                    I::Compare { relation, dst: target(a), left: b, right: c }
+            op => {
+                let relation = |base: u8| Relation::ALL.get(usize::from(op.wrapping_sub(base))).copied();
+                if let Some(relation) = relation(opcode::COMPARE) {
+                    I::Compare { relation, dst: r.target()?, left: r.byte()?, right: r.byte()? }
                 } else {
-                    let number = usize::from(op.wrapping_sub(opcode::COMPARE_CONST));
-                    let relation = *Relation::ALL.get(number)?;
-                    I::CompareConst { relation, dst: target(a), left: b, right: reader.constant()? }
+                    let relation = relation(opcode::COMPARE_CONST)?;
+                    I::CompareConst { relation, dst: r.target()?, left: r.byte()?, right: r.constant()? }
                 }
             }
         };
-        Some((instruction, reader.at))
+        Some((instruction, r.at))
     }
 
     /// The body's owner and length, if this instruction has a body.
@@ -426,6 +423,7 @@ impl<'a> Instruction<'a> {
             | I::Input { dst }
             | I::InputGet { dst, .. }
             | I::State { dst }
+            | I::StateGet { dst, .. }
             | I::Collect { dst, .. } => ([None; 3], &[], [Some(dst), None]),
             I::Move { dst, src } => ([Some(src), None, None], &[], [Some(dst), None]),
             I::Get { dst, from, key } => ([Some(from), Some(key), None], &[], [Some(dst), None]),
@@ -433,6 +431,7 @@ impl<'a> Instruction<'a> {
             I::Lookup { dst, key, .. } => ([Some(key), None, None], &[], [dst, None]),
             I::Array { dst, items } | I::Set { dst, items } => ([None; 3], items.0, [Some(dst), None]),
             I::Object { dst, pairs } => ([None; 3], pairs.0, [Some(dst), None]),
+            I::Record { dst, values, .. } => ([None; 3], values.0, [Some(dst), None]),
             I::Compare { dst, left, right, .. } => ([Some(left), Some(right), None], &[], [dst, None]),
             I::CompareConst { dst, left, .. } => ([Some(left), None, None], &[], [dst, None]),
             I::Call { dst, args, .. } | I::Builtin { dst, args, .. } => ([None; 3], args.0, [dst, None]),
@@ -443,7 +442,7 @@ impl<'a> Instruction<'a> {
             I::Submatches { dst, text, pattern, limit } => {
                 ([Some(text), Some(pattern), Some(limit)], &[], [Some(dst), None])
             }
-            I::MatchAll { dst, text, .. } => ([Some(text), None, None], &[], [Some(dst), None]),
+            I::Find { dst, text, list, .. } => ([Some(text), Some(list), None], &[], [dst, None]),
             I::Scan { source, key, value, .. } | I::Every { source, key, value, .. } => {
                 ([Some(source), None, None], &[], [key, value])
             }
@@ -469,87 +468,74 @@ impl<'a> Instruction<'a> {
     /// # Panics
     /// If there are more than 255 argument registers.
     pub fn encode(&self, code: &mut Vec<u8>) {
-        self.write(code);
-    }
-
-    fn write(&self, sink: &mut impl Sink) {
         use Instruction as I;
         let reg = |target: Target| target.unwrap_or(NO_REGISTER);
-        let count = |args: Args<'_>| u8::try_from(args.0.len()).expect("at most 255 arguments");
-        // First word, operand word, arguments.
-        let (head, operand, args): ([u8; 4], Option<[u8; 4]>, &[Reg]) = match *self {
-            I::Const { dst, value } => ([opcode::CONST, dst, 0, 0], Some(value.bits().to_le_bytes()), &[]),
-            I::Input { dst } => ([opcode::INPUT, dst, 0, 0], None, &[]),
-            I::InputGet { dst, key } => ([opcode::INPUT_GET, dst, 0, 0], Some(key.bits().to_le_bytes()), &[]),
-            I::State { dst } => ([opcode::STATE, dst, 0, 0], None, &[]),
-            I::Move { dst, src } => ([opcode::MOVE, dst, src, 0], None, &[]),
-            I::Get { dst, from, key } => ([opcode::GET, dst, from, key], None, &[]),
-            I::GetConst { dst, from, key } => {
-                ([opcode::GET_CONST, dst, from, 0], Some(key.bits().to_le_bytes()), &[])
-            }
-            I::Lookup { dst, key, from } => {
-                ([opcode::LOOKUP, reg(dst), key, 0], Some(from.bits().to_le_bytes()), &[])
-            }
-            I::Array { dst, items } => ([opcode::ARRAY, dst, 0, count(items)], None, items.0),
-            I::Set { dst, items } => ([opcode::SET, dst, 0, count(items)], None, items.0),
-            I::Object { dst, pairs } => ([opcode::OBJECT, dst, 0, count(pairs)], None, pairs.0),
+        let constant = |constant: Const| Some(constant.bits());
+        // The opcode, the bytes after it, a word, a list of registers.
+        let (op, bytes, word, args): (u8, &[u8], Option<u32>, Option<Args<'_>>) = match *self {
+            I::Const { dst, value } => (opcode::CONST, &[dst], constant(value), None),
+            I::Input { dst } => (opcode::INPUT, &[dst], None, None),
+            I::InputGet { dst, key } => (opcode::INPUT_GET, &[dst], constant(key), None),
+            I::State { dst } => (opcode::STATE, &[dst], None, None),
+            I::StateGet { dst, key } => (opcode::STATE_GET, &[dst], constant(key), None),
+            I::Move { dst, src } => (opcode::MOVE, &[dst, src], None, None),
+            I::Get { dst, from, key } => (opcode::GET, &[dst, from, key], None, None),
+            I::GetConst { dst, from, key } => (opcode::GET_CONST, &[dst, from], constant(key), None),
+            I::Lookup { dst, key, from } => (opcode::LOOKUP, &[reg(dst), key], constant(from), None),
+            I::Array { dst, items } => (opcode::ARRAY, &[dst], None, Some(items)),
+            I::Set { dst, items } => (opcode::SET, &[dst], None, Some(items)),
+            I::Object { dst, pairs } => (opcode::OBJECT, &[dst], None, Some(pairs)),
+            I::Record { dst, shape, values } => (opcode::RECORD, &[dst], constant(shape), Some(values)),
             I::Compare { relation, dst, left, right } => {
-                ([opcode::COMPARE + relation as u8, reg(dst), left, right], None, &[])
+                (opcode::COMPARE + relation as u8, &[reg(dst), left, right], None, None)
             }
-            I::CompareConst { relation, dst, left, right } => (
-                [opcode::COMPARE_CONST + relation as u8, reg(dst), left, 0],
-                Some(right.bits().to_le_bytes()),
-                &[],
-            ),
-            I::Test { value } => ([opcode::TEST, value, 0, 0], None, &[]),
-            I::Call { dst, function, args } => {
-                ([opcode::CALL, reg(dst), 0, count(args)], Some(function.to_le_bytes()), args.0)
+            I::CompareConst { relation, dst, left, right } => {
+                (opcode::COMPARE_CONST + relation as u8, &[reg(dst), left], constant(right), None)
             }
+            I::Test { value } => (opcode::TEST, &[value], None, None),
+            I::Call { dst, function, args } => (opcode::CALL, &[reg(dst)], Some(function), Some(args)),
             I::Builtin { dst, builtin, args } => {
-                ([opcode::BUILTIN, reg(dst), builtin as u8, count(args)], None, args.0)
+                (opcode::BUILTIN, &[reg(dst), builtin as u8], None, Some(args))
             }
-            I::Match { dst, text, pattern } => {
-                ([opcode::MATCH, reg(dst), text, 0], Some(pattern.to_le_bytes()), &[])
+            I::Match { dst, text, pattern } => (opcode::MATCH, &[reg(dst), text], Some(pattern), None),
+            I::MatchBy { dst, text, pattern, part, holes } => {
+                (opcode::MATCH_BY, &[reg(dst), text, pattern, u8::from(part)], None, Some(holes))
             }
-            I::MatchBy { dst, text, pattern, part, holes } => (
-                [opcode::MATCH_BY, reg(dst), text, 0],
-                Some([pattern, u8::from(part), count(holes), 0]),
-                holes.0,
-            ),
             I::Submatches { dst, text, pattern, limit } => {
-                ([opcode::SUBMATCHES, dst, text, pattern], Some([limit, 0, 0, 0]), &[])
+                (opcode::SUBMATCHES, &[dst, text, pattern, limit], None, None)
             }
-            I::MatchAll { dst, text, dfa } => {
-                ([opcode::MATCH_ALL, dst, text, 0], Some(dfa.to_le_bytes()), &[])
+            I::Find { dst, text, list, table } => {
+                (opcode::FIND, &[reg(dst), text, list], constant(table), None)
             }
-            I::Block { body } => ([opcode::BLOCK, 0, 0, 0], Some(body.to_le_bytes()), &[]),
-            I::Some { body } => ([opcode::SOME, 0, 0, 0], Some(body.to_le_bytes()), &[]),
-            I::Not { body } => ([opcode::NOT, 0, 0, 0], Some(body.to_le_bytes()), &[]),
+            I::Block { body } => (opcode::BLOCK, &[], Some(body), None),
+            I::Some { body } => (opcode::SOME, &[], Some(body), None),
+            I::Not { body } => (opcode::NOT, &[], Some(body), None),
             I::Scan { source, key, value, body } => {
-                ([opcode::SCAN, source, reg(key), reg(value)], Some(body.to_le_bytes()), &[])
+                (opcode::SCAN, &[source, reg(key), reg(value)], Some(body), None)
             }
             I::Every { source, key, value, body } => {
-                ([opcode::EVERY, source, reg(key), reg(value)], Some(body.to_le_bytes()), &[])
+                (opcode::EVERY, &[source, reg(key), reg(value)], Some(body), None)
             }
-            I::Collect { dst, kind, body } => {
-                ([opcode::COLLECT, dst, kind as u8, 0], Some(body.to_le_bytes()), &[])
-            }
-            I::Yield { value } => ([opcode::YIELD, value, 0, 0], None, &[]),
-            I::YieldPair { key, value } => ([opcode::YIELD_PAIR, key, value, 0], None, &[]),
-            I::Fail => ([opcode::FAIL, 0, 0, 0], None, &[]),
-            I::Done { depth } => ([opcode::DONE, depth, 0, 0], None, &[]),
-            I::Return { value } => ([opcode::RETURN, value, 0, 0], None, &[]),
-            I::ReturnLast { value } => ([opcode::RETURN_LAST, value, 0, 0], None, &[]),
-            I::ReturnConst { value } => {
-                ([opcode::RETURN_CONST, 0, 0, 0], Some(value.bits().to_le_bytes()), &[])
-            }
-            I::Leave => ([opcode::LEAVE, 0, 0, 0], None, &[]),
-            I::Abort => ([opcode::ABORT, 0, 0, 0], None, &[]),
+            I::Collect { dst, kind, body } => (opcode::COLLECT, &[dst, kind as u8], Some(body), None),
+            I::Yield { value } => (opcode::YIELD, &[value], None, None),
+            I::YieldPair { key, value } => (opcode::YIELD_PAIR, &[key, value], None, None),
+            I::Fail => (opcode::FAIL, &[], None, None),
+            I::Done { depth } => (opcode::DONE, &[depth], None, None),
+            I::Return { value } => (opcode::RETURN, &[value], None, None),
+            I::ReturnLast { value } => (opcode::RETURN_LAST, &[value], None, None),
+            I::ReturnConst { value } => (opcode::RETURN_CONST, &[], constant(value), None),
+            I::Leave => (opcode::LEAVE, &[], None, None),
+            I::Abort => (opcode::ABORT, &[], None, None),
         };
-        sink.put(&head);
-        sink.put(operand.as_ref().map_or(&[], |word| word.as_slice()));
-        sink.put(args);
-        sink.put(&[0; 3][..args.len().next_multiple_of(4) - args.len()]);
+        code.push(op);
+        code.extend_from_slice(bytes);
+        if let Some(word) = word {
+            code.extend_from_slice(&word.to_le_bytes()[..WORD]);
+        }
+        if let Some(Args(args)) = args {
+            code.push(u8::try_from(args.len()).expect("at most 255 arguments"));
+            code.extend_from_slice(args);
+        }
     }
 }
 
@@ -613,6 +599,7 @@ builtins! {
     ObjectGet = 23, "object.get", 3, "`object.get(o, key or path of keys, default)`.";
     ObjectKeys = 24, "object.keys", 1, "The set of an object's keys.";
     ObjectUnion = 25, "object.union", 2, "The first object overlaid by the second, recursively.";
+    Before = 26, "internal.before", 2, "The part of a string before the first of a separator: `split(text, separator)[0]`; undefined if that is empty.";
     Replace = 27, "replace", 3, "`replace(text, old, new)`, all occurrences.";
     SemverCompare = 28, "semver.compare", 2, "-1, 0 or 1 by Semantic Versioning 2.0.0.";
     SemverIsValid = 29, "semver.is_valid", 1, "Whether the value is a valid semantic version.";

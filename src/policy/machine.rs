@@ -19,13 +19,12 @@ use super::format::{Class, Const, Image, ImageError, Pattern, Section};
 use super::instruction::{Args, Collection, Instruction, Reg, Relation, Target};
 use super::pattern::{self, Holes};
 use super::state::State;
-use super::value::{Arena, CELL, Fault, Fuel, Text, Value, View};
-use super::verify::{Dfa, verify_with};
+use super::value::{Arena, CELL, Fault, Fuel, List, Text, Value, View};
+use super::verify::verify;
 
-/// What runs an image: its automata and stacks.
+/// What runs an image: its stacks.
 #[derive(Debug)]
-pub(super) struct Machine<'p> {
-    dfas: Vec<Dfa<'p>>,
+pub(super) struct Machine {
     functions: Vec<Function>,
     registers: Vec<Value>,
     /// The first register of the active function.
@@ -35,6 +34,8 @@ pub(super) struct Machine<'p> {
     /// Where the innermost body ends.
     end: usize,
     memos: Vec<Memo>,
+    /// The list that was looked for last, in which table, and what the table has for it: most loops ask again.
+    found: Option<(Const, List, Option<Value>)>,
 }
 
 /// Where a function is, in bytes of code.
@@ -134,7 +135,6 @@ pub(super) struct Context<'a, 'm> {
 #[derive(Debug)]
 pub(super) struct Patterns<'p> {
     image: Image<'p>,
-    dfas: Vec<Dfa<'p>>,
     /// Where its data is pinned.
     slots: Vec<u16>,
 }
@@ -143,7 +143,8 @@ impl<'p> Patterns<'p> {
     /// Verifies an image and keeps what its patterns need.
     pub fn new(image: &'p [u8], slots: Vec<u16>) -> Result<Self, ImageError> {
         let image = Image::read(image)?;
-        Ok(Self { image, dfas: Machine::new(&image)?.dfas, slots })
+        verify(&image)?;
+        Ok(Self { image, slots })
     }
 }
 
@@ -167,19 +168,14 @@ fn matches_of_fragment(
     let named = fragment.image.pattern_named(class, view.bytes(pattern));
     let Some(pattern) = named.ok_or(Fault::Pattern)? else { return Ok(None) };
     let (image, text, holes) = (&fragment.image, view.bytes(text), Holes::default());
-    let matches = pattern::matches(image, &fragment.dfas, pattern, text, &holes, memory, context.fuel)?;
+    let matches = pattern::matches(image, pattern, text, &holes, memory, context.fuel)?;
     Ok(Some(Value::Bool(matches)))
 }
 
-impl<'p> Machine<'p> {
+impl Machine {
     /// Verifies an image and makes the stacks that it needs.
-    pub fn new(image: &Image<'p>) -> Result<Machine<'p>, ImageError> {
-        let mut dfas = Vec::new();
-        verify_with(image, |dfa| {
-            dfas.try_reserve(1).map_err(|_| ImageError::Memory)?;
-            dfas.push(dfa);
-            Ok(())
-        })?;
+    pub fn new(image: &Image<'_>) -> Result<Machine, ImageError> {
+        verify(image)?;
         let count = image.functions();
         let mut functions = vec_of(count as usize)?;
         let (mut stack, mut frames, mut controls, mut remembered) = (0, 0, 0, 0);
@@ -191,12 +187,7 @@ impl<'p> Machine<'p> {
             controls = controls.max(usize::from(record.controls));
             let memo = record.memo.then_some(remembered);
             remembered += u32::from(record.memo);
-            functions.push(Function {
-                start,
-                end: record.end as usize * 4,
-                registers: record.registers,
-                memo,
-            });
+            functions.push(Function { start, end: record.end as usize, registers: record.registers, memo });
         }
         let mut registers = vec_of(stack)?;
         registers.resize(stack, Value::Null);
@@ -204,7 +195,8 @@ impl<'p> Machine<'p> {
         memos.resize(remembered as usize, Memo::Unknown);
         // Each active function has a body of its own.
         let controls = vec_of(controls + frames)?;
-        Ok(Machine { dfas, functions, registers, base: 0, frames: vec_of(frames)?, controls, end: 0, memos })
+        let frames = vec_of(frames)?;
+        Ok(Machine { functions, registers, base: 0, frames, controls, end: 0, memos, found: None })
     }
 
     /// Evaluates a function without arguments. `None` is undefined.
@@ -415,7 +407,7 @@ impl<'p> Machine<'p> {
     /// Opens a body.
     #[inline(always)]
     fn open(&mut self, context: &Context<'_, '_>, scope: Scope, start: usize, body: u32) -> Flow {
-        let (end, mark) = (start + body as usize * 4, context.arena.used());
+        let (end, mark) = (start + body as usize, context.arena.used());
         self.push(Control { scope, start, end, mark });
         Flow::Go(start)
     }
@@ -443,6 +435,10 @@ impl<'p> Machine<'p> {
                 self.deliver_some(Some(dst), value, next)
             }
             I::State { dst } => self.deliver(Some(dst), context.state.root(), next),
+            I::StateGet { dst, key } => {
+                let value = context.field(context.state.root(), key)?;
+                self.deliver_some(Some(dst), value, next)
+            }
             I::Move { dst, src } => self.deliver(Some(dst), self.get(src), next),
             I::Get { dst, from, key } => {
                 let value = context.lookup(self.get(from), self.get(key))?;
@@ -479,6 +475,17 @@ impl<'p> Machine<'p> {
                     cells.insert_pair(context, self.get(pair[0]), self.get(pair[1]), true)?;
                 }
                 let value = cells.finish(context.arena, Collection::Object);
+                self.deliver(Some(dst), value, next)
+            }
+            I::Record { dst, shape, values } => {
+                let Value::Array(shape) = context.view().constant(shape) else { return Err(Fault::Abort) };
+                let at = context.arena.reserve(2 * values.0.len())?;
+                for (index, &value) in values.0.iter().enumerate() {
+                    let (key, cell) = (context.view().item(shape, index), at + 2 * index * CELL);
+                    context.arena.set_cell(cell, key);
+                    context.arena.set_cell(cell + CELL, self.get(value));
+                }
+                let value = Value::Object(context.arena.list(at, values.0.len()));
                 self.deliver(Some(dst), value, next)
             }
             I::Compare { relation, dst, left, right } => {
@@ -530,18 +537,9 @@ impl<'p> Machine<'p> {
                     _ => Flow::Fail,
                 }
             }
-            I::MatchAll { dst, text, dfa } => {
-                let Value::String(text) = self.get(text) else { return Ok(Flow::Fail) };
-                let dfa = self.dfas.get(dfa as usize).ok_or(Fault::Abort)?;
-                let mut cells = Cells::default();
-                context.fuel.take(text.len())?;
-                let state = pattern::run(dfa, context.view().bytes(text))?;
-                for number in state.map_or(0..0, |state| 0..pattern::match_count(dfa, state)) {
-                    let id = state.map_or(0, |state| pattern::matched(dfa, state, number));
-                    cells.insert(context, Value::Int(id))?;
-                }
-                let value = cells.finish(context.arena, Collection::Array);
-                self.deliver(Some(dst), value, next)
+            I::Find { dst, text, list, table } => {
+                let value = self.find(context, self.get(text), self.get(list), table)?;
+                self.deliver_some(dst, value.map(Value::Bool), next)
             }
             I::Block { body } => self.open(context, Scope::Block, next, body),
             I::Some { body } => self.open(context, Scope::Some, next, body),
@@ -637,6 +635,43 @@ impl<'p> Machine<'p> {
         Ok(Flow::Go(next))
     }
 
+    /// Whether a table accepts a text for a list; `None` if it does not have the list.
+    fn find(
+        &mut self,
+        context: &mut Context<'_, '_>,
+        text: Value,
+        list: Value,
+        table: Const,
+    ) -> Result<Option<bool>, Fault> {
+        let entry = match (self.found, list) {
+            (Some((of, same, entry)), Value::Array(list)) if (of, same) == (table, list) => entry,
+            _ => {
+                let entry = context.lookup(context.view().constant(table), list)?;
+                if let Value::Array(list) = list
+                    && list.is_constant()
+                {
+                    self.found = Some((table, list, entry));
+                }
+                entry
+            }
+        };
+        let Some(entry) = entry else { return Ok(None) };
+        let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
+        let Value::Array(entry) = entry else { return Err(Fault::Pattern) };
+        let (Value::Set(_), Value::Array(patterns)) = (view.item(entry, 0), view.item(entry, 1)) else {
+            return Err(Fault::Pattern);
+        };
+        if view.get(view.item(entry, 0), text, context.fuel)?.is_some() {
+            return Ok(Some(true));
+        }
+        let Value::String(text) = text else { return Ok(Some(false)) };
+        let numbers = (0..patterns.len()).map(|index| match view.item(patterns, index) {
+            Value::Int(number) => u32::try_from(number).unwrap_or(u32::MAX),
+            _ => u32::MAX,
+        });
+        pattern::any_matches(context.image, numbers, view.bytes(text), context.fuel).map(Some)
+    }
+
     /// The pattern of a class with this text, or with this text once its holes are filled; `None` if the text
     /// is no string, or no regular expression.
     fn named(
@@ -687,8 +722,7 @@ impl<'p> Machine<'p> {
         let (arena, memory) = context.arena.split();
         let view = View { image: context.image, state: context.state, arena };
         let (text, holes) = (view.bytes(text), self.holes(&view, holes));
-        let matches =
-            pattern::matches(context.image, &self.dfas, pattern, text, &holes, memory, context.fuel)?;
+        let matches = pattern::matches(context.image, pattern, text, &holes, memory, context.fuel)?;
         Ok(Some(Value::Bool(matches)))
     }
 }

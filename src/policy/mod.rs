@@ -5,6 +5,7 @@
 
 pub mod builder;
 mod builtins;
+pub mod dfa;
 pub mod engine;
 pub mod format;
 pub mod fragment;

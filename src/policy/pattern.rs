@@ -3,72 +3,36 @@
 //! An automaton reads each byte once. A program ([`Program`]) tries one way after another and never
 //! the same step at the same position twice, so it takes at most as many steps as it is long for each position.
 
-use regex_automata::Anchored;
-use regex_automata::dfa::Automaton;
-use regex_automata::util::primitives::StateID;
-use regex_automata::util::start;
-
+use super::dfa::Numbers;
 use super::format::{Class, Image, Look, MAX_GROUPS, MAX_HOLES, Pattern, Program, Step};
 use super::value::{Fault, Fuel};
-use super::verify::Dfa;
 
 /// Run-time strings for holes; `None` is something else than a string.
 pub(super) type Holes<'a> = [Option<&'a [u8]>; MAX_HOLES];
 
-/// The state after the whole text; `None` where no continuation can match.
-pub(super) fn run(dfa: &Dfa<'_>, text: &[u8]) -> Result<Option<StateID>, Fault> {
-    let start = dfa.start_state(&start::Config::new().anchored(Anchored::Yes));
-    let mut state = start.map_err(|_| Fault::Pattern)?;
-    for &byte in text {
-        state = dfa.next_state(state, byte);
-        if dfa.is_special_state(state) {
-            if dfa.is_dead_state(state) {
-                return Ok(None);
-            }
-            if dfa.is_quit_state(state) {
-                return Err(Fault::Pattern);
-            }
-        }
-    }
-    let state = dfa.next_eoi_state(state);
-    Ok((!dfa.is_dead_state(state) && !dfa.is_quit_state(state)).then_some(state))
-}
-
-/// The number of a DFA's patterns that match in this state.
-pub(super) fn match_count(dfa: &Dfa<'_>, state: StateID) -> usize {
-    if dfa.is_match_state(state) { dfa.match_len(state) } else { 0 }
-}
-
-/// One of them.
-pub(super) fn matched(dfa: &Dfa<'_>, state: StateID, index: usize) -> i64 {
-    i64::from(dfa.match_pattern(state, index).as_u32())
+/// The patterns of a DFA that match a text.
+pub(super) fn matching<'p>(
+    image: &Image<'p>,
+    dfa: u32,
+    text: &[u8],
+    fuel: &mut Fuel,
+) -> Result<Numbers<'p>, Fault> {
+    fuel.take(text.len())?;
+    Ok(image.dfa(dfa).ok_or(Fault::Pattern)?.matching(text))
 }
 
 /// Whether `text` matches. `memory` is free for the time.
 pub(super) fn matches(
     image: &Image<'_>,
-    dfas: &[Dfa<'_>],
     pattern: u32,
     text: &[u8],
     holes: &Holes<'_>,
     memory: &mut [u8],
     fuel: &mut Fuel,
 ) -> Result<bool, Fault> {
-    let state = |dfa: u32, fuel: &mut Fuel| {
-        fuel.take(text.len())?;
-        let dfa = dfas.get(dfa as usize).ok_or(Fault::Pattern)?;
-        Ok((dfa, run(dfa, text)?))
-    };
     match image.pattern(pattern).ok_or(Fault::Pattern)? {
-        Pattern::Dfa(dfa) => {
-            let (dfa, state) = state(dfa, fuel)?;
-            Ok(state.is_some_and(|state| dfa.is_match_state(state)))
-        }
-        Pattern::Member { dfa, pattern } => {
-            let (dfa, state) = state(dfa, fuel)?;
-            let Some(state) = state else { return Ok(false) };
-            Ok((0..match_count(dfa, state)).any(|index| matched(dfa, state, index) == i64::from(pattern)))
-        }
+        Pattern::Dfa(dfa) => Ok(!matching(image, dfa, text, fuel)?.is_empty()),
+        Pattern::Member { dfa, pattern } => Ok(matching(image, dfa, text, fuel)?.has(pattern)),
         Pattern::Literal(string) => {
             fuel.bytes(text.len())?;
             Ok(Some(text) == image.string(string))
@@ -78,6 +42,36 @@ pub(super) fn matches(
             Search::new(program, text, holes, memory, fuel)?.at(0)
         }
     }
+}
+
+/// Whether one of these patterns matches a text. None of them may be a program.
+pub(super) fn any_matches(
+    image: &Image<'_>,
+    patterns: impl Iterator<Item = u32>,
+    text: &[u8],
+    fuel: &mut Fuel,
+) -> Result<bool, Fault> {
+    // Those of one DFA follow each other, and it is run once.
+    let mut last = None;
+    for pattern in patterns {
+        fuel.take(1)?;
+        let (dfa, member) = match image.pattern(pattern).ok_or(Fault::Pattern)? {
+            Pattern::Dfa(dfa) => (dfa, None),
+            Pattern::Member { dfa, pattern } => (dfa, Some(pattern)),
+            Pattern::Literal(string) if image.string(string) == Some(text) => return Ok(true),
+            Pattern::Literal(_) => continue,
+            Pattern::Program(_) => return Err(Fault::Pattern),
+        };
+        let numbers = match last {
+            Some((of, numbers)) if of == dfa => numbers,
+            _ => matching(image, dfa, text, fuel)?,
+        };
+        last = Some((dfa, numbers));
+        if member.map_or(!numbers.is_empty(), |member| numbers.has(member)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The pattern of this class whose text, with the strings for its holes put in, is `text`.

@@ -2,12 +2,13 @@
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use regex_automata::MatchKind;
-use regex_automata::dfa::dense;
+use regex_automata::dfa::{Automaton, StartKind, dense};
 use regex_automata::nfa::thompson;
-use regex_automata::util::syntax;
+use regex_automata::util::{start, syntax};
+use regex_automata::{Anchored, MatchKind};
 
 use super::builder::*;
+use super::dfa::{State, encode};
 use super::engine::*;
 use super::format::*;
 use super::instruction::{Instruction as I, *};
@@ -20,20 +21,30 @@ pub(super) fn dfa(pattern: &str) -> Vec<u8> {
 }
 
 fn dfa_many(patterns: &[&str]) -> Vec<u8> {
-    dense::Builder::new()
-        .configure(
-            dense::Config::new()
-                .match_kind(MatchKind::All)
-                .start_kind(regex_automata::dfa::StartKind::Anchored)
-                .minimize(true),
-        )
+    let dfa = dense::Builder::new()
+        .configure(dense::Config::new().match_kind(MatchKind::All).start_kind(StartKind::Anchored))
         .syntax(syntax::Config::new().unicode(false).utf8(false))
         .thompson(thompson::Config::new().utf8(false))
         .build_many(patterns)
-        .unwrap()
-        .to_sparse()
-        .unwrap()
-        .to_bytes_little_endian()
+        .unwrap();
+    let mut order = Vec::from([dfa.start_state(&start::Config::new().anchored(Anchored::Yes)).unwrap()]);
+    let mut states = Vec::new();
+    while let Some(&state) = order.get(states.len()) {
+        let mut transitions = Vec::new();
+        for byte in 0..=255 {
+            let next = dfa.next_state(state, byte);
+            let known = order.iter().position(|&other| other == next);
+            transitions.push((byte, byte, known.unwrap_or(order.len())));
+            if known.is_none() {
+                order.push(next);
+            }
+        }
+        let end = dfa.next_eoi_state(state);
+        let count = if dfa.is_match_state(end) { dfa.match_len(end) } else { 0 };
+        let patterns = (0..count).map(|index| dfa.match_pattern(end, index).as_usize() as u16).collect();
+        states.push(State { transitions, patterns });
+    }
+    encode(&states).unwrap()
 }
 
 /// Writes a value as JSON; sets as `{a, b}`.
@@ -465,15 +476,70 @@ fn matches_are_found_from_the_left_with_their_groups() {
 }
 
 #[test]
-fn a_dfa_of_many_patterns_tells_which_match() {
-    let result = eval(|b, f| {
-        let dfa = b.dfa(dfa_many(&["A=.*", "B=.*", "[AB]=1"]));
-        let text = b.string("B=1");
-        f.emit(I::Const { dst: 0, value: text });
-        f.emit(I::MatchAll { dst: 1, text: 0, dfa: dfa.0 });
-        f.emit(I::ReturnLast { value: 1 });
-    });
-    assert_eq!(result.unwrap(), "[1,2]");
+fn a_table_tells_what_texts_a_list_accepts() {
+    // Of [1]: "A" and what A=.* and [AB]=1 match; of [2]: "A" and what the string "C" is.
+    let accepts = |list_of: i64, text: fn(&mut Builder) -> Const| {
+        eval(|b, f| {
+            let own = b.dfa(dfa("D+")).0;
+            let dfa = b.dfa(dfa_many(&["A=.*", "B=.*", "[AB]=1"])).0;
+            let literal = b.string("C").index();
+            let strings = alloc::vec![b.string("A")];
+            let strings = b.set(strings);
+            let entry = |b: &mut Builder, list_of: i64, patterns: &[Pattern]| {
+                let numbers = patterns.iter().map(|&pattern| b.pattern(pattern).0.into()).collect::<Vec<_>>();
+                let patterns = list(b, &numbers);
+                (list(b, &[list_of]), b.array(alloc::vec![strings, patterns]))
+            };
+            let member = |pattern| Pattern::Member { dfa, pattern };
+            let first = entry(b, 1, &[member(0), member(2), Pattern::Dfa(own)]);
+            let second = entry(b, 2, &[Pattern::Literal(literal)]);
+            let table = b.object(alloc::vec![first, second]).unwrap();
+            let (list, text) = (list(b, &[list_of]), text(b));
+            f.emit(I::Const { dst: 0, value: list });
+            f.emit(I::Const { dst: 1, value: text });
+            f.emit(I::Find { dst: Some(2), text: 1, list: 0, table });
+            f.emit(I::ReturnLast { value: 2 });
+        })
+        .unwrap()
+    };
+    for (text, first, second) in [
+        ((|b| b.string("A")) as fn(&mut Builder) -> Const, "true", "true"),
+        (|b| b.string("A=2"), "true", "false"),
+        (|b| b.string("B=1"), "true", "false"),
+        (|b| b.string("B=2"), "false", "false"),
+        (|b| b.string("DD"), "true", "false"),
+        (|b| b.string("C"), "false", "true"),
+        (|b| b.int(1), "false", "false"),
+    ] {
+        assert_eq!(
+            (&*accepts(1, text), &*accepts(2, text), &*accepts(3, text)),
+            (first, second, "undefined")
+        );
+    }
+}
+
+#[test]
+fn a_table_of_another_form_is_a_fault() {
+    fn found(entry: impl Fn(&mut Builder) -> Const) -> Result<String, Fault> {
+        eval(|b, f| {
+            let (key, entry, text) = (b.string("list"), entry(b), b.string("text"));
+            let table = b.object(alloc::vec![(key, entry)]).unwrap();
+            f.emit(I::Const { dst: 0, value: key });
+            f.emit(I::Const { dst: 1, value: text });
+            f.emit(I::Find { dst: None, text: 1, list: 0, table });
+            f.emit(I::ReturnLast { value: 1 });
+        })
+    }
+    let parts = |b: &mut Builder, number: i64| {
+        let (none, numbers) = (b.set(Vec::new()), list(b, &[number]));
+        b.array(alloc::vec![none, numbers])
+    };
+    assert_eq!(found(|b| b.int(1)), Err(Fault::Pattern));
+    assert_eq!(found(|b| list(b, &[1, 2])), Err(Fault::Pattern));
+    for number in [0, -1, i64::MAX] {
+        let found = found(|b| parts(b, number));
+        assert_eq!(found, Err(Fault::Pattern), "there is no pattern {number}");
+    }
 }
 
 #[test]
@@ -963,6 +1029,12 @@ fn everything() -> Vec<u8> {
     let assignment = b.dfa(dfa("[a-z]=[0-9]+"));
     let pattern = b.pattern(Pattern::Dfa(assignment.0));
     b.pattern(Pattern::Dfa(number.0));
+    let member = b.pattern(Pattern::Member { dfa: word.0, pattern: 0 });
+    let (members, numbers_of) = (alloc::vec![zero], list(&mut b, &[i64::from(member.0)]));
+    let accepted = alloc::vec![b.set(members), numbers_of];
+    let accepted = b.array(accepted);
+    let [one_way, other_way] = ["x=1", "y=2"].map(|text| b.string(text));
+    let table = b.object(alloc::vec![(one_way, accepted), (other_way, accepted)]).unwrap();
     let program = b.program(&steps(&[Err(0), Err(1), Ok("=1")]));
     let template = b.pattern(Pattern::Program(program));
     b.named(Class::WholeHoles, &alloc::format!("{}", Class::HOLE), Some(template));
@@ -1002,7 +1074,7 @@ fn everything() -> Vec<u8> {
     f.emit(I::CompareConst { relation: Relation::Greater, dst: None, left: 4, right: zero });
     f.emit(I::Builtin { dst: None, builtin: Builtin::Member, args: Args(&[5, 1]) });
     f.close(not);
-    f.emit(I::MatchAll { dst: 7, text: 5, dfa: word.0 });
+    f.emit(I::Find { dst: Some(7), text: 5, list: 5, table });
     let unused = f.open(I::Block { body: 0 });
     f.emit(I::Const { dst: 9, value: comma });
     f.emit(I::Const { dst: 10, value: zero });
@@ -1016,7 +1088,11 @@ fn everything() -> Vec<u8> {
     f.emit(I::Array { dst: 4, items: Args(&[0, 1, 2, 3]) });
     f.emit(I::Compare { relation: Relation::NotEqual, dst: Some(5), left: 4, right: 0 });
     f.emit(I::Object { dst: 6, pairs: Args(&[0, 1, 5, 4]) });
-    f.emit(I::Return { value: 6 });
+    let shape = b.array(alloc::vec![zero, one_way]);
+    let system = b.string("operatingsystem");
+    f.emit(I::StateGet { dst: 7, key: system });
+    f.emit(I::Record { dst: 8, shape, values: Args(&[6, 7]) });
+    f.emit(I::Return { value: 8 });
     f.emit(I::Leave);
     f.emit(I::Abort);
     let main = b.function(f);
@@ -1029,10 +1105,10 @@ fn a_program_of_everything_runs() {
     assert_eq!(
         run(&everything(), NO_INPUT).unwrap(),
         concat!(
-            r#"{true:[["x=1","y=2"],{0,"x=1,y=2",[5,-1,3],{",":[],"name":[5,-1,3]}},"#,
+            r#"{0:{true:[["x=1","y=2"],{0,"x=1,y=2",[5,-1,3],{",":[],"name":[5,-1,3]}},"#,
             r#"{"operatingsystem":{"ostype":"linux"}},"#,
-            r#"{"x=1":{true,0,"x=1",[]},"y=2":{true,1,"y=2",[]}}],"#,
-            r#"["x=1","y=2"]:{0,"x=1,y=2",[5,-1,3],{",":[],"name":[5,-1,3]}}}"#
+            r#"{"x=1":{false,true,0,"x=1"},"y=2":{false,true,1,"y=2"}}],"#,
+            r#"["x=1","y=2"]:{0,"x=1,y=2",[5,-1,3],{",":[],"name":[5,-1,3]}}},"x=1":{"ostype":"linux"}}"#
         )
     );
 }
@@ -1134,5 +1210,5 @@ fn instructions_encode_to_what_they_decode_from() {
         assert_eq!(encoded, rest[..rest.len() - after.len()]);
         (rest, count) = (after, count + 1);
     }
-    assert_eq!((rest.len(), count), (0, 35));
+    assert_eq!((rest.len(), count), (0, 37));
 }

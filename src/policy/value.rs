@@ -6,7 +6,7 @@
 
 use core::cmp::Ordering;
 
-use super::format::{Const, Image, Kind, MAX_DEPTH, Section};
+use super::format::{Const, Image, Kind, MAX_DEPTH, Section, WORD};
 use super::state::State;
 
 /// A value.
@@ -53,6 +53,13 @@ impl List {
     /// Whether it has none.
     pub fn is_empty(self) -> bool {
         self.len == 0
+    }
+}
+
+impl List {
+    /// Whether it is a constant of the image.
+    pub(super) fn is_constant(self) -> bool {
+        self.space == Space::CONSTANT
     }
 }
 
@@ -780,10 +787,9 @@ impl<'a> View<'a> {
         key: Const,
         fuel: &mut Fuel,
     ) -> Result<Result<usize, usize>, Fault> {
-        fuel.bytes(4 * len)?;
-        let words = self.image.section(Section::Words).as_chunks().0;
-        let mut words = words.get(start..).and_then(|words| words.get(..len)).unwrap_or_default().iter();
-        Ok(words.position(|&word| word == key.bits().to_le_bytes()).ok_or(len))
+        fuel.bytes(WORD * len)?;
+        let found = (start..start + len).position(|index| self.image.element(index) == Some(key));
+        Ok(found.ok_or(len))
     }
 
     /// `from[key]`.

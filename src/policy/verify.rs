@@ -8,39 +8,51 @@
 //! It does not prove that a program means what its source means (that is the compiler's), nor that
 //! it ends within the fuel (that is counted at run time).
 
-use regex_automata::Anchored;
-use regex_automata::dfa::{Automaton, sparse};
-use regex_automata::util::start;
-
+use super::dfa::Dfa;
 use super::format::{
     Class, CodeRule, Const, FunctionRecord, Image, ImageError, Kind, MAX_CONTROLS, MAX_DEPTH, MAX_FRAMES,
-    MAX_GROUPS, MAX_NESTING, MAX_PROGRAM, MAX_REGISTERS, MAX_STACK, Pattern, Section, Step,
+    MAX_GROUPS, MAX_NESTING, MAX_PROGRAM, MAX_REGISTERS, MAX_STACK, Pattern, SOURCE_SIZE, Section, Step,
+    WORD,
 };
 use super::instruction::{Args, Collection, Instruction, Owner, Reg};
 use super::state::State;
 use super::value::{Fuel, View};
 
-/// A DFA read in place.
-pub(super) type Dfa<'p> = sparse::DFA<&'p [u8]>;
-
 /// Comparisons that verifying the order of constants may cost. An image of 1 MiB has at most 2^18
 /// elements, most of them strings, which compare in one step.
 const FUEL: u64 = 1 << 24;
 
+/// Sections of records, and the bytes of a record.
+const TABLES: [(Section, usize); 13] = [
+    (Section::Sources, SOURCE_SIZE),
+    (Section::StringEnds, WORD),
+    (Section::Ints, size_of::<i64>()),
+    (Section::Levels, WORD),
+    (Section::Nodes, WORD),
+    (Section::Words, WORD),
+    (Section::DfaEnds, WORD),
+    (Section::ProgramEnds, WORD),
+    (Section::Programs, Step::SIZE),
+    (Section::Patterns, WORD),
+    (Section::Named, 2 * WORD),
+    (Section::Functions, FunctionRecord::SIZE),
+    (Section::Entries, 2 * WORD),
+];
+
 /// Verifies an image.
 pub fn verify(image: &Image<'_>) -> Result<(), ImageError> {
-    verify_with(image, |_| Ok(()))
-}
-
-/// Verifies an image and hands out its DFAs, in their order.
-pub(super) fn verify_with<'p>(
-    image: &Image<'p>,
-    dfa: impl FnMut(Dfa<'p>) -> Result<(), ImageError>,
-) -> Result<(), ImageError> {
+    for (section, size) in TABLES {
+        if !image.section(section).len().is_multiple_of(size) {
+            return Err(ImageError::Section(section));
+        }
+    }
+    ends(image, Section::StringEnds, image.section(Section::StringBytes).len())?;
+    ends(image, Section::DfaEnds, image.section(Section::DfaBytes).len())?;
+    ends(image, Section::ProgramEnds, image.section(Section::Programs).len() / Step::SIZE)?;
     strings(image)?;
     ints(image)?;
     constants(image)?;
-    dfas(image, dfa)?;
+    dfas(image)?;
     programs(image)?;
     patterns(image)?;
     named(image)?;
@@ -61,24 +73,7 @@ fn ends(image: &Image<'_>, section: Section, content: usize) -> Result<(), Image
     if last as usize == content { Ok(()) } else { Err(ImageError::Section(section)) }
 }
 
-/// The same for content in bytes that is padded with zeros to a multiple of four.
-fn padded_ends(image: &Image<'_>, section: Section, content: Section) -> Result<(), ImageError> {
-    let bytes = image.section(content);
-    let end = match image.words(section) {
-        0 => 0,
-        count => image.word(section, count - 1).unwrap_or(u32::MAX) as usize,
-    };
-    ends(image, section, end)?;
-    let padding = bytes.get(end..).ok_or(ImageError::Section(section))?;
-    if padding.len() < 4 && padding.iter().all(|&byte| byte == 0) {
-        Ok(())
-    } else {
-        Err(ImageError::Section(content))
-    }
-}
-
 fn strings(image: &Image<'_>) -> Result<(), ImageError> {
-    padded_ends(image, Section::StringEnds, Section::StringBytes)?;
     let mut last: Option<&[u8]> = None;
     for index in 0..image.words(Section::StringEnds) as u32 {
         let string = image.string(index).ok_or(ImageError::Strings)?;
@@ -91,9 +86,9 @@ fn strings(image: &Image<'_>) -> Result<(), ImageError> {
 }
 
 fn ints(image: &Image<'_>) -> Result<(), ImageError> {
-    let (ints, rest) = image.section(Section::Ints).as_chunks();
+    let ints = image.section(Section::Ints).as_chunks().0;
     let ascending = ints.is_sorted_by(|&a, &b| i64::from_le_bytes(a) < i64::from_le_bytes(b));
-    if rest.is_empty() && ascending { Ok(()) } else { Err(ImageError::Ints) }
+    if ascending { Ok(()) } else { Err(ImageError::Ints) }
 }
 
 /// Whether a constant exists; of composite ones, among the first `nodes`.
@@ -199,29 +194,14 @@ fn in_order(image: &Image<'_>, node: u32) -> bool {
     a < b || a == b && words(x).lt(words(y))
 }
 
-fn dfas<'p>(
-    image: &Image<'p>,
-    mut each: impl FnMut(Dfa<'p>) -> Result<(), ImageError>,
-) -> Result<(), ImageError> {
-    padded_ends(image, Section::DfaEnds, Section::DfaBytes)?;
-    for index in 0..image.words(Section::DfaEnds) as u32 {
-        let bytes = image.dfa(index).ok_or(ImageError::Dfa)?;
-        let (dfa, length) = Dfa::from_bytes(bytes).map_err(|_| ImageError::Dfa)?;
-        let start = dfa.start_state(&start::Config::new().anchored(Anchored::Yes));
-        if length != bytes.len() || start.is_err() {
-            return Err(ImageError::Dfa);
-        }
-        each(dfa)?;
-    }
-    Ok(())
+fn dfas(image: &Image<'_>) -> Result<(), ImageError> {
+    let valid = |index| image.dfa_bytes(index).is_some_and(Dfa::verify);
+    let mut indexes = 0..image.words(Section::DfaEnds) as u32;
+    if indexes.all(valid) { Ok(()) } else { Err(ImageError::Dfa) }
 }
 
 fn programs(image: &Image<'_>) -> Result<(), ImageError> {
     let refuse = Err(ImageError::Pattern);
-    if !image.section(Section::Programs).len().is_multiple_of(Step::SIZE) {
-        return refuse;
-    }
-    ends(image, Section::ProgramEnds, image.section(Section::Programs).len() / Step::SIZE)?;
     for index in 0..image.words(Section::ProgramEnds) as u32 {
         let Some(program) = image.program(index) else { return refuse };
         let inside = |step: u32| (step as usize) < program.steps.len();
@@ -289,16 +269,14 @@ fn named(image: &Image<'_>) -> Result<(), ImageError> {
         }
         last = Some((class, string));
     }
-    if words.is_multiple_of(2) { Ok(()) } else { Err(ImageError::Pattern) }
+    Ok(())
 }
 
 fn names(image: &Image<'_>) -> Result<(), ImageError> {
     let strings = image.words(Section::StringEnds);
-    let sources = image.section(Section::Sources).len().is_multiple_of(36)
-        && image.sources().is_sorted_by(|a, b| a.0 < b.0)
+    let sources = image.sources().is_sorted_by(|a, b| a.0 < b.0)
         && image.sources().all(|(name, _)| (name as usize) < strings);
-    let entries = image.section(Section::Entries).len().is_multiple_of(8)
-        && image.entries().is_sorted_by(|a, b| a.0 < b.0)
+    let entries = image.entries().is_sorted_by(|a, b| a.0 < b.0)
         && image.entries().all(|(name, function)| {
             (name as usize) < strings && image.function(function).is_some_and(|record| record.arity == 0)
         });
@@ -306,9 +284,6 @@ fn names(image: &Image<'_>) -> Result<(), ImageError> {
 }
 
 fn functions(image: &Image<'_>) -> Result<(), ImageError> {
-    if !image.section(Section::Functions).len().is_multiple_of(FunctionRecord::SIZE) {
-        return Err(ImageError::Section(Section::Functions));
-    }
     let mut end = 0;
     for function in 0..image.functions() {
         let refuse = ImageError::Function { function };
@@ -386,7 +361,7 @@ struct Function<'i, 'p> {
     reachable: bool,
     /// What the callees need: registers, frames, bodies (with those around the call).
     stack: u16,
-    frames: u16,
+    frames: u8,
     controls: u16,
 }
 
@@ -418,7 +393,7 @@ impl<'i, 'p> Function<'i, 'p> {
             if rest.is_empty() {
                 return Ok(());
             }
-            let at = ((code.len() - rest.len()) / 4) as u32;
+            let at = (code.len() - rest.len()) as u32;
             let function = self.number;
             let refuse = |rule| ImageError::Code { function, at, rule };
             // Of an instruction that crosses the end of its body a part is missing.
@@ -509,8 +484,7 @@ impl<'i, 'p> Function<'i, 'p> {
             _ => {}
         }
         let Some((owner, length)) = instruction.body() else { return Ok(()) };
-        let length =
-            usize::try_from(length).ok().and_then(|words| words.checked_mul(4)).ok_or(CodeRule::Body)?;
+        let length = length as usize;
         if length > body {
             return Err(CodeRule::Body);
         }
@@ -537,8 +511,11 @@ impl<'i, 'p> Function<'i, 'p> {
     fn operands(&mut self, instruction: &Instruction<'_>) -> Result<(), CodeRule> {
         use Instruction as I;
         match *instruction {
+            I::Record { shape, values, .. } => self.shape(shape, values),
             I::Const { value: constant, .. }
             | I::InputGet { key: constant, .. }
+            | I::StateGet { key: constant, .. }
+            | I::Find { table: constant, .. }
             | I::GetConst { key: constant, .. }
             | I::Lookup { from: constant, .. }
             | I::ReturnConst { value: constant }
@@ -559,10 +536,20 @@ impl<'i, 'p> Function<'i, 'p> {
                 None | Some(Pattern::Program(_)) => Err(CodeRule::Pattern),
                 Some(_) => Ok(()),
             },
-            I::MatchAll { dfa, .. } if dfa as usize >= self.image.words(Section::DfaEnds) => {
-                Err(CodeRule::Pattern)
-            }
             _ => Ok(()),
         }
+    }
+
+    /// Keys of an object: no collections, ascending. Of such constants the order is that of their words.
+    fn shape(&self, shape: Const, values: Args<'_>) -> Result<(), CodeRule> {
+        let node = self.image.node(shape.index()).filter(|_| shape.kind() == Some(Kind::Array));
+        let (kind, words) = node.ok_or(CodeRule::Constant)?;
+        let keys = words.clone().map(|word| self.image.element(word));
+        let ascending = keys.clone().is_sorted_by(|a, b| a < b);
+        let simple = keys.clone().all(|key| key.is_some_and(|key| key.kind() < Some(Kind::Array)));
+        if kind != Kind::Array || !ascending || !simple {
+            return Err(CodeRule::Constant);
+        }
+        self.args(values, words.len())
     }
 }

@@ -178,10 +178,10 @@ fn changed(image: &[u8], changes: &[u8], header: usize) -> Vec<u8> {
         match how {
             0 => image[at] = byte,
             1 => image[at] ^= 1 << (byte % 8),
-            // The sections' numbers are words, most of them small.
+            // Most words of the sections are small.
             2 => {
-                let at = at & !3;
-                image[at..at + 4].copy_from_slice(&u32::from(byte).to_le_bytes());
+                let at = at.min(image.len() - 3);
+                image[at..at + 3].copy_from_slice(&[byte, 0, 0]);
             }
             // Beyond the header, where nearly every change is fatal.
             _ => {

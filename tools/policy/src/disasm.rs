@@ -38,7 +38,7 @@ fn text(image: &Image<'_>) -> Option<String> {
     line(0, format!("{constants} composite constants, {dfas} automata; {}", sizes.join(", ")));
     for number in 0..u32::try_from(image.words(Section::Patterns)).ok()? {
         let pattern = match image.pattern(number)? {
-            Pattern::Dfa(dfa) => format!("dfa {dfa} ({} B)", image.dfa(dfa)?.len()),
+            Pattern::Dfa(dfa) => format!("dfa {dfa} ({} B)", image.dfa_bytes(dfa)?.len()),
             Pattern::Program(program) => {
                 format!("program {program} ({} steps)", image.program(program)?.steps.len())
             }
@@ -74,7 +74,7 @@ fn text(image: &Image<'_>) -> Option<String> {
             let at = code.len() - after.len();
             line(1 + ends.len(), instruction_text(image, &instruction));
             if let Some((_, body)) = instruction.body() {
-                ends.push(at + body as usize * 4);
+                ends.push(at + body as usize);
             }
             while ends.last().is_some_and(|&end| end <= at) {
                 ends.pop();
@@ -162,6 +162,7 @@ fn instruction_text(image: &Image<'_>, instruction: &Instruction<'_>) -> String 
         I::Input { dst } => format!("{}input", to(dst)),
         I::InputGet { dst, key } => format!("{}input[{}]", to(dst), show(key)),
         I::State { dst } => format!("{}data.metadata", to(dst)),
+        I::StateGet { dst, key } => format!("{}data.metadata[{}]", to(dst), show(key)),
         I::Move { dst, src } => format!("{}r{src}", to(dst)),
         I::Get { dst, from, key } => format!("{}r{from}[r{key}]", to(dst)),
         I::GetConst { dst, from, key } => format!("{}r{from}[{}]", to(dst), show(key)),
@@ -169,6 +170,7 @@ fn instruction_text(image: &Image<'_>, instruction: &Instruction<'_>) -> String 
         I::Array { dst, items } => format!("{}[{}]", to(dst), list(items)),
         I::Set { dst, items } => format!("{}set({})", to(dst), list(items)),
         I::Object { dst, pairs } => format!("{}object({})", to(dst), list(pairs)),
+        I::Record { dst, shape, values } => format!("{}record({}: {})", to(dst), show(shape), list(values)),
         I::Compare { relation, dst, left, right } => {
             format!("{}r{left} {} r{right}", into(dst), symbol(relation))
         }
@@ -189,7 +191,9 @@ fn instruction_text(image: &Image<'_>, instruction: &Instruction<'_>) -> String 
         I::Submatches { dst, text, pattern, limit } => {
             format!("{}submatches(r{text}, text r{pattern}, r{limit})", to(dst))
         }
-        I::MatchAll { dst, text, dfa } => format!("{}match_all(r{text}, dfa {dfa})", to(dst)),
+        I::Find { dst, text, list, table } => {
+            format!("{}find(r{text}, {}[r{list}])", into(dst), show(table))
+        }
         I::Block { .. } => "block".into(),
         I::Some { .. } => "some".into(),
         I::Not { .. } => "not".into(),

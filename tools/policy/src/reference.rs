@@ -14,8 +14,6 @@ use parma_guest::policy::format::{
 };
 use parma_guest::policy::instruction::{Args, Builtin, Collection, Instruction, Reg, Target};
 use parma_guest::policy::verify;
-use regex_automata::Input;
-use regex_automata::dfa::{Automaton, sparse};
 use serde_json::Value as Json;
 
 use crate::compile::constant::{Constant as Value, from_json};
@@ -323,8 +321,8 @@ impl Run<'_, '_> {
             rest = after;
             self.note(&instruction, frame)?;
             let end = match instruction.body() {
-                Some((_, words)) => {
-                    let (body, after) = rest.split_at_checked(words as usize * 4).ok_or(Fault("code"))?;
+                Some((_, length)) => {
+                    let (body, after) = rest.split_at_checked(length as usize).ok_or(Fault("code"))?;
                     rest = after;
                     self.owner(&instruction, body, frame)?
                 }
@@ -340,10 +338,16 @@ impl Run<'_, '_> {
     /// Takes note of what an instruction is going to look at in the memory.
     fn note(&mut self, instruction: &Instruction<'_>, frame: &Frame) -> Result<(), Fault> {
         use Instruction as I;
+        let text = |key: &Value| key.as_str().map_or_else(|| json(key).to_string(), str::to_string);
         let (from, key) = match *instruction {
             I::Move { .. } | I::Call { .. } | I::Return { .. } | I::ReturnLast { .. } => return Ok(()),
             I::Get { from, key, .. } => (from, frame.get(key)?),
             I::GetConst { from, key, .. } => (from, self.constant(key)?),
+            I::StateGet { key, .. } => {
+                let key = self.constant(key)?;
+                self.looked.maps.insert(text(&key));
+                return Ok(());
+            }
             _ => {
                 instruction.registers(|register, written| {
                     if !written && let Ok(value) = frame.get(register) {
@@ -357,7 +361,6 @@ impl Run<'_, '_> {
                 return Ok(());
             }
         };
-        let text = |key: &Value| key.as_str().map_or_else(|| json(key).to_string(), str::to_string);
         match self.place(&frame.get(from)?) {
             Some(Some(map)) => drop(self.looked.entries.insert((map, text(&key)))),
             Some(None) => drop(self.looked.maps.insert(text(&key))),
@@ -459,6 +462,7 @@ impl Run<'_, '_> {
                 (Some(dst), self.input.as_ref().and_then(|input| input.get(&key)).cloned())
             }
             I::State { dst } => (Some(dst), Some(self.state.clone())),
+            I::StateGet { dst, key } => (Some(dst), self.state.get(&self.constant(key)?).cloned()),
             I::Move { dst, src } => (Some(dst), Some(frame.get(src)?)),
             I::Get { dst, from, key } => (Some(dst), frame.get(from)?.get(&frame.get(key)?).cloned()),
             I::GetConst { dst, from, key } => {
@@ -471,6 +475,10 @@ impl Run<'_, '_> {
                 let parts = frame.all(pairs)?;
                 let pairs = parts.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone()));
                 (Some(dst), Some(object(pairs)))
+            }
+            I::Record { dst, shape, values } => {
+                let Value::Array(keys) = self.constant(shape)? else { return Err(Fault("shape")) };
+                (Some(dst), Some(object(keys.iter().cloned().zip(frame.all(values)?))))
             }
             I::Test { value } => (None, Some(frame.get(value)?)),
             I::Compare { relation, dst, left, right } => {
@@ -507,10 +515,12 @@ impl Run<'_, '_> {
                     _ => (Some(dst), None),
                 }
             }
-            I::MatchAll { dst, text, dfa } => {
-                let text = frame.get(text)?;
-                let matched = text.as_str().map(|text| self.accepting(dfa, text)).transpose()?;
-                (Some(dst), matched.map(|numbers| array(numbers.into_iter().map(Value::Int))))
+            I::Find { dst, text, list, table } => {
+                let found = match self.constant(table)?.get(&frame.get(list)?) {
+                    Some(entry) => Some(self.accepts(entry, &frame.get(text)?)?),
+                    None => None,
+                };
+                (dst, found.map(Value::Bool))
             }
             I::Yield { value } => {
                 let value = frame.get(value)?;
@@ -591,28 +601,70 @@ impl Run<'_, '_> {
 
     // Patterns
 
-    fn dfa(&self, number: u32) -> Result<sparse::DFA<&[u8]>, Fault> {
-        let bytes = self.image.dfa(number).ok_or(Fault("dfa"))?;
-        Ok(sparse::DFA::from_bytes(bytes).map_err(|_| Fault("dfa"))?.0)
+    /// The numbers of a DFA's patterns that accept a text: every state is looked for from the first on.
+    fn accepting(&self, number: u32, text: &str) -> Result<Vec<u32>, Fault> {
+        let bytes = self.image.dfa_bytes(number).ok_or(Fault("dfa"))?;
+        let number = |at: usize| -> Result<usize, Fault> {
+            let bytes = bytes.get(at..at + 2).ok_or(Fault("dfa"))?;
+            Ok(usize::from(bytes[0]) + 256 * usize::from(bytes[1]))
+        };
+        let (states, accepting) = (number(0)?, number(2)?);
+        let sets = 4 + 2 * states;
+        let transitions = sets + 4 * accepting;
+        let ends = |state: usize| number(4 + 2 * state);
+        let patterns = transitions + 4 * ends(states - 1)?;
+        let mut state = 0;
+        for &byte in text.as_bytes() {
+            let start = if state == 0 { 0 } else { ends(state - 1)? };
+            let mut next = None;
+            for transition in start..ends(state)? {
+                let at = transitions + 4 * transition;
+                if (bytes[at]..=bytes[at + 1]).contains(&byte) {
+                    next = Some(number(at + 2)?);
+                }
+            }
+            match next {
+                Some(next) => state = next,
+                None => return Ok(Vec::new()),
+            }
+        }
+        let mut start = 0;
+        for accepted in 0..accepting {
+            let end = number(sets + 4 * accepted + 2)?;
+            if number(sets + 4 * accepted)? == state {
+                let numbers = (start..end).map(|index| number(patterns + 2 * index));
+                return numbers.map(|number| number.map(|number| number as u32)).collect();
+            }
+            start = end;
+        }
+        Ok(Vec::new())
     }
 
-    /// The numbers of a DFA's patterns that accept a text.
-    fn accepting(&self, number: u32, text: &str) -> Result<Vec<i64>, Fault> {
-        let dfa = self.dfa(number)?;
-        let input = Input::new(text).anchored(regex_automata::Anchored::Yes);
-        let mut state = dfa.start_state_forward(&input).map_err(|_| Fault("dfa"))?;
-        for &byte in text.as_bytes() {
-            state = dfa.next_state(state, byte);
+    /// What an entry of a table says of a text.
+    fn accepts(&self, entry: &Value, text: &Value) -> Result<bool, Fault> {
+        let Value::Array(parts) = entry else { return Err(Fault("table")) };
+        let [Value::Set(members), Value::Array(patterns)] = &parts[..] else { return Err(Fault("table")) };
+        if members.contains(text) {
+            return Ok(true);
         }
-        state = dfa.next_eoi_state(state);
-        let count = if dfa.is_match_state(state) { dfa.match_len(state) } else { 0 };
-        Ok((0..count).map(|index| dfa.match_pattern(state, index).as_usize() as i64).collect())
+        let Some(text) = text.as_str() else { return Ok(false) };
+        for pattern in patterns.iter() {
+            let Value::Int(pattern) = pattern else { return Err(Fault("table")) };
+            let pattern = u32::try_from(*pattern).map_err(|_| Fault("table"))?;
+            if let Some(Pattern::Program(_)) = self.image.pattern(pattern) {
+                return Err(Fault("table"));
+            }
+            if self.matches(pattern, text, &[])? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     fn matches(&self, pattern: u32, text: &str, holes: &[Value]) -> Result<bool, Fault> {
         Ok(match self.image.pattern(pattern).ok_or(Fault("pattern"))? {
             Pattern::Dfa(dfa) => !self.accepting(dfa, text)?.is_empty(),
-            Pattern::Member { dfa, pattern } => self.accepting(dfa, text)?.contains(&pattern.into()),
+            Pattern::Member { dfa, pattern } => self.accepting(dfa, text)?.contains(&pattern),
             Pattern::Literal(string) => self.string(string)? == text,
             Pattern::Program(program) => {
                 let program = self.image.program(program).ok_or(Fault("program"))?;
@@ -895,6 +947,10 @@ mod builtins {
             },
             (B::SemverIsValid, [value]) => {
                 Some(V::Bool(value.as_str().is_some_and(|text| version(text).is_some())))
+            }
+            (B::Before, [V::Str(_), V::Str(separator)]) if separator.is_empty() => None,
+            (B::Before, [V::Str(text), V::Str(separator)]) => {
+                Some(Value::string(text.split(&**separator).next().unwrap_or_default()))
             }
             (B::Split, [V::Str(text), V::Str(separator)]) if separator.is_empty() => {
                 Some(array(text.chars().map(|c| Value::string(&c.to_string()))))

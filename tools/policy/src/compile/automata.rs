@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use parma_guest::policy::format::Pattern;
+
 use super::hir::Span;
 use super::patterns::Language;
 use super::regex;
@@ -18,7 +20,7 @@ pub(crate) struct Automata {
 }
 
 /// The most patterns of one automaton.
-const MAX_PATTERNS: usize = 1 << 12;
+const MAX_PATTERNS: usize = Pattern::MAX_MEMBERS as usize;
 /// The most bytes that an automaton may take for each pattern beyond the first, and for itself.
 const BYTES_PER_PATTERN: usize = 1 << 10;
 

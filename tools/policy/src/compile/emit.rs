@@ -6,7 +6,7 @@
 //!
 //! Registers are handed out like a stack: those of a body are free again after it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use parma_guest::policy::builder::{self, Builder, FunctionBuilder, Open, PatternId};
 use parma_guest::policy::format::{Class, Const, MAX_NESTING, MAX_REGISTERS, Pattern};
@@ -16,8 +16,8 @@ use super::automata::Automata;
 use super::constant::Constant;
 use super::error::{Pos, Refusal, Result};
 use super::hir::{
-    Chain, Collection, Expr, Function, FunctionId, FunctionKind, Literal, LiteralKind, Node, Program, Span,
-    Variable,
+    Cause, Chain, Collection, Expr, Function, FunctionId, FunctionKind, Literal, LiteralKind, Node, Program,
+    Span, Variable,
 };
 use super::order::{Bound, binds, flow, flows, loops, mentioned};
 use super::patterns::{Computed, Language, Patterns};
@@ -165,9 +165,11 @@ impl<'a> Image<'a> {
         }
         if let Some((automaton, pattern)) = self.automata.place(language) {
             let dfa = self.shared_automaton(automaton).0;
-            let number = Some(self.builder.pattern(Pattern::Member { dfa, pattern }));
-            self.languages.insert(language.clone(), number);
-            return Ok(number);
+            if dfa < Pattern::MAX_DFAS {
+                let number = Some(self.builder.pattern(Pattern::Member { dfa, pattern }));
+                self.languages.insert(language.clone(), number);
+                return Ok(number);
+            }
         }
         if language.span == Span::Find {
             let number = match regex::program(&language.text, Span::Find) {
@@ -630,6 +632,15 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 self.variables = before;
                 Ok(())
             }
+            // What is known to be undefined is not.
+            LiteralKind::Not(inner)
+                if matches!(
+                    inner.kind,
+                    LiteralKind::Test(Node { expr: Expr::Undefined(Cause::Reference), .. })
+                ) =>
+            {
+                Ok(())
+            }
             LiteralKind::Not(inner) => {
                 match &inner.kind {
                     LiteralKind::Test(node) => match &node.expr {
@@ -728,6 +739,7 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 Ok(())
             }
             Expr::Match { pattern, text, span } => self.regex(None, pattern, text, *span),
+            Expr::Find { .. } => self.find(None, node),
             _ => {
                 let value = self.value(node)?;
                 self.code.emit(Instruction::Test { value });
@@ -880,6 +892,29 @@ impl<'i, 'a> Emitter<'i, 'a> {
                         self.code.emit(Instruction::InputGet { dst, key });
                         (dst, rest)
                     }
+                    (Expr::State, [Node { expr: Expr::Constant(key), .. }, rest @ ..])
+                        if !self.ahead.contains_key(&std::ptr::from_ref(&**base)) =>
+                    {
+                        let key = self.image.constant(key);
+                        let dst = self.register(pos)?;
+                        self.code.emit(Instruction::StateGet { dst, key });
+                        (dst, rest)
+                    }
+                    // The first part of a text needs no others.
+                    (Expr::Builtin(Builtin::Split, parts), [first, rest @ ..])
+                        if first.as_constant() == Some(&Constant::Int(0))
+                            && parts[1]
+                                .as_constant()
+                                .and_then(Constant::as_str)
+                                .is_some_and(|s| !s.is_empty())
+                            && !self.ahead.contains_key(&std::ptr::from_ref(&**base)) =>
+                    {
+                        let arguments = self.arguments(parts)?;
+                        let dst = self.register(pos)?;
+                        let (builtin, args) = (Builtin::Before, Args(&arguments));
+                        self.code.emit(Instruction::Builtin { dst: Some(dst), builtin, args });
+                        (dst, rest)
+                    }
                     (Expr::Constant(table), [key, rest @ ..]) if !binds(key, &self.bound()) => {
                         let from = self.image.constant(table);
                         let key = self.value(key)?;
@@ -940,11 +975,9 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 self.code.emit(Instruction::Submatches { dst, text, pattern, limit });
                 Ok(dst)
             }
-            Expr::MatchAll { automaton, text } => {
-                let text = self.value(text)?;
+            Expr::Find { .. } => {
                 let dst = self.register(pos)?;
-                let dfa = self.image.shared_automaton(*automaton).0;
-                self.code.emit(Instruction::MatchAll { dst, text, dfa });
+                self.find(Some(dst), node)?;
                 Ok(dst)
             }
             Expr::Array(items) => {
@@ -957,6 +990,18 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 let items = self.arguments(items)?;
                 let dst = self.register(pos)?;
                 self.code.emit(Instruction::Set { dst, items: Args(&items) });
+                Ok(dst)
+            }
+            Expr::Object(fields) if let Some(keys) = shape(fields) => {
+                let mut values: Vec<Reg> = Vec::new();
+                for (_, value) in fields {
+                    values.push(self.value(value)?);
+                }
+                let values: Vec<Reg> = keys.values().map(|&place| values[place]).collect();
+                let keys = keys.into_keys().map(|key| self.image.constant(key)).collect();
+                let shape = self.image.builder.array(keys);
+                let dst = self.register(pos)?;
+                self.code.emit(Instruction::Record { dst, shape, values: Args(&values) });
                 Ok(dst)
             }
             Expr::Object(fields) => {
@@ -1009,6 +1054,28 @@ impl<'i, 'a> Emitter<'i, 'a> {
                 Ok(dst)
             }
         }
+    }
+
+    /// Looks a text up in what a table has for a list.
+    fn find(&mut self, dst: Option<Reg>, node: &Node) -> Result<()> {
+        let Expr::Find { table, list, text } = &node.expr else { return Ok(()) };
+        let mut entries = Vec::new();
+        for (list, accepted) in &**table {
+            let mut numbers = BTreeSet::new();
+            for pattern in &accepted.patterns {
+                let language = Language { span: Span::Whole, text: pattern.clone() };
+                numbers.extend(self.image.pattern(node.pos, &language)?.map(|pattern| i64::from(pattern.0)));
+            }
+            let strings = accepted.strings.iter().map(|string| self.image.constant(string)).collect();
+            let numbers = numbers.into_iter().map(|number| self.image.builder.int(number)).collect();
+            let parts = vec![self.image.builder.set(strings), self.image.builder.array(numbers)];
+            entries.push((self.image.constant(list), self.image.builder.array(parts)));
+        }
+        // Lists are keys of a map, so there is no conflict.
+        let table = self.image.builder.object(entries).unwrap_or(Const::NULL);
+        let (list, text) = (self.value(list)?, self.value(text)?);
+        self.code.emit(Instruction::Find { dst, text, list, table });
+        Ok(())
     }
 
     /// References first, since they may bind what plain variables beside them need.
@@ -1177,6 +1244,17 @@ impl<'i, 'a> Emitter<'i, 'a> {
         self.code.emit(Instruction::Builtin { dst: Some(dst), builtin: Builtin::Concat, args });
         Ok(dst)
     }
+}
+
+/// Where each key of an object stands, if the keys are constants, no collections, and different.
+fn shape(fields: &[(Node, Node)]) -> Option<BTreeMap<&Constant, usize>> {
+    let simple = |constant: &&Constant| {
+        !matches!(constant, Constant::Array(_) | Constant::Object(_) | Constant::Set(_))
+    };
+    let keys =
+        fields.iter().enumerate().map(|(place, (key, _))| Some((key.as_constant().filter(simple)?, place)));
+    let keys: BTreeMap<&Constant, usize> = keys.collect::<Option<_>>()?;
+    (keys.len() == fields.len() && fields.len() <= MAX_REGISTERS).then_some(keys)
 }
 
 fn unsafe_variable(pos: Pos) -> Refusal {

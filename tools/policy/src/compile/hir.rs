@@ -3,6 +3,7 @@
 //! A rule without arguments is a function without parameters. Functions are numbered so that
 //! each calls only lower numbers.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -114,15 +115,25 @@ pub(crate) enum Expr {
     },
     /// `regex.find_all_string_submatch_n`: pattern, text, limit.
     Submatches(Box<[Node; 3]>),
-    /// The numbers of the patterns of this shared automaton that match; undefined for what is no string.
-    MatchAll {
-        automaton: usize,
+    /// Whether what a table says of a list accepts a text; undefined for a list that it does not have.
+    Find {
+        table: Rc<Index>,
+        list: Box<Node>,
         text: Box<Node>,
     },
     Array(Vec<Node>),
     Set(Vec<Node>),
     Object(Vec<(Node, Node)>),
     Comprehension(Box<Comprehension>),
+}
+
+/// What texts each of some lists accepts.
+pub(crate) type Index = BTreeMap<Constant, Accepted>;
+
+/// Strings, and regular expressions that match whole strings.
+pub(crate) struct Accepted {
+    pub strings: BTreeSet<Constant>,
+    pub patterns: BTreeSet<Rc<str>>,
 }
 
 /// What turned out to have no value. A `not` tells them apart: calls are evaluated outside of it.
@@ -195,7 +206,7 @@ impl Node {
             Expr::Compare(_, sides) => sides.iter().collect(),
             Expr::Match { pattern, text, .. } => vec![pattern, text],
             Expr::Submatches(parts) => parts.iter().collect(),
-            Expr::MatchAll { text, .. } => vec![text],
+            Expr::Find { list, text, .. } => vec![list, text],
             Expr::Object(fields) => fields.iter().flat_map(|(key, value)| [key, value]).collect(),
         }
     }

@@ -8,8 +8,8 @@
 //!
 //! costs a call for each rule. Which lists of rules there are is known when the policy is compiled, and
 //! so is, for most rules, what texts they match: one string, or those of a regular expression. The function
-//! gets a table from each known list to the set of its strings, the numbers of its patterns in the
-//! shared automata, and the rules that are neither. A list that is not in the table takes the old way:
+//! gets a table from each known list to the set of its strings and its patterns, and one to the rules that are
+//! neither. A list that is not in the table takes the old way:
 //! what is found out here decides how fast an answer is, never what it is.
 
 use std::cell::RefCell;
@@ -22,8 +22,8 @@ use super::automata::Automata;
 use super::constant::Constant;
 use super::emit::reached;
 use super::hir::{
-    Branch, Chain, Expr, Function, FunctionId, FunctionKind, Literal, LiteralKind, Node, Program, Span,
-    Variable,
+    Accepted, Branch, Chain, Expr, Function, FunctionId, FunctionKind, Index, Literal, LiteralKind, Node,
+    Program, Span, Variable,
 };
 use super::patterns::{self, Language};
 use super::regex;
@@ -92,11 +92,8 @@ enum Accepts {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Atom {
     String(Rc<str>),
-    /// What this pattern of a shared automaton matches.
-    Pattern {
-        automaton: usize,
-        pattern: u32,
-    },
+    /// What this regular expression matches, which has a place in a shared automaton.
+    Pattern(Rc<str>),
 }
 
 type Environment = HashMap<Variable, Known>;
@@ -165,8 +162,9 @@ impl Search {
             .filter(|(at, _)| *at != self.scan)
             .map(|(_, literal)| literal)
             .collect();
-        let (mut any_left, mut automata) = (false, BTreeSet::new());
-        let mut entries = Vec::new();
+        // What is looked for in a list, by the list, and the elements of the list that have to be tried.
+        let (mut table, mut all_left) = (Index::new(), BTreeMap::new());
+        let mut any_left = false;
         for list in lists {
             let elements: Vec<&Constant> = match list {
                 Constant::Array(items) => items.iter().collect(),
@@ -184,13 +182,8 @@ impl Search {
                     Accepts::These(atoms) => {
                         for atom in atoms {
                             match atom {
-                                Atom::String(text) => {
-                                    strings.insert(Constant::Str(text));
-                                }
-                                Atom::Pattern { automaton, pattern } => {
-                                    automata.insert(automaton);
-                                    patterns.insert((automaton, pattern));
-                                }
+                                Atom::String(text) => drop(strings.insert(Constant::Str(text))),
+                                Atom::Pattern(text) => drop(patterns.insert(text)),
                             }
                         }
                     }
@@ -201,49 +194,24 @@ impl Search {
                 continue;
             }
             any_left |= !left.is_empty();
-            entries.push((list.clone(), strings, patterns, left));
-        }
-        if entries.is_empty() {
-            return None;
-        }
-        // What is looked for in a list, by the list: its strings, its elements that have to be tried, and its
-        // patterns, by automaton.
-        let mut all_strings = BTreeMap::new();
-        let mut all_left = BTreeMap::new();
-        let mut all_patterns: BTreeMap<usize, BTreeMap<Constant, Constant>> = BTreeMap::new();
-        for (list, strings, patterns, left) in entries {
-            for &automaton in &automata {
-                let numbers = patterns.iter().filter(|(of, _)| *of == automaton);
-                let numbers = numbers.map(|(_, pattern)| Constant::Int(i64::from(*pattern))).collect();
-                let table = all_patterns.entry(automaton).or_default();
-                table.insert(list.clone(), Constant::Set(Rc::new(numbers)));
-            }
             all_left.insert(list.clone(), Constant::Array(Rc::new(left)));
-            all_strings.insert(list, Constant::Set(Rc::new(strings)));
+            table.insert(list.clone(), Accepted { strings, patterns });
+        }
+        if table.is_empty() {
+            return None;
         }
 
         let pos = function.pos;
         let node = |expr| Node::new(pos, expr);
-        let (found, number) = (chain.variables, chain.variables + 1);
-        let path = |table: &BTreeMap<Constant, Constant>, path: &[Variable]| {
-            let table = Node::constant(pos, Constant::Object(Rc::new(table.clone())));
-            let path = std::iter::once(&self.list_variable).chain(path);
-            node(Expr::Ref(Box::new(table), path.map(|&part| node(Expr::Variable(part))).collect()))
-        };
+        let variable = |variable| Box::new(node(Expr::Variable(variable)));
         let literal = |kind| Literal { pos, kind };
-        // Nothing reads `found`: what is found is never `false`, so that it is there is enough.
-        let member = |table: &BTreeMap<Constant, Constant>, value: Variable| {
-            literal(LiteralKind::Unify(node(Expr::Variable(found)), path(table, &[value])))
-        };
         let done = |body| Branch { body, value: branch.value.clone() };
-        let mut branches = vec![done(vec![member(&all_strings, self.text_variable)])];
-        for (&automaton, table) in &all_patterns {
-            let numbers =
-                node(Expr::MatchAll { automaton, text: Box::new(node(Expr::Variable(self.text_variable))) });
-            let each =
-                LiteralKind::Some { key: None, value: node(Expr::Variable(number)), collection: numbers };
-            branches.push(done(vec![literal(each), member(table, number)]));
-        }
+        let (list, text) = (variable(self.list_variable), variable(self.text_variable));
+        let found = node(Expr::Find { table: Rc::new(table), list: list.clone(), text });
+        let mut branches = vec![done(vec![literal(LiteralKind::Test(found))])];
+        // Where a list is known, what has to be tried of it is, be it nothing.
+        let left = Node::constant(pos, Constant::Object(Rc::new(all_left)));
+        let left = node(Expr::Ref(Box::new(left), vec![*list]));
         let searched = |collection: Node| {
             let mut body = branch.body.clone();
             if let LiteralKind::Some { collection: old, .. } = &mut body[self.scan].kind {
@@ -252,13 +220,13 @@ impl Search {
             body
         };
         if any_left {
-            branches.push(done(searched(path(&all_left, &[]))));
+            branches.push(done(searched(left.clone())));
         }
-        let unknown = literal(LiteralKind::Test(path(&all_strings, &[])));
+        let unknown = literal(LiteralKind::Test(left));
         let mut body = vec![literal(LiteralKind::Not(Box::new(unknown)))];
         body.extend(branch.body.clone());
         branches.push(done(body));
-        Some(Chain { parameters: chain.parameters.clone(), branches, variables: chain.variables + 2 })
+        Some(Chain { parameters: chain.parameters.clone(), branches, variables: chain.variables })
     }
 }
 
@@ -386,11 +354,10 @@ impl Classifier<'_> {
         if span == Span::Whole && regex::is_literal(&text) {
             return Accepts::These(BTreeSet::from([Atom::String(text)]));
         }
-        match self.automata.place(&Language { span, text }) {
-            Some((automaton, pattern)) => {
-                Accepts::These(BTreeSet::from([Atom::Pattern { automaton, pattern }]))
-            }
-            None => Accepts::Open,
+        let language = Language { span, text };
+        match self.automata.place(&language) {
+            Some(_) if span == Span::Whole => Accepts::These(BTreeSet::from([Atom::Pattern(language.text)])),
+            _ => Accepts::Open,
         }
     }
 

@@ -1,13 +1,17 @@
-//! Regular expressions: RE2's language, as Go's `regexp` reads it, to sparse automata.
+//! Regular expressions: RE2's language, as Go's `regexp` reads it, to automata.
 //!
 //! The pattern is read by RE2's rules and written anew in a form that has one meaning only: every
 //! literal as a code point, every class as ranges, ASCII `\d \w \s \b`. What RE2 refuses is
 //! [`Refused::Invalid`] (at run time: undefined); what RE2 accepts and this compiler does not, such as
 //! `\p{…}`, is [`Refused::Unsupported`] (the policy does not compile).
 
+use std::collections::BTreeMap;
+
+use parma_guest::policy::dfa::{self, State};
 use parma_guest::policy::format::{Class, Look, MAX_GROUPS, MAX_HOLES, MAX_PROGRAM, Step};
-use regex_automata::dfa::{Automaton, StartKind, dense, sparse};
+use regex_automata::dfa::{Automaton, StartKind, dense};
 use regex_automata::nfa::thompson;
+use regex_automata::util::primitives::StateID;
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input, MatchKind};
 
@@ -15,11 +19,9 @@ use super::hir::Span;
 
 /// Repetition counts, multiplied where they nest, as in RE2.
 const MAX_REPEAT: u32 = 1000;
-/// Bytes of an automaton, and of memory to make it.
-const MAX_AUTOMATON: usize = 512 << 10;
+/// Bytes of memory of an automaton before it is encoded, and to make it.
+const MAX_AUTOMATON: usize = 4 << 20;
 const MAX_MEMORY: usize = 64 << 20;
-/// Automata up to this size are made minimal, which takes time beyond proportion.
-const MAX_MINIMIZED: usize = 64 << 10;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -31,15 +33,18 @@ pub(crate) enum Refused {
 
 type Result<T> = std::result::Result<T, Refused>;
 
-/// The automaton of a pattern, little-endian, as the image wants it: anchored, and what counts is
-/// whether the whole string matches.
+/// The automaton of a pattern, as the image wants it: what counts is whether the whole string matches.
 pub(crate) fn automaton(pattern: &str, span: Span) -> Result<Vec<u8>> {
-    Ok(sparse_automaton(&[(pattern, span)])?.to_bytes_little_endian())
+    automaton_of_all(&[(pattern, span)])
 }
 
 /// One automaton of several patterns, which are told apart by their numbers in this order.
 pub(crate) fn automaton_of_all(patterns: &[(&str, Span)]) -> Result<Vec<u8>> {
-    Ok(sparse_automaton(patterns)?.to_bytes_little_endian())
+    let dense = dense_automaton(patterns)?;
+    let states = states(&dense).ok_or_else(|| Refused::Unsupported("it never starts".into()))?;
+    dfa::encode(&states).ok_or_else(|| {
+        Refused::Unsupported(format!("needs an automaton of more than {} states or transitions", u16::MAX))
+    })
 }
 
 /// Whether the only string that matches the pattern, whole, is the pattern itself.
@@ -54,16 +59,46 @@ pub(crate) fn is_valid(pattern: &str) -> bool {
 
 /// Whether the pattern matches the text.
 pub(crate) fn matches(pattern: &str, span: Span, text: &str) -> Result<bool> {
-    let automaton = sparse_automaton(&[(pattern, span)])?;
-    let input = Input::new(text).anchored(Anchored::Yes);
-    let Ok(mut state) = automaton.start_state_forward(&input) else { return Ok(false) };
+    let automaton = dense_automaton(&[(pattern, span)])?;
+    let Some(mut state) = start(&automaton) else { return Ok(false) };
     for &byte in text.as_bytes() {
         state = automaton.next_state(state, byte);
     }
     Ok(automaton.is_match_state(automaton.next_eoi_state(state)))
 }
 
-fn sparse_automaton(patterns: &[(&str, Span)]) -> Result<sparse::DFA<Vec<u8>>> {
+fn start(automaton: &dense::DFA<Vec<u32>>) -> Option<StateID> {
+    automaton.start_state_forward(&Input::new("").anchored(Anchored::Yes)).ok()
+}
+
+/// The states of an automaton, the start first. A state matches if it does at the end of a text.
+fn states(automaton: &dense::DFA<Vec<u32>>) -> Option<Vec<State>> {
+    let first = start(automaton)?;
+    let (mut numbers, mut order) = (BTreeMap::from([(first, 0)]), vec![first]);
+    let mut states = Vec::new();
+    while let Some(&state) = order.get(states.len()) {
+        let mut transitions: Vec<(u8, u8, usize)> = Vec::new();
+        for byte in 0..=u8::MAX {
+            let next = automaton.next_state(state, byte);
+            let new = numbers.len();
+            let to = *numbers.entry(next).or_insert(new);
+            if to == new {
+                order.push(next);
+            }
+            match transitions.last_mut() {
+                Some(last) if last.2 == to => last.1 = byte,
+                _ => transitions.push((byte, byte, to)),
+            }
+        }
+        let end = automaton.next_eoi_state(state);
+        let count = if automaton.is_match_state(end) { automaton.match_len(end) } else { 0 };
+        let pattern = |index| u16::try_from(automaton.match_pattern(end, index).as_usize()).ok();
+        states.push(State { transitions, patterns: (0..count).map(pattern).collect::<Option<_>>()? });
+    }
+    Some(states)
+}
+
+fn dense_automaton(patterns: &[(&str, Span)]) -> Result<dense::DFA<Vec<u32>>> {
     // The expression is parsed by itself before anything is put around it: the translation balances
     // its parentheses, so what is around cannot change its meaning.
     let whole = |&(pattern, span): &(&str, Span)| {
@@ -75,31 +110,17 @@ fn sparse_automaton(patterns: &[(&str, Span)]) -> Result<sparse::DFA<Vec<u8>>> {
     };
     let patterns = patterns.iter().map(whole).collect::<Result<Vec<String>>>()?;
     let unsupported = |error: &dyn std::fmt::Display| Refused::Unsupported(error.to_string());
-    let config = |minimize| {
-        dense::Config::new()
-            .match_kind(MatchKind::All)
-            .start_kind(StartKind::Anchored)
-            .accelerate(false)
-            .minimize(minimize)
-            .dfa_size_limit(Some(8 * MAX_AUTOMATON))
-            .determinize_size_limit(Some(MAX_MEMORY))
-    };
-    let build = |minimize| {
-        dense::Builder::new()
-            .configure(config(minimize))
-            .syntax(syntax::Config::new().unicode(true).utf8(false))
-            .build_many(&patterns)
-            .map_err(|error| unsupported(&error))
-    };
-    let mut dense = build(false)?;
-    if dense.memory_usage() <= MAX_MINIMIZED {
-        dense = build(true)?;
-    }
-    let sparse = dense.to_sparse().map_err(|error| unsupported(&error))?;
-    if sparse.memory_usage() > MAX_AUTOMATON {
-        return Err(Refused::Unsupported(format!("needs an automaton of more than {MAX_AUTOMATON} bytes")));
-    }
-    Ok(sparse)
+    let config = dense::Config::new()
+        .match_kind(MatchKind::All)
+        .start_kind(StartKind::Anchored)
+        .accelerate(false)
+        .dfa_size_limit(Some(MAX_AUTOMATON))
+        .determinize_size_limit(Some(MAX_MEMORY));
+    dense::Builder::new()
+        .configure(config)
+        .syntax(syntax::Config::new().unicode(true).utf8(false))
+        .build_many(&patterns)
+        .map_err(|error| unsupported(&error))
 }
 
 /// The program of a pattern with holes (characters from [`Class::HOLE`] on), or of one whose groups are asked for.
@@ -152,7 +173,7 @@ impl Steps {
         Ok(steps.steps)
     }
 
-    fn to(&self, state: regex_automata::util::primitives::StateID) -> u32 {
+    fn to(&self, state: StateID) -> u32 {
         self.first[state.as_usize()]
     }
 
