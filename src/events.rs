@@ -91,6 +91,8 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::SetUpNetwork(_) => "set up network",
         Request::UpdateContainer { .. } => "update container",
         Request::GetUsage { .. } => "get usage",
+        Request::OpenChannel { .. } => "open channel",
+        Request::Sealed { .. } => "sealed message",
     }
 }
 

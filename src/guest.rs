@@ -1,15 +1,16 @@
 //! The guest that the gate's decisions act on: layer devices, overlays, containers, the log.
 
+use crate::attest::{self, AttestError, Report};
 use crate::container::Containers;
 use crate::gate::action::{
-    ActError, Actor, CreateContainer, ExecInContainer, GetUsage, MountDevice, MountOverlay, MountScratch,
-    MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess,
+    ActError, Actor, CreateContainer, ExecInContainer, GetUsage, KeepKey, MountDevice, MountOverlay,
+    MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess,
     UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, UpdateContainer, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
-use crate::linux::console;
-use crate::target::{Disks, Layers, mount_overlay, unmount_overlay};
-use crate::wire::Usage;
+use crate::linux::{Errno, console};
+use crate::target::{Disks, Layers, failed, mount_overlay, unmount_overlay};
+use crate::wire::{Step, Usage};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::read;
 
@@ -99,6 +100,26 @@ impl Actor for Guest {
 
     fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
         self.containers.set_up_network(permit)
+    }
+
+    fn keep_key(&mut self, permit: Permit<KeepKey>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        let kept = self.disks.keys.keep(&action.key, action.least_generation);
+        kept.map_err(|errno| failed(Step::ReleaseKey, errno, true))
+    }
+
+    fn random(&self) -> Result<[u8; 32], ActError> {
+        let mut random = [0; 32];
+        attest::fill_random(&mut random).map_err(|errno| failed(Step::Report, errno, true))?;
+        Ok(random)
+    }
+
+    fn report(&self, data: &[u8; 64]) -> Result<[u8; Report::LENGTH], ActError> {
+        match attest::report_over(data) {
+            Ok(report) => Ok(*report.bytes()),
+            Err(AttestError::Kernel(errno)) => Err(failed(Step::Report, errno, true)),
+            Err(_) => Err(failed(Step::Report, Errno::IO, true)),
+        }
     }
 
     fn resolve_user(&self, container: &ContainerId, user: UserSpec<'_>) -> Result<User, ActError> {

@@ -6,6 +6,7 @@
 //!
 //! `docs/attestation.md` says what this proves, and what it does not.
 
+pub mod channel;
 #[cfg(feature = "emulated")]
 mod emulated;
 #[cfg(all(feature = "guest", not(feature = "emulated")))]
@@ -56,9 +57,15 @@ pub const SOURCE: &str = source::NAME;
 pub fn read_report() -> Result<Report, AttestError> {
     let mut nonce = [0; report::REPORT_DATA];
     fill_random(&mut nonce).map_err(AttestError::Kernel)?;
-    let report = Report::parse(&source::report(&nonce)?).map_err(AttestError::Invalid)?;
+    report_over(&nonce)
+}
+
+/// Reads a report of this guest with this REPORT_DATA.
+#[cfg(feature = "guest")]
+pub fn report_over(data: &[u8; report::REPORT_DATA]) -> Result<Report, AttestError> {
+    let report = Report::parse(&source::report(data)?).map_err(AttestError::Invalid)?;
     // SECURITY (K02): an old report repeats other data.
-    if report.report_data() != &nonce {
+    if report.report_data() != data {
         return Err(AttestError::NotFresh);
     }
     Ok(report)

@@ -38,6 +38,20 @@ impl<A> Permit<A> {
     }
 }
 
+/// Keep the key of a volume until the volume is mounted.
+pub struct KeepKey {
+    /// The key, which came sealed.
+    pub key: [u8; 32],
+    /// The volume's generation is at least this.
+    pub least_generation: u64,
+}
+
+impl Drop for KeepKey {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.key);
+    }
+}
+
 /// Number of a process: unique until power-off, from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProcessId(pub(crate) u32);
@@ -322,6 +336,13 @@ pub trait Actor {
 
     /// Forgets a process that has ended, and what nobody read of its output.
     fn forget(&mut self, process: ProcessId);
+    /// Keeps the key of a volume.
+    fn keep_key(&mut self, permit: Permit<KeepKey>) -> Result<(), ActError>;
+
+    /// 32 fresh random bytes. Changes nothing.
+    fn random(&self) -> Result<[u8; 32], ActError>;
+    /// A report of this guest with this REPORT_DATA. Changes nothing.
+    fn report(&self, data: &[u8; 64]) -> Result<[u8; 1184], ActError>;
 
     /// Looks a user up in the container's own files. Changes nothing. Done once per request: the policy decides on the
     /// very value that the process then gets (C06).

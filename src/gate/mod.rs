@@ -15,6 +15,7 @@
 //! (difference D12).
 
 pub mod action;
+mod channel;
 pub mod fields;
 mod fragment;
 pub(crate) mod input;
@@ -40,6 +41,7 @@ use action::{
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
+use channel::Channels;
 use fields::{
     Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, Invalid, MountPoint,
     Resources, RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
@@ -125,6 +127,7 @@ pub struct Gate {
     arena: Box<[u8]>,
     objects: Objects,
     fragments: Fragments,
+    channels: Channels,
 }
 
 impl Gate {
@@ -139,6 +142,7 @@ impl Gate {
             arena: alloc::vec![0; ARENA].into_boxed_slice(),
             objects: Objects::default(),
             fragments: Fragments::default(),
+            channels: Channels::default(),
         }
     }
 
@@ -216,6 +220,8 @@ impl Gate {
                 self.update_container(actor, container, resources)?;
             }
             Request::GetUsage { container } => return self.usage(actor, container),
+            Request::OpenChannel { ref nonce, key } => return self.open_channel(actor, nonce, key),
+            Request::Sealed { channel, message } => return self.sealed(actor, channel, message),
         }
         Ok(Reply::Done)
     }

@@ -1,6 +1,7 @@
 //! The gate without a kernel: a recording actor, a policy that allows everything, and a model of what may exist.
 
 use super::*;
+use crate::gate::action::KeepKey;
 use crate::gate::fields::Slot;
 use crate::policy::builder::{Builder, FunctionBuilder};
 use crate::policy::instruction::Instruction;
@@ -52,6 +53,18 @@ impl Actor for Recorder {
     fn mount_volume(&mut self, permit: Permit<MountVolume>) -> Result<u64, ActError> {
         let action = permit.into_action();
         self.act(format!("volume {:.4} on {}", action.volume.hex(), action.device.as_str())).map(|()| 7)
+    }
+    fn keep_key(&mut self, permit: Permit<KeepKey>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        self.act(format!("keep {:02x} from {}", action.key[0], action.least_generation))
+    }
+    fn random(&self) -> Result<[u8; 32], ActError> {
+        Ok([0x11; 32])
+    }
+    fn report(&self, data: &[u8; 64]) -> Result<[u8; 1184], ActError> {
+        let mut report = [0; 1184];
+        report[0x50..0x90].copy_from_slice(data);
+        Ok(report)
     }
     fn unmount_volume(&mut self, permit: Permit<UnmountVolume>) -> Result<(), ActError> {
         self.act(format!("unvolume {:.4}", permit.into_action().volume.hex()))
@@ -642,6 +655,51 @@ fn c14_an_overlay_is_not_unmounted_under_its_container() {
     let mut gate = with_container(&mut actor);
     let refused = gate.handle(&mut actor, &Request::UnmountOverlay { container: &id('1') });
     assert_eq!(reason(refused), Reason::InUse { field: Field::Container });
+}
+
+#[test]
+fn k01_k14_what_comes_sealed_is_decided_as_in_the_open_and_what_does_not_open_ends_the_channel() {
+    use crate::attest::channel::{End, Ephemeral, transcript};
+    use crate::wire::Order;
+    let mut actor = Recorder::default();
+    let mut gate = gate_with(&allowing(&[Point::GetProperties]));
+    let own = Ephemeral::new(&[9; 32]).unwrap();
+    let key = own.public();
+    let open = Request::OpenChannel { nonce: [5; 32], key: &key };
+    let Ok(Reply::Channel { channel, key: guest, report }) = gate.handle(&mut actor, &open) else { panic!() };
+    let guest: [u8; 65] = guest.try_into().unwrap();
+    let transcript = transcript(&[5; 32], &key, &guest);
+    assert_eq!(report[0x50..0x90], transcript);
+    let mut peer = own.agree(End::Peer, &guest, &transcript).unwrap();
+    let mut ask = |order: Order<'_>, actor: &mut Recorder| {
+        let body = frame_body(&order);
+        let message = peer.seal(body).unwrap();
+        let sealed = Request::Sealed { channel, message: &message };
+        let Ok(Reply::Sealed { message }) = gate.handle(actor, &sealed) else { panic!() };
+        let mut message = message.to_vec();
+        peer.open(&mut message).unwrap()[4..].to_vec()
+    };
+    let body = |result: Result<Reply<'_>, Refusal>| frame_body(&result);
+    assert_eq!(ask(Order::Key { key: [7; 32], least_generation: 3 }, &mut actor), body(Ok(Reply::Done)));
+    assert_eq!(actor.done, ["keep 07 from 3"]);
+    let malformed = || Err(Refusal { culprit: Culprit::Host, reason: Reason::Malformed });
+    assert_eq!(ask(Order::Request(open.clone()), &mut actor), body(malformed()));
+    // The policy has no rule for this.
+    let denied = ask(Order::Request(Request::RuntimeLogging { enabled: true }), &mut actor);
+    let refusal = crate::wire::frame::decode::<Result<Reply<'_>, Refusal>>(&denied).unwrap().unwrap_err();
+    assert!(matches!(refusal.reason, Reason::Denied { point: Point::RuntimeLogging, .. }), "{refusal:?}");
+    assert_eq!(actor.done.len(), 1);
+    let unknown = Reason::Unknown { field: Field::Channel };
+    for message in [&[0; 40][..], &[], &[0; 15]] {
+        let sealed = Request::Sealed { channel, message };
+        assert_eq!(reason(gate.handle(&mut actor, &sealed)), unknown);
+    }
+    assert!(gate.channels.is_empty());
+}
+
+/// What a message is encoded as, without the frame's header.
+fn frame_body(message: &impl serde::Serialize) -> Vec<u8> {
+    crate::wire::frame::encode(message).unwrap().split_off(4)
 }
 
 /// What exists, said as simply as possible: the specification of `objects`.

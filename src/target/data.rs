@@ -11,7 +11,6 @@ use super::scratch::Disks;
 use super::sealed::{self, Sealed};
 use super::volume::{Header, Layout};
 use super::{failed, undone};
-use crate::attest::keys;
 use crate::gate::action::{ActError, MountVolume, Permit, UnmountVolume};
 use crate::gate::fields::VolumeId;
 use crate::linux::Errno;
@@ -33,11 +32,8 @@ impl Disks {
         let MountVolume { volume, number, device } = permit.into_action();
         self.volumes.try_reserve(1).map_err(|_| failed(Step::Memory, Errno::NOMEM, true))?;
         let disk = block::find(&device).map_err(undone(Step::FindDevice))?;
-        let released = keys::release(&volume).map_err(undone(Step::ReleaseKey))?;
-        // SECURITY: the policy allowed the volume of this key and no other.
-        if released.key.volume() != volume {
-            return Err(failed(Step::ReleaseKey, Errno::ACCESS, true));
-        }
+        // SECURITY: keys are kept by the id that follows from them; the policy allowed this one and no other.
+        let released = self.keys.of(&volume).map_err(undone(Step::ReleaseKey))?;
         let layout = Layout::of(disk.sectors.saturating_mul(512));
         if layout.data_blocks < u64::from(super::ext4::empty::MIN_BLOCKS) {
             return Err(failed(Step::DeviceSize, Errno::NOSPC, true));
@@ -52,6 +48,7 @@ impl Disks {
         match made {
             Ok(generation) => {
                 self.volumes.push((volume, sealed));
+                self.keys.forget(&volume);
                 Ok(generation)
             }
             Err(error) => {

@@ -41,6 +41,6 @@ fn undone(step: Step) -> impl Fn(Errno) -> ActError {
 }
 
 #[cfg(feature = "guest")]
-fn failed(step: Step, errno: Errno, undone: bool) -> ActError {
+pub(crate) fn failed(step: Step, errno: Errno, undone: bool) -> ActError {
     ActError { step, errno: u16::try_from(errno.raw_os_error()).unwrap_or(0), undone }
 }

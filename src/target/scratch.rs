@@ -11,6 +11,7 @@ use super::ramdisk::RamDisks;
 use super::sealed::{self, Key, Sealed};
 use super::volume::{BLOCK, SECTORS, tag_blocks};
 use super::{block, failed, undone};
+use crate::attest::keys::Keys;
 use crate::gate::action::{ActError, MountScratch, Permit, UnmountScratch};
 use crate::gate::fields::{ContainerId, VolumeId};
 use crate::gate::input::{self, DIRECTORIES, Path};
@@ -33,13 +34,21 @@ pub struct Disks {
     pub(super) ram: RamDisks,
     scratches: Vec<(ContainerId, Sealed)>,
     pub(super) volumes: Vec<(VolumeId, Sealed)>,
+    /// Keys of volumes that are not mounted yet.
+    pub keys: Keys,
 }
 
 impl Disks {
     /// None yet.
     pub fn new() -> Result<Self, Errno> {
         let (scratches, volumes) = (Vec::new(), Vec::new());
-        Ok(Self { control: mapping::control()?, ram: RamDisks::new(), scratches, volumes })
+        Ok(Self {
+            control: mapping::control()?,
+            ram: RamDisks::new(),
+            scratches,
+            volumes,
+            keys: Keys::default(),
+        })
     }
 
     /// See [`crate::gate::action::Actor::mount_scratch`].

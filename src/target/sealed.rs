@@ -50,14 +50,19 @@ impl Key {
 
 impl Key {
     /// One that was released to this guest. The caller wipes its own copy.
-    #[cfg(feature = "emulated")]
     pub(crate) fn released(key: &[u8; 32]) -> Self {
         Self(*key)
     }
 
     /// The id of the volume that it opens.
-    pub(super) fn volume(&self) -> VolumeId {
+    pub(crate) fn volume(&self) -> VolumeId {
         VolumeId(volume::id(&self.0))
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key")
     }
 }
 

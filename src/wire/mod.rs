@@ -197,6 +197,22 @@ pub enum Request<'a> {
         /// The container's id.
         container: &'a str,
     },
+    /// Open a sealed channel to this guest; see [`crate::attest::channel`].
+    OpenChannel {
+        /// The peer's, fresh.
+        nonce: [u8; 32],
+        /// The peer's ephemeral key: a point of P-256, 65 bytes.
+        #[serde(borrow)]
+        key: &'a [u8],
+    },
+    /// Take a message from a sealed channel: an [`Order`].
+    Sealed {
+        /// The channel.
+        channel: u32,
+        /// The next message.
+        #[serde(borrow)]
+        message: &'a [u8],
+    },
 }
 
 /// How the machine's one network interface is set up. What comes in through it is the host's in any case.
@@ -301,6 +317,21 @@ pub struct Usage {
     pub processes: u64,
     /// Processes that were killed because the memory that the container may use was exhausted.
     pub out_of_memory: u64,
+}
+
+/// What comes sealed. The sealed reply holds a frame with what came of it, as in [`FromGuest::Reply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Order<'a> {
+    /// The key of a data volume. It is kept until [`Request::MountVolume`].
+    Key {
+        /// The key.
+        key: [u8; 32],
+        /// The volume's generation is at least this.
+        least_generation: u64,
+    },
+    /// What could be asked for in the open, too.
+    #[serde(borrow)]
+    Request(Request<'a>),
 }
 
 /// Where the authentication tags of an encrypted device are kept.
@@ -446,6 +477,23 @@ pub enum Reply<'a> {
     Properties(Properties<'a>),
     /// What a container has used.
     Usage(Usage),
+    /// A sealed channel is open.
+    Channel {
+        /// Its number: unique until power-off.
+        channel: u32,
+        /// The guest's ephemeral key, 65 bytes.
+        #[serde(borrow)]
+        key: &'a [u8],
+        /// The attestation report that vouches for it.
+        #[serde(borrow)]
+        report: &'a [u8],
+    },
+    /// What came of an [`Order`], sealed.
+    Sealed {
+        /// The next message.
+        #[serde(borrow)]
+        message: &'a [u8],
+    },
 }
 
 /// What exists in the guest, in the order in which it came to be.
@@ -709,6 +757,8 @@ pub enum Field {
     Network,
     /// What a container may use.
     Resources,
+    /// A sealed channel, or a key of one.
+    Channel,
 }
 
 /// The rule that an invalid value breaks.
@@ -744,6 +794,8 @@ pub enum Rule {
     Address,
     /// A domain: labels of `A–Z a–z 0–9 -` between dots, at most 253 bytes.
     Domain,
+    /// A point of P-256, uncompressed: 65 bytes.
+    PublicKey,
 }
 
 /// The step of an allowed action that failed.
@@ -797,6 +849,8 @@ pub enum Step {
     FindInterface,
     /// Setting up the network.
     Network,
+    /// Having the processor make a report, or fresh random bytes.
+    Report,
 }
 
 #[cfg(test)]

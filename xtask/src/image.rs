@@ -178,13 +178,20 @@ fn compiler_flags(root: &Path) -> Result<[String; 3]> {
         .map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())))
 }
 
-/// What keeps the init small: the compact SHA-2, since it hashes a policy and a few signatures; and fewer copies of functions
+/// What keeps the init small: the compact SHA-2, AES and GHASH, since it hashes a policy and a few signatures
+/// and seals short messages; and fewer copies of functions
 /// in their callers than the compiler makes for size alone.
-const SMALL: [&str; 5] = [
+const SMALL: [&str; 11] = [
     "--cfg",
     "sha2_backend=\"soft\"",
     "--cfg",
     "sha2_backend_soft=\"compact\"",
+    "--cfg",
+    "aes_backend=\"soft\"",
+    "--cfg",
+    "aes_backend_soft=\"compact\"",
+    "--cfg",
+    "polyval_backend=\"soft\"",
     "-Cllvm-args=-inline-threshold=20",
 ];
 

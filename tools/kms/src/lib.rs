@@ -3,4 +3,5 @@
 //! [`verify`] is its judgement: evidence and expectations in, a checklist out. Everything else only asks it.
 
 pub mod bundle;
+pub mod channel;
 pub mod verify;

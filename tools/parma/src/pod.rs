@@ -460,5 +460,7 @@ pub fn describe(request: &Request<'_>) -> String {
                 network.addresses.iter().map(|prefix| prefix.address.to_string()).collect();
             format!("set_up_network: {}", addresses.join(", "))
         }
+        Request::OpenChannel { .. } => "open_channel".to_owned(),
+        Request::Sealed { message, .. } => format!("sealed message of {} bytes", message.len()),
     }
 }

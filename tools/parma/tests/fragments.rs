@@ -39,6 +39,15 @@ impl Actor for Willing {
     fn mount_volume(&mut self, _: Permit<MountVolume>) -> Result<u64, ActError> {
         Ok(1)
     }
+    fn keep_key(&mut self, _: Permit<KeepKey>) -> Result<(), ActError> {
+        Ok(())
+    }
+    fn random(&self) -> Result<[u8; 32], ActError> {
+        Ok([1; 32])
+    }
+    fn report(&self, _: &[u8; 64]) -> Result<[u8; 1184], ActError> {
+        Ok([0; 1184])
+    }
     fn unmount_volume(&mut self, _: Permit<UnmountVolume>) -> Result<(), ActError> {
         Ok(())
     }

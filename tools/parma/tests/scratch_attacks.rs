@@ -13,11 +13,10 @@ use parma_guest::wire::{
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::scripted::{Operation, ScriptedDisk};
 use parma_vmm::{Disk, Reply};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::Range;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
-use support::{Guest, Stage, Workload, id, read_until, serial, stage};
+use std::os::unix::net::UnixStream;
+use support::{Guest, Peer, Stage, Workload, id, read_until, serial, stage};
 
 const BLOCK: u64 = 4096;
 /// Blocks of a test's disk: 32 MiB.
@@ -544,36 +543,6 @@ fn i02_a_corrupted_block_ends_the_machine_where_the_policy_says_so() {
     assert!(guest.console().contains("dm-verity device corrupted"), "{}", guest.console());
 }
 
-/// Who owns a volume's key: answers whoever the guest's key request reaches on the host.
-struct Owner(Arc<Mutex<(Vec<u8>, u64)>>);
-
-impl Owner {
-    /// Hands out this key, and says that the volume's generation is at least this.
-    fn of(guest: &Guest, key: [u8; 32], least: u64) -> Option<Self> {
-        let parma_vmm::Connector::Unix(path) = guest.machine.connector() else {
-            eprintln!("skipped: the key's owner needs vhost-device-vsock");
-            return None;
-        };
-        let listener = UnixListener::bind(format!("{}_5044", path.display())).unwrap();
-        let answer = Arc::new(Mutex::new((key.to_vec(), least)));
-        let theirs = answer.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                let mut id = [0; 32];
-                stream.read_exact(&mut id).unwrap();
-                let (key, least) = theirs.lock().unwrap().clone();
-                stream.write_all(&[key, least.to_le_bytes().to_vec()].concat()).unwrap();
-            }
-        });
-        Some(Self(answer))
-    }
-
-    fn now(&self, key: [u8; 32], least: u64) {
-        *self.0.lock().unwrap() = (key.to_vec(), least);
-    }
-}
-
 /// A volume that its owner made with `parma volume create` keeps its content from one guest to the next; a block that the
 /// host changes is an error, another key opens nothing, and a volume that was brought back as a whole is refused where its
 /// owner keeps count.
@@ -596,14 +565,15 @@ fn a_volume_outlives_its_guest_and_what_the_host_does_to_it_is_noticed() {
     let mount = Mount { source: Source::Volume(volume), destination: "/data", read_only: false };
     let open = Request::MountVolume { volume, device: "scratch1" };
     let failed = |step, errno| Reason::Failed { step, errno };
-    let (estale, eacces, eilseq) = (116, 13, 84);
+    let (estale, enokey, eilseq) = (116, 126, 84);
     for (generation, earlier) in [(1, "ENOENT"), (2, "bb")] {
         let space = disk();
         let guest = machine(&stage, &workload, &[&space, &data]);
         guest.done(scratch(&id('1'), "scratch0", Tags::Memory));
-        let Some(owner) = Owner::of(&guest, [8; 32], 0) else { return };
-        assert_eq!(guest.refused(open.clone()), failed(Step::ReleaseKey, eacces), "another key");
-        owner.now(key, generation - 1);
+        let mut owner = Peer::of(&guest, &stage.expected(&workload)).unwrap();
+        owner.release(&guest, [8; 32], 0);
+        assert_eq!(guest.refused(open.clone()), failed(Step::ReleaseKey, enokey), "another key");
+        owner.release(&guest, key, generation - 1);
         let other = Request::MountVolume { volume: [9; 32], device: "scratch1" };
         let refused = guest.refused(other);
         assert!(denied_for(&refused, Point::RwMountDevice, policy::Reason::VolumeNotAllowed), "{refused:?}");
@@ -629,7 +599,8 @@ fn a_volume_outlives_its_guest_and_what_the_host_does_to_it_is_noticed() {
         guest.done(Request::UnmountVolume { volume });
         if generation == 2 {
             // The volume as it was made, and one with another first block.
-            owner.now(key, 2);
+            assert_eq!(guest.refused(open.clone()), failed(Step::ReleaseKey, enokey), "a key opens once");
+            owner.release(&guest, key, 2);
             data.restore(&made).unwrap();
             assert_eq!(guest.refused(open.clone()), failed(Step::VolumeContent, estale));
             data.write(100, b"x").unwrap();

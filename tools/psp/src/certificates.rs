@@ -69,6 +69,18 @@ impl Chain {
             .context("encoding the chain")
     }
 
+    /// The three certificates as DER, in the same order.
+    ///
+    /// # Errors
+    /// A certificate cannot be encoded.
+    pub fn to_der(&self) -> Result<Vec<Vec<u8>>> {
+        [&self.vcek, &self.ask, &self.ark]
+            .map(|c| c.to_der())
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .context("encoding the chain")
+    }
+
     /// Reads what [`Chain::to_pem`] wrote.
     ///
     /// # Errors

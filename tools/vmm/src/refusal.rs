@@ -99,6 +99,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Fragment => "fragment",
         Field::Network => "network",
         Field::Resources => "resources",
+        Field::Channel => "sealed channel",
     }
 }
 
@@ -116,6 +117,7 @@ fn rule_name(rule: Rule) -> &'static str {
         Rule::CapabilitySets => "capabilities that exist, in sets that fit together",
         Rule::NoDuplicates => "without duplicates",
         Rule::DirectoryName => "1 to 64 of A-Z a-z 0-9 . _ -, and not begin with a dot",
+        Rule::PublicKey => "a point of P-256 in 65 bytes",
         Rule::MountPoint => "an absolute path without . and .., not at or below /dev, /proc or /sys",
         Rule::Address => {
             "made of addresses that machines have, none of them loopback, multicast or reserved, and gateways next door"
@@ -146,13 +148,14 @@ fn step_name(step: Step) -> &'static str {
         Step::Reap => "waiting for the container's processes to end",
         Step::Memory => "allocating memory in the guest (give it more with --memory)",
         Step::ReleaseKey => {
-            "having the volume's key released (is there a key service, and does it know this guest?)"
+            "finding the volume's key (was it released to this guest, through a sealed channel, before?)"
         }
         Step::VolumeContent => {
             "opening the volume (its content is damaged, or an older state than the key's owner knows of)"
         }
         Step::FindInterface => "finding the network interface (does the machine have one?)",
         Step::Network => "setting up the network",
+        Step::Report => "having the processor make a report",
         Step::Format => "making the filesystem of the scratch space (does its disk take writes?)",
     }
 }

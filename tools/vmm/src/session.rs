@@ -8,6 +8,7 @@ use crate::connection::Connection;
 use crate::refusal::Refused;
 use crate::vsock::Connector;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use parma_guest::attest::channel::KEY;
 use parma_guest::gate::fields::{ContainerId, Serial};
 use parma_guest::wire::{
     self, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, Usage,
@@ -41,6 +42,10 @@ pub enum Reply {
     Properties(Properties),
     /// What a container has used.
     Usage(Usage),
+    /// A sealed channel of this number is open; the guest's ephemeral key, and the report that vouches for it.
+    Channel(u32, Box<[u8; KEY]>, Box<Report>),
+    /// What came of a sealed message, sealed.
+    Sealed(Vec<u8>),
 }
 
 /// What exists in the guest, in the order in which it came to be.
@@ -274,6 +279,12 @@ fn owned(result: Result<wire::Reply<'_>, Refusal>) -> Result<Outcome> {
         }
         Ok(wire::Reply::Properties(properties)) => Reply::Properties(checked(&properties)?),
         Ok(wire::Reply::Usage(usage)) => Reply::Usage(usage),
+        Ok(wire::Reply::Channel { channel, key, report }) => {
+            let key: [u8; KEY] = key.try_into().context("a key of the wrong length from the guest")?;
+            let report: Report = report.try_into().context("a report of the wrong length from the guest")?;
+            Reply::Channel(channel, Box::new(key), Box::new(report))
+        }
+        Ok(wire::Reply::Sealed { message }) => Reply::Sealed(message.to_vec()),
     };
     Ok(Ok(reply))
 }

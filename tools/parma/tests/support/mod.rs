@@ -427,3 +427,72 @@ pub fn memory_of(name: &str) -> PathBuf {
     });
     memory.expect("QEMU holds the guest's memory")
 }
+
+/// The owner of keys, who talks to a guest through this host.
+pub struct Peer {
+    channel: u32,
+    peer: parma_kms::channel::Peer,
+}
+
+impl Stage {
+    /// What a relying party expects of a guest of this image under this workload's policy.
+    pub fn expected(&self, workload: &Workload) -> parma_kms::verify::Expected {
+        let vcpus = self.config([0; 32], Vec::new()).vcpus;
+        parma_kms::verify::Expected {
+            measurements: vec![self.image.measurement(vcpus).unwrap().0],
+            policies: vec![workload.policy.host_data()],
+            ..parma_kms::verify::Expected::default()
+        }
+    }
+}
+
+impl Peer {
+    /// Opens a channel if the guest is as this peer expects.
+    pub fn of(
+        guest: &Guest,
+        expected: &parma_kms::verify::Expected,
+    ) -> Result<Self, parma_kms::channel::Refused> {
+        use parma_kms::verify::{Evidence, Moment, Roots};
+        let offer = parma_kms::channel::Offer::new().unwrap();
+        let (nonce, key) = offer.parts();
+        let Reply::Channel(channel, key, report) = guest.done(Request::OpenChannel { nonce, key: &key })
+        else {
+            panic!("no channel")
+        };
+        let chain = guest.machine.chain().to_der().unwrap();
+        let roots = Roots::amd().with_emulated(&chain[2]).unwrap();
+        let evidence = Evidence { report: &report[..], certificates: &chain, ..Evidence::default() };
+        let (peer, _) = offer.accept(&key, &evidence, expected, &roots, Moment::now())?;
+        Ok(Self { channel, peer })
+    }
+
+    /// What the host carries to the guest.
+    pub fn seal(&mut self, order: &parma_guest::wire::Order<'_>) -> Vec<u8> {
+        self.peer.seal(order).unwrap()
+    }
+
+    /// The request in which it travels.
+    pub fn request<'a>(&self, message: &'a [u8]) -> Request<'a> {
+        Request::Sealed { channel: self.channel, message }
+    }
+
+    /// What came of an order.
+    pub fn open<'m>(&mut self, message: &'m mut [u8]) -> Result<parma_guest::wire::Reply<'m>, Refusal> {
+        self.peer.open(message).unwrap()
+    }
+
+    /// What the guest answers to this order, which the host cannot read.
+    pub fn ask(&mut self, guest: &Guest, order: &parma_guest::wire::Order<'_>) -> Vec<u8> {
+        let message = self.seal(order);
+        match guest.done(self.request(&message)) {
+            Reply::Sealed(message) => message,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Releases a volume's key.
+    pub fn release(&mut self, guest: &Guest, key: [u8; 32], least_generation: u64) {
+        let mut message = self.ask(guest, &parma_guest::wire::Order::Key { key, least_generation });
+        assert_eq!(self.open(&mut message), Ok(parma_guest::wire::Reply::Done));
+    }
+}

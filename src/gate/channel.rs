@@ -1,0 +1,101 @@
+//! Sealed channels at the gate: what comes through one is decided like everything else; only its reply is sealed.
+//!
+//! A channel needs no decision to be opened, since nothing can be done with it that could not be done without: it is the peer who
+//! learns whom it talks to, not the guest. A volume's key needs none to be kept, since the policy decides whether that volume is
+//! mounted; and it is kept only if it came sealed, so that a mistaken client does not show it to the host.
+
+use super::action::{Actor, KeepKey, Permit};
+use super::memory;
+use super::{Gate, refuse, unknown};
+use crate::attest::channel::{Channel, End, Ephemeral, KEY, transcript};
+use crate::wire::{Culprit, Field, Order, Reason, Refusal, Reply, Request, Rule, frame};
+use alloc::vec::Vec;
+use zeroize::Zeroize;
+
+/// Channels at a time; a further one ends the oldest.
+const MAX_CHANNELS: usize = 4;
+
+/// The open channels.
+#[derive(Default)]
+pub(super) struct Channels {
+    open: heapless::Vec<(u32, Channel), MAX_CHANNELS>,
+    last: u32,
+    /// What the last reply consists of.
+    reply: Vec<u8>,
+}
+
+#[cfg(test)]
+impl Channels {
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+}
+
+impl Gate {
+    pub(super) fn open_channel(
+        &mut self,
+        actor: &mut impl Actor,
+        nonce: &[u8; 32],
+        peer: &[u8],
+    ) -> Result<Reply<'_>, Refusal> {
+        let invalid =
+            || Refusal::from(super::Invalid { field: Field::Channel, rule: Rule::PublicKey, value: "" });
+        let peer: &[u8; KEY] = peer.try_into().map_err(|_| invalid())?;
+        let mut random = actor.random()?;
+        let own = Ephemeral::new(&random);
+        random.zeroize();
+        let own = own.ok_or_else(invalid)?;
+        let key = own.public();
+        let transcript = transcript(nonce, peer, &key);
+        let channel = own.agree(End::Guest, peer, &transcript).ok_or_else(invalid)?;
+        let report = actor.report(&transcript)?;
+        let channels = &mut self.channels;
+        channels.reply = memory::room(KEY + report.len())?;
+        channels.reply.extend_from_slice(&key);
+        channels.reply.extend_from_slice(&report);
+        channels.last = channels.last.checked_add(1).ok_or(memory::OutOfMemory)?;
+        if channels.open.is_full() {
+            channels.open.remove(0);
+        }
+        channels.open.push((channels.last, channel)).map_err(|_| memory::OutOfMemory)?;
+        let (key, report) = channels.reply.split_at(KEY);
+        Ok(Reply::Channel { channel: channels.last, key, report })
+    }
+
+    pub(super) fn sealed(
+        &mut self,
+        actor: &mut impl Actor,
+        number: u32,
+        message: &[u8],
+    ) -> Result<Reply<'_>, Refusal> {
+        let Some(at) = self.channels.open.iter().position(|(own, _)| *own == number) else {
+            return unknown(Field::Channel);
+        };
+        let mut copy = memory::room(message.len())?;
+        copy.extend_from_slice(message);
+        let opened = self.channels.open.get_mut(at).and_then(|(_, channel)| channel.open(&mut copy));
+        let Some(opened) = opened else {
+            // SECURITY (K02, K14): after a message that is not the next one nothing more is believed.
+            self.channels.open.remove(at);
+            return unknown(Field::Channel);
+        };
+        let result = match frame::decode::<Order<'_>>(opened) {
+            Ok(Order::Key { key, least_generation }) => actor
+                .keep_key(Permit::granted(KeepKey { key, least_generation }))
+                .map(|()| Reply::Done)
+                .map_err(Refusal::from),
+            // One channel is not a way into another.
+            Ok(Order::Request(Request::OpenChannel { .. } | Request::Sealed { .. })) | Err(_) => {
+                refuse(Culprit::Host, Reason::Malformed)
+            }
+            Ok(Order::Request(request)) => self.handle(actor, &request),
+        };
+        let reply = frame::encode(&result);
+        copy.zeroize();
+        let reply = reply.map_err(|_| memory::OutOfMemory)?;
+        // The request may have been one that took a while, but nothing else came in between: the channel is where it was.
+        let sealed = self.channels.open.get_mut(at).and_then(|(_, channel)| channel.seal(reply));
+        self.channels.reply = sealed.ok_or(memory::OutOfMemory)?;
+        Ok(Reply::Sealed { message: &self.channels.reply })
+    }
+}
