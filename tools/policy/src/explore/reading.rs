@@ -58,6 +58,10 @@ const CONTAINER: [&str; 13] = [
 
 /// Before the root hash of a read-only volume, as the source of a mount.
 const VOLUME: &str = "verity://";
+/// Before the id of a read-write one.
+const OPENED: &str = "volume://";
+/// Where the guest opens read-write volumes.
+pub(super) const VOLUMES: &str = "/run/mounts/volumes/";
 
 /// The five capability sets.
 pub(super) const SETS: [&str; 5] = ["ambient", "bounding", "effective", "inheritable", "permitted"];
@@ -80,6 +84,12 @@ pub(super) struct Reading {
     flags: Option<BTreeMap<&'static str, Json>>,
     constants: Json,
     patterns: RefCell<BTreeMap<String, Option<Hir>>>,
+}
+
+/// What is mounted that a container may be given: layer devices and what is in them, and writable devices.
+pub(super) struct Mounted<'w> {
+    pub devices: &'w BTreeMap<String, String>,
+    pub writable: &'w BTreeSet<String>,
 }
 
 /// What would run if a request to start a process were followed: the environment and the capabilities that the
@@ -199,6 +209,13 @@ impl Reading {
         self.flags.as_ref().is_none_or(|flags| flags.get(flag) == Some(&Json::Bool(true)))
     }
 
+    /// The ids of read-write volumes that containers are given.
+    pub fn volumes(&self) -> BTreeSet<String> {
+        let mounts = self.containers.iter().flat_map(|container| items(&container["mounts"]));
+        let volumes = mounts.filter_map(|mount| mount["source"].as_str()?.strip_prefix(OPENED));
+        volumes.map(str::to_string).collect()
+    }
+
     /// The most bytes of a scratch device.
     pub fn max_scratch_size(&self) -> Option<i64> {
         let size = self.flags.as_ref()?.get("max_scratch_size")?;
@@ -220,14 +237,13 @@ impl Reading {
         }
     }
 
-    /// The first field of the request to create a container that the entry does not allow. `devices` are those that are
-    /// mounted, by path.
+    /// The first field of the request to create a container that the entry does not allow.
     pub fn refuses_create(
         &self,
         entry: &Json,
         input: &Json,
         runs: &Runs<'_>,
-        devices: &BTreeMap<String, String>,
+        world: &Mounted<'_>,
     ) -> Option<&'static str> {
         let elevated = entry["allow_elevated"] == true;
         let checks = [
@@ -236,7 +252,7 @@ impl Reading {
             ("seccompProfileSHA256", entry["seccomp_profile_sha256"] == input["seccompProfileSHA256"]),
             (
                 "mounts",
-                items(&input["mounts"]).iter().all(|mount| self.mount_allowed(entry, input, mount, devices)),
+                items(&input["mounts"]).iter().all(|mount| self.mount_allowed(entry, input, mount, world)),
             ),
             ("devices", input["devices"] == json!([])),
         ];
@@ -319,6 +335,20 @@ impl Reading {
         processes.any(|process| process["command"] == input["argList"] && has(&process["signals"]))
     }
 
+    /// The first field of the request to change what a container may use that the entry does not allow.
+    pub fn refuses_update(&self, entry: &Json, input: &Json) -> Option<&'static str> {
+        let limit = |name: &str| {
+            let (limits, asked) = (&entry["resources"][name], &input[name]);
+            match (limits["least"].as_i64(), limits["most"].as_i64(), asked.as_i64()) {
+                (Some(least), Some(most), Some(asked)) => (least..=most).contains(&asked),
+                _ => limits.is_null() && asked.is_null(),
+            }
+        };
+        let wrong = ["memory", "cpu", "processes"].into_iter().find(|name| !limit(name));
+        let still = input["paused"] == false || entry["allow_pause"] == true;
+        wrong.or((!still).then_some("paused"))
+    }
+
     fn is_user(&self, idname: &Json, who: &Json) -> bool {
         let pattern = &idname["pattern"];
         match idname["strategy"].as_str() {
@@ -358,13 +388,7 @@ impl Reading {
             && env.iter().collect::<BTreeSet<_>>().len() == env.len()
     }
 
-    fn mount_allowed(
-        &self,
-        entry: &Json,
-        input: &Json,
-        mount: &Json,
-        devices: &BTreeMap<String, String>,
-    ) -> bool {
+    fn mount_allowed(&self, entry: &Json, input: &Json, mount: &Json, world: &Mounted<'_>) -> bool {
         let of = |name: &str| items(&self.constants[name]).to_vec();
         let privileged = if entry["allow_elevated"] == true { of("privilegedMounts") } else { Vec::new() };
         let sandbox = json!({"type": "sysfs", "source": "sysfs", "destination": "/sys",
@@ -377,21 +401,17 @@ impl Reading {
                 && mount["destination"] != ""
                 && same_set(&constraint["options"], &mount["options"])
                 && items(&constraint["options"]).len() == items(&mount["options"]).len()
-                && self.source_allowed(&constraint["source"], input, &mount["source"], devices)
+                && self.source_allowed(&constraint["source"], input, &mount["source"], world)
         })
     }
 
-    fn source_allowed(
-        &self,
-        constraint: &Json,
-        input: &Json,
-        source: &Json,
-        devices: &BTreeMap<String, String>,
-    ) -> bool {
+    fn source_allowed(&self, constraint: &Json, input: &Json, source: &Json, world: &Mounted<'_>) -> bool {
         let (Some(allowed), Some(asked)) = (constraint.as_str(), source.as_str()) else { return false };
-        let volume = allowed.strip_prefix(VOLUME);
+        let read_only = allowed.strip_prefix(VOLUME);
+        let opened = allowed.strip_prefix(OPENED);
         if allowed == asked
-            || volume.is_some_and(|hash| devices.get(asked).is_some_and(|mounted| mounted == hash))
+            || read_only.is_some_and(|hash| world.devices.get(asked).is_some_and(|mounted| mounted == hash))
+            || opened.is_some_and(|id| asked == format!("{VOLUMES}{id}") && world.writable.contains(asked))
         {
             return true;
         }

@@ -14,7 +14,7 @@ use parma_guest::wire::MAX_ENV;
 use serde_json::{Value as Json, json};
 
 use super::pattern;
-use super::reading::{Reading, SETS, items};
+use super::reading::{Reading, SETS, VOLUMES, items};
 use super::world::{Life, World};
 use crate::Inputs;
 
@@ -244,6 +244,28 @@ impl<'p> Requests<'p> {
         ] {
             ask(Point::RwMountDevice, mount(encrypted, ensure, filesystem, pattern));
         }
+        // A layer where a writable device is.
+        for target in &world.writable {
+            let hash = self.policy.layers.first().map_or(FOREIGN, String::as_str);
+            ask(
+                Point::MountDevice,
+                json!({"target": target, "deviceHash": hash, "mountPathRegex": DEVICE_PATTERN}),
+            );
+            ask(Point::RwUnmountDevice, json!({"unmountTarget": target}));
+        }
+        for id in self.policy.volumes().iter().map(String::as_str).chain([FOREIGN]) {
+            let honest = json!({"target": format!("{VOLUMES}{id}"), "encrypted": true, "ensureFilesystem": false,
+                "filesystem": "ext4", "mountPathRegex": format!("{VOLUMES}[0-9a-f]{{64}}"), "volume": id});
+            ask(Point::RwMountDevice, honest.clone());
+            for (field, value) in [
+                ("encrypted", json!(false)),
+                ("filesystem", json!("xfs")),
+                ("target", json!(format!("{VOLUMES}{}", "e".repeat(64)))),
+                ("mountPathRegex", json!(".*")),
+            ] {
+                ask(Point::RwMountDevice, with(&honest, field, value));
+            }
+        }
         for (encrypted, memory) in [(true, false), (false, false), (true, true)] {
             let input = json!({"target": scratch, "encrypted": encrypted, "memory": memory});
             ask(Point::ScratchMount, input);
@@ -331,6 +353,12 @@ impl<'p> Requests<'p> {
                 }
             }
             list.push((Point::ShutdownContainer, Rc::new(json!({"containerID": id}))));
+            let entries = self.policy.containers.iter();
+            for update in
+                entries.flat_map(|entry| updates(entry, id)).collect::<BTreeMap<_, _>>().into_values()
+            {
+                list.push((Point::UpdateContainer, Rc::new(update)));
+            }
         }
     }
 
@@ -512,6 +540,9 @@ impl<'p> Requests<'p> {
             if source.starts_with("verity://") {
                 return Some(slot(0));
             }
+            if let Some(id) = source.strip_prefix("volume://") {
+                return Some(format!("{VOLUMES}{id}"));
+            }
             [("sandbox://", "sandboxDir"), ("hugepages://", "hugePagesDir")].iter().find_map(
                 |(prefix, field)| {
                     let below = self.sample(source.strip_prefix(prefix)?, 0)?;
@@ -686,6 +717,28 @@ impl Honest {
         }
         list
     }
+}
+
+/// Requests to change what a container of this entry may use: what it allows, what it does not, and to hold it still.
+/// By their text.
+fn updates(entry: &Json, id: &str) -> Vec<(String, Json)> {
+    let mut honest =
+        json!({"containerID": id, "memory": null, "cpu": null, "processes": null, "paused": false});
+    let mut list = Vec::new();
+    for name in ["memory", "cpu", "processes"] {
+        honest[name] = entry["resources"][name]["most"].clone();
+    }
+    list.push(with(&honest, "paused", json!(true)));
+    for name in ["memory", "cpu", "processes"] {
+        let limits = &entry["resources"][name];
+        let beyond = |limit: &Json, by: i64| limit.as_i64().map(|limit| json!(limit.saturating_add(by)));
+        list.extend(beyond(&limits["most"], 1).map(|value| with(&honest, name, value)));
+        list.extend(beyond(&limits["least"], -1).map(|value| with(&honest, name, value)));
+        list.push(with(&honest, name, limits["least"].clone()));
+        list.push(with(&honest, name, if honest[name].is_null() { json!(1) } else { json!(null) }));
+    }
+    list.push(honest);
+    list.into_iter().map(|update| (update.to_string(), update)).collect()
 }
 
 /// The fields of a request to start another process, of one to create.

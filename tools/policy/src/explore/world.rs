@@ -10,7 +10,7 @@ use parma_guest::policy::Decision;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
-use super::reading::{Reading, Runs, is_required, items};
+use super::reading::{Mounted, Reading, Runs, VOLUMES, is_required, items};
 
 /// A promise that is checked of every decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -152,6 +152,19 @@ impl World {
                 let was = self.devices.remove(unmounted).is_some();
                 require(was, OneDevicePerPath, format!("no device is at {unmounted:?} to be unmounted"))?;
             }
+            Point::RwMountDevice if input.get("volume").is_some() => {
+                require(free, OneDevicePerPath, format!("a second device at {target}"))?;
+                let volume = text(input, "volume");
+                let known = policy.volumes().contains(volume) && target == format!("{VOLUMES}{volume}");
+                require(known, OnlyWhatThePolicyNames, format!("the volume {volume:?} at {target}"))?;
+                let sealed = input["encrypted"] == true && input["filesystem"] == "ext4";
+                require(
+                    sealed,
+                    OnlyWhatThePolicyNames,
+                    "a volume that is not encrypted, or of another kind",
+                )?;
+                self.writable.insert(target.into());
+            }
             Point::RwMountDevice => {
                 require(free, OneDevicePerPath, format!("a second device at {target}"))?;
                 require(secret, OnlyWhatThePolicyNames, "a writable device that is not encrypted")?;
@@ -251,6 +264,10 @@ impl World {
                     (!policy.signal_allowed(entry, input)).then_some("signal")
                 })?;
             }
+            Point::UpdateContainer => {
+                let container = self.running(id)?;
+                narrow(container, policy, |entry| policy.refuses_update(entry, input))?;
+            }
             Point::ShutdownContainer => {
                 let life = self.containers.get(id).map(|container| container.life);
                 let was = matches!(life, Some(Life::Runs | Life::Over));
@@ -288,7 +305,8 @@ impl World {
         let id = text(input, "containerID");
         let (env, capabilities) = runs(policy, input, result)?;
         let runs = Runs { env: &env, capabilities: &capabilities };
-        let (devices, instances) = (&self.devices, self.instances());
+        let (mounted, instances) =
+            (Mounted { devices: &self.devices, writable: &self.writable }, self.instances());
         let Some(container) = self.containers.get_mut(id) else {
             return Err((OnlyWhatThePolicyNames, format!("the container {id:.8}… without an overlay")));
         };
@@ -297,7 +315,7 @@ impl World {
             BurnedIdsStayBurned,
             format!("a second container with the id {id:.8}…"),
         )?;
-        narrow(container, policy, |entry| policy.refuses_create(entry, input, &runs, devices))?;
+        narrow(container, policy, |entry| policy.refuses_create(entry, input, &runs, &mounted))?;
         if policy.obliging {
             let met = narrow(container, policy, |entry| instances.refuse(entry));
             met.map_err(|(_, message)| (Invariant::ObligationsAreMet, message))?;
