@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::io::Cursor;
 
 use common::requests::{container, hash, policy, with};
@@ -161,6 +162,40 @@ unmount_device := {"allowed": true} if data.metadata.scratch_mounts"#;
     let promise = Invariant::OneDevicePerPath;
     finds_in(&hole, &others, "unmount_device", promise, 2);
     assert!(explored(&hole, &NARROW).holds, "without scratch space there is no hole");
+}
+
+#[test]
+fn volumes_and_what_a_running_container_may_use_are_explored_too() {
+    let volume = "ab".repeat(32);
+    let mut entry = container();
+    entry["mounts"] = json!([
+        {"type": "bind", "source": format!("volume://{volume}"), "destination": "/data", "options": ["rw"]},
+    ]);
+    entry["resources"] = json!({"memory": {"least": 1024, "most": 4096}});
+    let policy = policy(&[entry], &json!({}));
+    let others = Bounds { others: 1, ..NARROW };
+    let found = explored(&policy, &others);
+    assert!(found.holds, "{found}");
+    // A container is given a volume only where that is open, so the two are not apart.
+    let together = BTreeSet::from([Part::Containers, Part::Writable]);
+    assert!(found.walks.iter().any(|walk| walk.parts.is_superset(&together)), "{found}");
+
+    let rule = r#"rw_mount_device := {"allowed": true, "metadata": [
+	{"name": "rw_devices", "action": "add", "key": input.target, "value": true},
+]} if {
+	not data.metadata.rw_devices[input.target]
+	input.encrypted == true
+	startswith(input.target, "/run/mounts/volumes/")
+}"#;
+    let hole = weakened(&policy, "rw_mount_device", rule);
+    finds_in(&hole, &others, "rw_mount_device", Invariant::OnlyWhatThePolicyNames, 1);
+    let rule = r#"update_container := {"allowed": true} if {
+	data.metadata.started[input.containerID]
+	some container in data.metadata.matches[input.containerID]
+	input.memory <= container.resources.memory.most
+}"#;
+    let hole = weakened(&policy, "update_container", rule);
+    finds_in(&hole, &NARROW, "update_container", Invariant::OneEntryAllowsAll, 5);
 }
 
 /// [`two`], in which the other one comes after the first, and each may be there once.
