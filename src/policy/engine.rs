@@ -33,6 +33,13 @@ pub struct Engine<'p> {
     spent: u64,
 }
 
+/// What an engine remembers: the state, and the fragments in force.
+#[derive(Clone, Debug)]
+pub struct Memory<'p> {
+    state: State,
+    fragments: Vec<Patterns<'p>>,
+}
+
 /// What a policy that allows says.
 #[derive(Debug, Default)]
 pub struct Decision {
@@ -255,14 +262,14 @@ impl<'p> Engine<'p> {
         Ok(delta)
     }
 
-    /// The state, to be put back with [`set_state`](Self::set_state): for tools that go back and forth.
-    pub fn state(&self) -> &State {
-        &self.state
+    /// All that it remembers, for tools that go back and forth.
+    pub fn memory(&self) -> Memory<'p> {
+        Memory { state: self.state.clone(), fragments: self.fragments.clone() }
     }
 
-    /// Puts a state back that an engine of the same image had.
-    pub fn set_state(&mut self, state: State) {
-        self.state = state;
+    /// Remembers what an engine of the same image did.
+    pub fn set_memory(&mut self, memory: Memory<'p>) {
+        (self.state, self.fragments) = (memory.state, memory.fragments);
     }
 
     /// Puts a fragment in force: from now on decisions can match the patterns of its data, which is pinned here. Its

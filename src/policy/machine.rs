@@ -132,7 +132,7 @@ pub(super) struct Context<'a, 'm> {
 }
 
 /// The patterns of a fragment in force.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Patterns<'p> {
     image: Image<'p>,
     /// Where its data is pinned.

@@ -68,7 +68,7 @@ pub fn worst(inputs: &Inputs, image: &[u8]) -> Result<Worst> {
     let worst =
         Worst { point: "get_properties", request: "an empty one".into(), steps: 0, memory: 0, asked: 0 };
     let mut search = Search { engine, memory: vec![0; ARENA], worst, input: json!({}) };
-    let start = search.engine.state().clone();
+    let start = search.engine.memory();
     for point in Point::ALL {
         search.ask(*point, &json!({}), "an empty one");
     }
@@ -84,7 +84,7 @@ pub fn worst(inputs: &Inputs, image: &[u8]) -> Result<Worst> {
     let mut groups: Vec<Vec<usize>> = groups.into_values().collect();
     groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
     for group in groups.iter().take(GROUPS) {
-        search.engine.set_state(start.clone());
+        search.engine.set_memory(start.clone());
         for (point, input) in honest.overlay(group[0]) {
             search.follow(point, &input);
         }
@@ -92,7 +92,7 @@ pub fn worst(inputs: &Inputs, image: &[u8]) -> Result<Worst> {
         let input =
             json!({"containerID": "c".repeat(64), "layerPaths": paths, "target": "/run/gcs/c/x/rootfs"});
         search.ask(Point::MountOverlay, &input, "as many layers as a request has");
-        let prepared = search.engine.state().clone();
+        let prepared = search.engine.memory();
         // The entry with most rules, and the last one: the others are before it.
         let rules = |number: &usize| items(&honest.entries()[*number]["env_rules"]).len();
         let mut chosen = vec![*group.iter().max_by_key(|number| rules(number)).unwrap_or(&group[0])];
@@ -100,7 +100,7 @@ pub fn worst(inputs: &Inputs, image: &[u8]) -> Result<Worst> {
         chosen.dedup();
         for number in chosen.into_iter().take(ENTRIES) {
             let name = honest.name(number);
-            search.engine.set_state(prepared.clone());
+            search.engine.set_memory(prepared.clone());
             let Some(creation) = honest.creation(number) else { continue };
             for (what, input) in filled(&creation) {
                 search.ask(Point::CreateContainer, &input, &format!("{what}; otherwise what {name} allows"));

@@ -25,7 +25,7 @@ use std::fmt;
 
 use anyhow::{Context, Result, anyhow, bail};
 use parma_guest::gate::ARENA;
-use parma_guest::policy::state::State;
+use parma_guest::policy::engine::Memory;
 use parma_guest::policy::{Arena, Engine, Refusal};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
@@ -283,15 +283,15 @@ impl Explorer<'_> {
             violation: None,
         };
         let mut known: HashMap<[u8; 32], u32> = HashMap::new();
-        let mut waiting: VecDeque<(u32, State, World)> = VecDeque::new();
+        let mut waiting: VecDeque<(u32, Memory<'_>, World)> = VecDeque::new();
         let start = World::default();
         known.insert(key(&metadata(&engine), &start, bounds.ids), 0);
         walk.graph.labels.push(start.summary());
-        waiting.push_back((0, engine.state().clone(), start));
+        waiting.push_back((0, engine.memory(), start));
 
         let broken = 'search: loop {
-            let Some((number, state, world)) = waiting.pop_front() else { break None };
-            engine.set_state(state);
+            let Some((number, memory_then, world)) = waiting.pop_front() else { break None };
+            engine.set_memory(memory_then);
             let before = metadata(&engine);
             self.apart.hold(&before);
             if engine.ready(arena)
@@ -353,7 +353,7 @@ impl Explorer<'_> {
                             let steps = walk.nodes[number as usize].steps + 1;
                             walk.graph.labels.push(next.summary());
                             walk.nodes.push(Node { parent: number, request: index, steps });
-                            waiting.push_back((new, engine.state().clone(), next));
+                            waiting.push_back((new, engine.memory(), next));
                         }
                         let names = walk.graph.edges.entry((number as usize, to as usize)).or_default();
                         if !names.contains(&point.name()) {

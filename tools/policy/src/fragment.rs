@@ -8,9 +8,15 @@
 //! data holds as one. A pattern that is put together from a parameter is not among them: a decision that has to match
 //! it is a denial.
 
-use parma_guest::policy::fragment::{PACKAGE, PATTERNS, RULES};
+use anyhow::{Result, anyhow};
+use parma_guest::gate::ARENA;
+use parma_guest::point::Point;
+use parma_guest::policy::fragment::{Fragment, PACKAGE, PATTERNS, RULES};
+use parma_guest::policy::{Arena, Engine, Refusal, Value};
+use serde_json::{Value as Json, json};
 
 use crate::compile::{CompileError, Compiled, Inputs, compile, package, rules};
+use crate::{from_json, to_json};
 
 /// A function that asks for a pattern: one for each place that patterns come from, so that what the compiler cannot
 /// tell of one place does not keep it from naming the patterns of another.
@@ -117,4 +123,75 @@ pub fn inputs(name: &str, text: &str) -> Result<Inputs, CompileError> {
 /// The first thing that is refused, with its place.
 pub fn compile_fragment(name: &str, text: &str) -> Result<Compiled, CompileError> {
     compile(&inputs(name, text)?)
+}
+
+/// What the guest asks the policy about a fragment. The content is asked about only once the header was welcome.
+pub(crate) fn request(issuer: &str, feed: &str, svn: u32, loaded: bool) -> Json {
+    json!({"issuer": issuer, "feed": feed, "namespace": "fragment", "fragment_loaded": loaded, "has_header_svn": true,
+        "header_svn": svn, "receipts": []})
+}
+
+/// Puts a fragment in force as the guest's gate does, of which the signature was verified. All of it or nothing: what the
+/// policy says, and the content for each set of parameters.
+///
+/// # Errors
+/// It is no fragment, or a limit of the guest is reached. Nothing has changed then.
+pub fn load(
+    engine: &mut Engine<'_>,
+    image: &[u8],
+    issuer: &str,
+    feed: &str,
+    svn: u32,
+) -> Result<std::result::Result<(), Refusal>> {
+    let before = engine.memory();
+    let loaded = load_all(engine, image, issuer, feed, svn);
+    if !matches!(loaded, Ok(Ok(()))) {
+        engine.set_memory(before);
+    }
+    loaded
+}
+
+fn load_all(
+    engine: &mut Engine<'_>,
+    image: &[u8],
+    issuer: &str,
+    feed: &str,
+    svn: u32,
+) -> Result<std::result::Result<(), Refusal>> {
+    let invalid = |error| anyhow!("no fragment that a guest takes: {error:?}");
+    let (mut memory, mut given) = (vec![0; ARENA], vec![0; ARENA]);
+    let arena = &mut Arena::new(&mut memory);
+    let header = request(issuer, feed, svn, false);
+    let sets = match engine.decide(arena, Point::LoadFragment, |arena| from_json(arena, &header)) {
+        Err(refusal) => return Ok(Err(refusal)),
+        Ok(decision) => match decision.parameters.map(|sets| to_json(&engine.view(arena), sets)) {
+            Some(Json::Array(sets)) if !sets.is_empty() => sets,
+            _ => vec![json!({})],
+        },
+    };
+    let mut content = Fragment::read(image).map_err(invalid)?;
+    let mut data = Vec::new();
+    for set in sets {
+        let parameters = &mut Arena::new(&mut given);
+        let set = from_json(parameters, &set).map_err(|fault| invalid(fault.into()))?;
+        let worked_out = content.content(arena, Some((&engine.view(parameters), set))).map_err(invalid)?;
+        let pinned = engine.pin(worked_out).map_err(|error| invalid(error.into()))?;
+        let content = engine.pinned(&pinned);
+        let request = request(issuer, feed, svn, true);
+        let asked = engine.decide(arena, Point::LoadFragment, |arena| {
+            let Json::Object(fields) = &request else { return arena.object(&[]) };
+            let mut values: Vec<(&str, Value)> = vec![("fragment", content)];
+            for (name, value) in fields {
+                values.push((name, from_json(arena, value)?));
+            }
+            arena.object(&values)
+        });
+        match asked {
+            Err(refusal) => return Ok(Err(refusal)),
+            Ok(decision) => drop(engine.commit(decision.delta).map_err(|error| invalid(error.into()))?),
+        }
+        data.push(pinned);
+    }
+    engine.attach(image, data.iter()).map_err(|error| invalid(error.into()))?;
+    Ok(Ok(()))
 }

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::policy::format::{
     Class, Const, Image, Kind, Look, MAX_HOLES, Pattern, Program, Section, Step,
 };
+use parma_guest::policy::fragment::{PACKAGE, RULES};
 use parma_guest::policy::instruction::{Args, Builtin, Collection, Instruction, Reg, Target};
 use parma_guest::policy::verify;
 use serde_json::Value as Json;
@@ -23,6 +24,23 @@ pub struct Reference<'p> {
     image: Image<'p>,
     /// `data.metadata`.
     state: BTreeMap<String, Map>,
+    fragments: Vec<Loaded<'p>>,
+}
+
+/// A fragment in force.
+struct Loaded<'p> {
+    image: Image<'p>,
+    /// Its data, once for each set of parameters.
+    data: Vec<Value>,
+}
+
+impl Loaded<'_> {
+    /// Whether this string is one of its data: it, and not an equal one.
+    fn has(&self, text: &Rc<str>) -> bool {
+        let mut strings = Vec::new();
+        self.data.iter().for_each(|data| texts(data, &mut strings));
+        strings.iter().any(|own| Rc::ptr_eq(own, text))
+    }
 }
 
 /// A map of the state.
@@ -71,6 +89,9 @@ struct Run<'r, 'p> {
     input: Option<Value>,
     remembered: BTreeMap<u32, Option<Value>>,
     looked: Footprint,
+    fragments: &'r [Loaded<'p>],
+    /// Parts of strings of fragments' data, with the fragment's number.
+    parts: Vec<(Rc<str>, usize)>,
 }
 
 /// What an evaluation looked at in `data.metadata`. Passing a map on is not looking at it.
@@ -96,7 +117,8 @@ impl<'p> Reference<'p> {
         let image = Image::read(image).map_err(invalid)?;
         verify::verify(&image).map_err(invalid)?;
         let linux = Map::Object(BTreeMap::from([("ostype".into(), Value::string("linux"))]));
-        Ok(Reference { image, state: BTreeMap::from([("operatingsystem".into(), linux)]) })
+        let state = BTreeMap::from([("operatingsystem".into(), linux)]);
+        Ok(Reference { image, state, fragments: Vec::new() })
     }
 
     /// Evaluates an entry, such as `data.policy.mount_device`. `None` is undefined.
@@ -104,12 +126,12 @@ impl<'p> Reference<'p> {
     /// # Errors
     /// A fault.
     pub fn evaluate(&self, entry: &str, input: Option<&Json>) -> Result<Option<Json>, Fault> {
-        Ok(self.value(entry, input).0?.map(|value| json(&value)))
+        Ok(self.asked(entry, input).0?.map(|value| json(&value)))
     }
 
     /// Evaluates, and says what it looked at in the memory.
     pub fn trace(&self, entry: &str, input: Option<&Json>) -> (Result<Option<Json>, Fault>, Footprint) {
-        let (outcome, looked) = self.value(entry, input);
+        let (outcome, looked) = self.asked(entry, input);
         (outcome.map(|value| value.as_ref().map(json)), looked)
     }
 
@@ -128,7 +150,7 @@ impl<'p> Reference<'p> {
     /// # Errors
     /// A fault, or operations that cannot be applied: nothing has changed then.
     pub fn decide(&mut self, entry: &str, input: Option<&Json>) -> Result<Option<Json>, Fault> {
-        let Some(value) = self.value(entry, input).0? else { return Ok(None) };
+        let Some(value) = self.asked(entry, input).0? else { return Ok(None) };
         if value.get(&Value::string("allowed")) == Some(&Value::Bool(true))
             && let Some(operations) = value.get(&Value::string("metadata"))
         {
@@ -179,13 +201,84 @@ impl<'p> Reference<'p> {
             input,
             remembered: BTreeMap::new(),
             looked: Footprint::default(),
+            fragments: &self.fragments,
+            parts: Vec::new(),
         }
     }
 
-    fn value(&self, entry: &str, input: Option<&Json>) -> (Outcome, Footprint) {
-        let Ok(input) = input.map(from_json).transpose() else {
-            return (Err(Fault("input")), Footprint::default());
+    /// Puts a fragment in force, as the guest does once its signature is verified: the policy is asked with the header, and
+    /// for each set of parameters with the content. All of it, or nothing. Whether it was allowed.
+    ///
+    /// # Errors
+    /// A fault, or no valid fragment.
+    pub fn load_fragment(
+        &mut self,
+        image: &'p [u8],
+        issuer: &str,
+        feed: &str,
+        svn: u32,
+    ) -> Result<bool, Fault> {
+        let ask = |this: &Self, content: Option<Value>| -> Outcome {
+            let mut input = BTreeMap::from([
+                (Value::string("feed"), Value::string(feed)),
+                (Value::string("fragment_loaded"), Value::Bool(content.is_some())),
+                (Value::string("has_header_svn"), Value::Bool(true)),
+                (Value::string("header_svn"), Value::Int(svn.into())),
+                (Value::string("issuer"), Value::string(issuer)),
+                (Value::string("namespace"), Value::string("fragment")),
+                (Value::string("receipts"), array([])),
+            ]);
+            input.extend(content.map(|content| (Value::string("fragment"), content)));
+            let answer = this.value("data.policy.load_fragment", Some(Value::Object(Rc::new(input)))).0?;
+            Ok(answer.filter(|answer| answer.get(&Value::string("allowed")) == Some(&Value::Bool(true))))
         };
+        let Some(welcome) = ask(self, None)? else { return Ok(false) };
+        let sets = match welcome.get(&Value::string("parameters")) {
+            Some(Value::Array(sets)) if !sets.is_empty() => sets.to_vec(),
+            _ => vec![object([])],
+        };
+        let content = Reference::new(image).map_err(|_| Fault("fragment"))?;
+        let content = Reference { state: BTreeMap::new(), ..content };
+        let before = self.state.clone();
+        let mut loaded = Loaded { image: content.image.clone(), data: Vec::new() };
+        for set in sets {
+            let mut fields = Vec::new();
+            for rule in RULES {
+                let input = object([(Value::string("parameters"), set.clone())]);
+                let value = content.value(&format!("data.{PACKAGE}.{rule}"), Some(input)).0?;
+                fields.extend(value.map(|value| (Value::string(rule), value)));
+            }
+            let data = object(fields);
+            let answer = ask(self, Some(data.clone()));
+            let changed = match answer {
+                Ok(Some(answer)) => match answer.get(&Value::string("metadata")) {
+                    Some(operations) => self.changed(operations).map_err(|_| Fault("metadata")).map(Some),
+                    None => Ok(Some(self.state.clone())),
+                },
+                Ok(None) => Ok(None),
+                Err(fault) => Err(fault),
+            };
+            match changed {
+                Ok(Some(state)) => self.state = state,
+                refused => {
+                    self.state = before;
+                    return refused.map(|_| false);
+                }
+            }
+            loaded.data.push(data);
+        }
+        self.fragments.push(loaded);
+        Ok(true)
+    }
+
+    fn asked(&self, entry: &str, input: Option<&Json>) -> (Outcome, Footprint) {
+        match input.map(from_json).transpose() {
+            Ok(input) => self.value(entry, input),
+            Err(_) => (Err(Fault("input")), Footprint::default()),
+        }
+    }
+
+    fn value(&self, entry: &str, input: Option<Value>) -> (Outcome, Footprint) {
         let Some(function) = self.image.entry(entry) else { return (Ok(None), Footprint::default()) };
         let mut run = self.run(input);
         (run.call(function, Vec::new()), run.looked)
@@ -283,6 +376,20 @@ fn set(members: impl IntoIterator<Item = Value>) -> Value {
 
 fn object(pairs: impl IntoIterator<Item = (Value, Value)>) -> Value {
     Value::Object(Rc::new(pairs.into_iter().collect()))
+}
+
+/// Every string in a value.
+fn texts(value: &Value, into: &mut Vec<Rc<str>>) {
+    match value {
+        Value::Str(text) => into.push(text.clone()),
+        Value::Array(items) => items.iter().for_each(|item| texts(item, into)),
+        Value::Set(members) => members.iter().for_each(|member| texts(member, into)),
+        Value::Object(fields) => fields.iter().for_each(|(key, value)| {
+            texts(key, into);
+            texts(value, into);
+        }),
+        Value::Null | Value::Bool(_) | Value::Int(_) => {}
+    }
 }
 
 /// Key and value of each element of a collection; `None` for what is none.
@@ -488,7 +595,12 @@ impl Run<'_, '_> {
                 (dst, Some(Value::Bool(relation.holds(frame.get(left)?.cmp(&self.constant(right)?)))))
             }
             I::Call { dst, function, args } => (dst, self.call(function, frame.all(args)?)?),
-            I::Builtin { dst, builtin, args } => (dst, builtins::call(builtin, &frame.all(args)?)?),
+            I::Builtin { dst, builtin, args } => {
+                let args = frame.all(args)?;
+                let result = builtins::call(builtin, &args)?;
+                self.take_parts(builtin, &args, result.as_ref());
+                (dst, result)
+            }
             I::Match { dst, text, pattern } => {
                 let text = frame.get(text)?;
                 let matched = text.as_str().map(|text| self.matches(pattern, text, &[]));
@@ -497,14 +609,12 @@ impl Run<'_, '_> {
             I::MatchBy { dst, text, pattern, part, holes } => {
                 let class = if part { Class::Part } else { Class::Whole };
                 let holes = frame.all(holes)?;
-                match self.named(class, &frame.get(pattern)?, &holes)? {
-                    Some(pattern) => {
-                        let text = frame.get(text)?;
-                        let matched = text.as_str().map(|text| self.matches(pattern, text, &holes));
-                        (dst, matched.transpose()?.map(Value::Bool))
-                    }
-                    None => (dst, None),
-                }
+                let (pattern, text) = (frame.get(pattern)?, frame.get(text)?);
+                let matched = match self.matches_named(class, &pattern, &text, &holes) {
+                    Err(Fault("pattern")) => self.matches_of_fragment(class, &pattern, &text)?,
+                    matched => matched?,
+                };
+                (dst, matched.map(Value::Bool))
             }
             I::Submatches { dst, text, pattern, limit } => {
                 let pattern = self.named(Class::Find, &frame.get(pattern)?, &[])?;
@@ -673,6 +783,60 @@ impl Run<'_, '_> {
                 Way { program, text: text.as_bytes(), holes }.go(0, 0, &mut tried, &mut slots)?
             }
         })
+    }
+
+    /// Whether a text matches the pattern with this text; undefined if one is no string, or the pattern is none.
+    fn matches_named(
+        &self,
+        class: Class,
+        pattern: &Value,
+        text: &Value,
+        holes: &[Value],
+    ) -> Result<Option<bool>, Fault> {
+        let Some(pattern) = self.named(class, pattern, holes)? else { return Ok(None) };
+        text.as_str().map(|text| self.matches(pattern, text, holes)).transpose()
+    }
+
+    /// The same by the fragment that the pattern itself came from, and by no other.
+    fn matches_of_fragment(
+        &self,
+        class: Class,
+        pattern: &Value,
+        text: &Value,
+    ) -> Result<Option<bool>, Fault> {
+        let Value::Str(own) = pattern else { return Err(Fault("pattern")) };
+        let loaded =
+            self.origin(own).and_then(|number| self.fragments.get(number)).ok_or(Fault("pattern"))?;
+        let run = Run {
+            image: &loaded.image,
+            state: object([]),
+            input: None,
+            remembered: BTreeMap::new(),
+            looked: Footprint::default(),
+            fragments: &[],
+            parts: Vec::new(),
+        };
+        run.matches_named(class, pattern, text, &[])
+    }
+
+    /// The number of the fragment in whose data a string is, or of which it is a part.
+    fn origin(&self, text: &Rc<str>) -> Option<usize> {
+        let part = self.parts.iter().find(|(part, _)| Rc::ptr_eq(part, text));
+        part.map(|(_, number)| *number).or_else(|| self.fragments.iter().position(|loaded| loaded.has(text)))
+    }
+
+    /// A part of a string comes from where the string does.
+    fn take_parts(&mut self, builtin: Builtin, args: &[Value], result: Option<&Value>) {
+        let parting =
+            [Builtin::Substring, Builtin::TrimPrefix, Builtin::Split, Builtin::Before].contains(&builtin);
+        if let Some(Value::Str(whole)) = args.first()
+            && parting
+            && let Some(number) = self.origin(whole)
+        {
+            let mut parts = Vec::new();
+            result.into_iter().for_each(|result| texts(result, &mut parts));
+            self.parts.extend(parts.into_iter().map(|part| (part, number)));
+        }
     }
 
     /// The pattern with this text; `None` if it is no string, or no regular expression.

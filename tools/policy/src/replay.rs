@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
 
 use crate::compile::{self, CompileError, Inputs, compile};
+use crate::fragment;
 use crate::value::{from_json, to_json};
 
 /// Bytes for one evaluation: far more than a guest gives, since traces may ask anything.
@@ -85,6 +86,14 @@ impl<'p> Session<'p> {
             self.patch(operations).with_context(|| format!("{rule}: the result's ops cannot be applied"))?;
         }
         Ok(Evaluation::Value(json))
+    }
+
+    /// Puts a fragment in force, as if its signature had been verified. Whether the policy allows it.
+    ///
+    /// # Errors
+    /// It is no fragment, or a limit of the guest is reached. Nothing has changed then.
+    pub fn load_fragment(&mut self, image: &[u8], issuer: &str, feed: &str, svn: u32) -> Result<bool> {
+        Ok(fragment::load(&mut self.engine, image, issuer, feed, svn)?.is_ok())
     }
 
     /// Does to `data.pstate` what a JSON patch of its entries says, as policies of other agents return it.

@@ -2,26 +2,12 @@
 
 mod common;
 
+use common::both;
 use common::requests::*;
 use common::sessions::{Numbers, session};
 use parma_policy::reference::Reference;
 use parma_policy::{Evaluation, Inputs, Session, compile};
 use serde_json::{Value, json};
-
-/// Asks both; the machine's answer.
-fn both(machine: &mut Session<'_>, reference: &mut Reference<'_>, rule: &str, input: &Value) -> Evaluation {
-    let ours = machine.decide(rule, Some(input));
-    let theirs = reference.decide(rule, Some(input));
-    let same = match (&ours, &theirs) {
-        (Ok(Evaluation::Value(ours)), Ok(Some(theirs))) => ours == theirs,
-        (Ok(Evaluation::Undefined), Ok(None)) => true,
-        (Ok(Evaluation::Fault(_)) | Err(_), Err(_)) => true,
-        _ => false,
-    };
-    assert!(same, "{rule} {input}\nmachine {ours:?}\nreference {theirs:?}");
-    assert_eq!(machine.metadata(), reference.metadata(), "after {rule} {input}");
-    ours.unwrap_or(Evaluation::Undefined)
-}
 
 #[test]
 fn made_up_sessions_are_decided_alike() {

@@ -239,3 +239,23 @@ pub fn unordered(value: &Value) -> Value {
         other => other.clone(),
     }
 }
+
+/// Asks the machine and the reference evaluator, which must answer and remember alike; the machine's answer.
+pub fn both(
+    machine: &mut Session<'_>,
+    reference: &mut Reference<'_>,
+    rule: &str,
+    input: &Value,
+) -> Evaluation {
+    let ours = machine.decide(rule, Some(input));
+    let theirs = reference.decide(rule, Some(input));
+    let same = match (&ours, &theirs) {
+        (Ok(Evaluation::Value(ours)), Ok(Some(theirs))) => ours == theirs,
+        (Ok(Evaluation::Undefined), Ok(None)) => true,
+        (Ok(Evaluation::Fault(_)) | Err(_), Err(_)) => true,
+        _ => false,
+    };
+    assert!(same, "{rule} {input}\nmachine {ours:?}\nreference {theirs:?}");
+    assert_eq!(machine.metadata(), reference.metadata(), "after {rule} {input}");
+    ours.unwrap_or(Evaluation::Undefined)
+}
