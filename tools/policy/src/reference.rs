@@ -240,7 +240,7 @@ impl<'p> Reference<'p> {
         let content = Reference::new(image).map_err(|_| Fault("fragment"))?;
         let content = Reference { state: BTreeMap::new(), ..content };
         let before = self.state.clone();
-        let mut loaded = Loaded { image: content.image.clone(), data: Vec::new() };
+        let mut loaded = Loaded { image: content.image, data: Vec::new() };
         for set in sets {
             let mut fields = Vec::new();
             for rule in RULES {
