@@ -22,8 +22,8 @@ pub struct Closed;
 
 /// What handles requests.
 pub trait Serve {
-    /// Handles a request.
-    fn serve(&mut self, request: &Request<'_>) -> Result<Reply<'_>, Refusal>;
+    /// Handles a request, which came in a frame with this body.
+    fn serve(&mut self, request: &Request<'_>, body: &[u8]) -> Result<Reply<'_>, Refusal>;
 }
 
 /// One control connection.
@@ -96,7 +96,7 @@ impl Control {
             Ok(ToGuest { sequence, request }) if sequence == self.expected => {
                 // After the last number none is expected: 0 is never right.
                 self.expected = self.expected.checked_add(1).unwrap_or(0);
-                self.put(&FromGuest::Reply { sequence, result: server.serve(&request) })?;
+                self.put(&FromGuest::Reply { sequence, result: server.serve(&request, body) })?;
                 self.flush()
             }
             Ok(ToGuest { sequence, .. }) => {
@@ -200,7 +200,7 @@ mod tests {
     }
 
     impl Serve for Server {
-        fn serve(&mut self, _: &Request<'_>) -> Result<Reply<'_>, Refusal> {
+        fn serve(&mut self, _: &Request<'_>, _: &[u8]) -> Result<Reply<'_>, Refusal> {
             self.served += 1;
             Ok(Reply::PolicyAccepted { report: &self.report })
         }

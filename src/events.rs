@@ -57,9 +57,9 @@ struct Monitor {
 }
 
 impl Serve for Monitor {
-    fn serve(&mut self, request: &Request<'_>) -> Result<Reply<'_>, Refusal> {
+    fn serve(&mut self, request: &Request<'_>, body: &[u8]) -> Result<Reply<'_>, Refusal> {
         let logging = self.guest.logging;
-        let result = self.gate.handle(&mut self.guest, request);
+        let result = self.gate.serve(&mut self.guest, request, body);
         if logging {
             let outcome = if result.is_ok() { "done" } else { "refused" };
             console::line(format_args!("{}: {outcome}", name(request)));
@@ -93,6 +93,10 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::GetUsage { .. } => "get usage",
         Request::OpenChannel { .. } => "open channel",
         Request::Sealed { .. } => "sealed message",
+        Request::ReadAudit { .. } => "read audit",
+        Request::ExecExternal { .. } => "exec external",
+        Request::DumpStacks => "dump stacks",
+        Request::Unoffered { point, .. } => point.name(),
     }
 }
 

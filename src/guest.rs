@@ -3,9 +3,10 @@
 use crate::attest::{self, AttestError, Report};
 use crate::container::Containers;
 use crate::gate::action::{
-    ActError, Actor, CreateContainer, ExecInContainer, GetUsage, KeepKey, MountDevice, MountOverlay,
-    MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess,
-    UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, UpdateContainer, User,
+    ActError, Actor, CreateContainer, DumpStack, ExecExternal, ExecInContainer, GetUsage, KeepKey,
+    MountDevice, MountOverlay, MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork,
+    ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume,
+    UpdateContainer, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
 use crate::linux::{Errno, console};
@@ -120,6 +121,17 @@ impl Actor for Guest {
             Err(AttestError::Kernel(errno)) => Err(failed(Step::Report, errno, true)),
             Err(_) => Err(failed(Step::Report, Errno::IO, true)),
         }
+    }
+
+    fn exec_external(&mut self, permit: Permit<ExecExternal<'_>>) -> Result<(), ActError> {
+        let ExecExternal { .. } = permit.into_action();
+        // There is no program in the guest but this one, which is running.
+        let errno = Errno::NOENT.raw_os_error() as u16;
+        Err(ActError { step: Step::Execute, errno, undone: true })
+    }
+
+    fn dump_stack(&self, permit: Permit<DumpStack>) -> Result<Option<u8>, ActError> {
+        self.containers.dump_stack(permit)
     }
 
     fn resolve_user(&self, container: &ContainerId, user: UserSpec<'_>) -> Result<User, ActError> {

@@ -89,6 +89,21 @@ points! {
     UpdateContainer "update_container",
 }
 
+impl Point {
+    /// What this guest does not do, whatever a policy says: shares of the host's files, block devices without dm-verity,
+    /// what is Windows' alone, and ledgers.
+    pub const UNOFFERED: [Self; 8] = [
+        Self::MountBlockdev,
+        Self::UnmountBlockdev,
+        Self::Plan9Mount,
+        Self::Plan9Unmount,
+        Self::RegistryChanges,
+        Self::MountCims,
+        Self::LogProvider,
+        Self::LoadTransparencyTrustList,
+    ];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

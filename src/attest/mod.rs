@@ -6,6 +6,7 @@
 //!
 //! `docs/attestation.md` says what this proves, and what it does not.
 
+pub mod audit;
 pub mod channel;
 #[cfg(feature = "emulated")]
 mod emulated;

@@ -22,7 +22,7 @@ mod time;
 mod user;
 
 use crate::gate::action::{
-    ActError, CreateContainer, ExecInContainer, GetUsage, Mount, Permit, ProcessId, SetUpNetwork,
+    ActError, CreateContainer, DumpStack, ExecInContainer, GetUsage, Mount, Permit, ProcessId, SetUpNetwork,
     ShutdownContainer, SignalProcess, Source, StartProcess, UpdateContainer, User,
 };
 use crate::gate::fields::{ContainerId, Resources, Signal, UserSpec};
@@ -37,6 +37,7 @@ use alloc::ffi::CString;
 use alloc::string::String;
 use alloc::vec::Vec;
 use cgroup::{Cgroup, Cgroups};
+use core::fmt::Write;
 use core::ops::Range;
 use launch::{At, Failure, Place, Program};
 use pod::Pod;
@@ -280,6 +281,14 @@ impl Containers {
             .map_err(|failure| failure.into_error(true))
     }
 
+    /// See [`crate::gate::action::Actor::dump_stack`].
+    pub fn dump_stack(&self, permit: Permit<DumpStack>) -> Result<Option<u8>, ActError> {
+        let DumpStack { process } = permit.into_action();
+        let running = self.processes.get(&process).and_then(|process| process.running.as_ref());
+        let Some((pid, _)) = running else { return Ok(None) };
+        state_of(*pid).at(Step::DumpStacks).map(Some).map_err(|failure| failure.into_error(true))
+    }
+
     /// Whether [`Containers::attach`] would accept this stream.
     pub fn attachable(&self, process: ProcessId, stream: Stream) -> Result<(), NotAttachable> {
         self.streams.attachable(process, stream)
@@ -440,6 +449,20 @@ fn wait(pidfd: BorrowedFd<'_>, deadline: &Deadline) -> Result<ExitStatus, Errno>
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// The letter of a process's state (proc_pid_stat(5)): after its number and its name in parentheses, which is its own choice
+/// of at most 15 bytes.
+fn state_of(pid: Pid) -> Result<u8, Errno> {
+    let mut path = heapless::String::<32>::new();
+    // Two names and a number of at most ten digits fit.
+    let _ = write!(path, "/proc/{}/stat", pid.as_raw_nonzero());
+    let stat = openat(CWD, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = [0; 64];
+    let length = rustix::io::read(stat, &mut text)?;
+    let text = text.get(..length).unwrap_or_default();
+    let end = text.windows(2).rposition(|pair| pair == b") ").ok_or(Errno::PROTO)?;
+    text.get(end + 2).copied().filter(u8::is_ascii_uppercase).ok_or(Errno::PROTO)
 }
 
 fn exit_status(code: Option<i32>, signal: Option<i32>) -> Option<ExitStatus> {

@@ -9,6 +9,7 @@ use super::fields::{
     ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
 };
 use super::network::Network;
+use crate::point::Point;
 use crate::wire::{Stdio, Step, Tags, Usage};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -265,6 +266,31 @@ pub struct SetUpNetwork<'a> {
     pub network: Network<'a>,
 }
 
+/// Start a process outside of any container.
+#[derive(Debug, Clone)]
+pub struct ExecExternal<'a> {
+    /// Its argument vector.
+    pub args: Args<'a>,
+    /// Its environment, after what the policy dropped.
+    pub env: Env<'a>,
+    /// Its working directory.
+    pub working_dir: WorkingDir<'a>,
+}
+
+/// Find out what a process is doing.
+#[derive(Debug, Clone, Copy)]
+pub struct DumpStack {
+    /// The process.
+    pub process: ProcessId,
+}
+
+/// What this guest does not do: [`Point::UNOFFERED`].
+#[derive(Debug, Clone, Copy)]
+pub struct Unoffered {
+    /// What.
+    pub point: Point,
+}
+
 /// A user and its groups as the kernel and the policy know them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
@@ -333,6 +359,15 @@ pub trait Actor {
     fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError>;
     /// Does it.
     fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError>;
+    /// Does it, where there is a program outside of containers.
+    fn exec_external(&mut self, permit: Permit<ExecExternal<'_>>) -> Result<(), ActError>;
+    /// Gives the letter of the process's state; `None` if it has ended.
+    fn dump_stack(&self, permit: Permit<DumpStack>) -> Result<Option<u8>, ActError>;
+    /// Does it, where the guest can.
+    fn unoffered(&mut self, permit: Permit<Unoffered>) -> Result<(), ActError> {
+        let Unoffered { .. } = permit.into_action();
+        Err(ActError { step: Step::Unoffered, errno: 0, undone: true })
+    }
 
     /// Forgets a process that has ended, and what nobody read of its output.
     fn forget(&mut self, process: ProcessId);

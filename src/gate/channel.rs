@@ -6,7 +6,8 @@
 
 use super::action::{Actor, KeepKey, Permit};
 use super::memory;
-use super::{Gate, refuse, unknown};
+use super::{Completed, Gate, refuse, unknown};
+use crate::attest::audit::Verdict;
 use crate::attest::channel::{Channel, End, Ephemeral, KEY, transcript};
 use crate::wire::{Culprit, Field, Order, Reason, Refusal, Reply, Request, Rule, frame};
 use alloc::vec::Vec;
@@ -37,7 +38,7 @@ impl Gate {
         actor: &mut impl Actor,
         nonce: &[u8; 32],
         peer: &[u8],
-    ) -> Result<Reply<'_>, Refusal> {
+    ) -> Result<Completed, Refusal> {
         let invalid =
             || Refusal::from(super::Invalid { field: Field::Channel, rule: Rule::PublicKey, value: "" });
         let peer: &[u8; KEY] = peer.try_into().map_err(|_| invalid())?;
@@ -58,8 +59,18 @@ impl Gate {
             channels.open.remove(0);
         }
         channels.open.push((channels.last, channel)).map_err(|_| memory::OutOfMemory)?;
-        let (key, report) = channels.reply.split_at(KEY);
-        Ok(Reply::Channel { channel: channels.last, key, report })
+        Ok(Completed::Channel)
+    }
+
+    /// The channel that was just opened.
+    pub(super) fn opened(&self) -> Reply<'_> {
+        let (key, report) = self.channels.reply.split_at_checked(KEY).unwrap_or_default();
+        Reply::Channel { channel: self.channels.last, key, report }
+    }
+
+    /// The answer to the message that was just taken.
+    pub(super) fn answer(&self) -> Reply<'_> {
+        Reply::Sealed { message: &self.channels.reply }
     }
 
     pub(super) fn sealed(
@@ -67,7 +78,7 @@ impl Gate {
         actor: &mut impl Actor,
         number: u32,
         message: &[u8],
-    ) -> Result<Reply<'_>, Refusal> {
+    ) -> Result<Completed, Refusal> {
         let Some(at) = self.channels.open.iter().position(|(own, _)| *own == number) else {
             return unknown(Field::Channel);
         };
@@ -82,20 +93,22 @@ impl Gate {
         let result = match frame::decode::<Order<'_>>(opened) {
             Ok(Order::Key { key, least_generation }) => actor
                 .keep_key(Permit::granted(KeepKey { key, least_generation }))
-                .map(|()| Reply::Done)
+                .map(|()| Completed::Done)
                 .map_err(Refusal::from),
             // One channel is not a way into another.
             Ok(Order::Request(Request::OpenChannel { .. } | Request::Sealed { .. })) | Err(_) => {
                 refuse(Culprit::Host, Reason::Malformed)
             }
-            Ok(Order::Request(request)) => self.handle(actor, &request),
+            Ok(Order::Request(request)) => self.act(actor, &request),
         };
-        let reply = frame::encode(&result);
+        // What the log says of the message is what came of the order in it.
+        let verdict = Verdict::of(result.as_ref().err());
+        let reply = frame::encode(&result.and_then(|done| self.reply(done)));
         copy.zeroize();
         let reply = reply.map_err(|_| memory::OutOfMemory)?;
         // The request may have been one that took a while, but nothing else came in between: the channel is where it was.
         let sealed = self.channels.open.get_mut(at).and_then(|(_, channel)| channel.seal(reply));
         self.channels.reply = sealed.ok_or(memory::OutOfMemory)?;
-        Ok(Reply::Sealed { message: &self.channels.reply })
+        Ok(Completed::Sealed(verdict))
     }
 }

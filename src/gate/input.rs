@@ -3,7 +3,8 @@
 
 use super::action::{Mount, Source, StartProcess};
 use super::fields::{
-    CAPABILITY_NAMES, ContainerId, DirectoryName, Resources, ScratchBlocks, Signal, VolumeId,
+    Args, CAPABILITY_NAMES, ContainerId, DirectoryName, Env, Resources, ScratchBlocks, Signal, VolumeId,
+    WorkingDir,
 };
 use super::network::Network;
 use crate::accounts::MAX_GROUPS;
@@ -234,6 +235,34 @@ pub(super) fn exec_in_container(
 ) -> Result<Value, Fault> {
     let fields = process(input, container, start)?;
     input.object(&fields)
+}
+
+pub(super) fn exec_external(
+    input: &mut Arena<'_>,
+    args: &Args<'_>,
+    env: &Env<'_>,
+    working_dir: WorkingDir<'_>,
+) -> Result<Value, Fault> {
+    let args = input.strings(args.as_slice().iter().copied())?;
+    let env = input.strings(env.as_slice().iter().copied())?;
+    let working_dir = input.string(working_dir.as_str())?;
+    input.object(&[("argList", args), ("envList", env), ("workingDir", working_dir)])
+}
+
+/// The fields of every point that this guest has nothing behind, with the paths that such a share would have.
+pub(super) fn unoffered(input: &mut Arena<'_>, container: &ContainerId) -> Result<Value, Fault> {
+    let mut path = folder(container);
+    // 75 bytes and 10 fit.
+    let _ = path.push_str("/mounts/m0");
+    let target = input.string(&path)?;
+    let root = input.string("/run/gcs/c")?;
+    let pattern = input.string("/mounts/m[0-9]+")?;
+    input.object(&[
+        ("mountPathPrefix", pattern),
+        ("rootPrefix", root),
+        ("target", target),
+        ("unmountTarget", target),
+    ])
 }
 
 pub(super) fn signal_container_process(

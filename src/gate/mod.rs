@@ -8,7 +8,8 @@
 //! 4. asks the policy ([`Engine::decide`]), which answers with a delta to its state, or refuses;
 //! 5. commits the delta, so that it holds whatever happens next;
 //! 6. hands an [`Actor`] the [`Permit`] for exactly the values that were decided on;
-//! 7. where the action failed and was undone, takes the delta back; where it could not be undone, poisons the guest.
+//! 7. where the action failed and was undone, takes the delta back; where it could not be undone, poisons the guest;
+//! 8. records in the audit log what came of the request.
 //!
 //! So no side effect comes before a decision (differences D5 and D6), check and use see the same values, and a refused
 //! request leaves everything as it was. The one thing that survives a failed action is that a container's id is burned
@@ -25,18 +26,19 @@ mod objects;
 #[cfg(test)]
 mod tests;
 
+use crate::attest::audit::{self, Verdict};
 use crate::point::Point;
 use crate::policy::{self, Arena, Decision, Delta, Engine, Fault, Undo, Value};
 use crate::wire::{
-    self, Capabilities, Culprit, Denied, Excerpt, ExitStatus, Field, List, MAX_LAYERS, Phase, Process,
-    ProcessProperties, Properties, Reason, Refusal, Reply, Request, Rule, ScratchProperties, Step, Tags,
-    VolumeProperties,
+    self, Capabilities, Culprit, Denied, Doing, Excerpt, ExitStatus, Field, List, MAX_LAYERS, MAX_LISTED,
+    Phase, Process, ProcessProperties, Properties, Reason, Refusal, Reply, Request, Rule, ScratchProperties,
+    Step, Tags, Usage, VolumeProperties,
 };
 use action::{
-    ActError, Actor, CreateContainer, ExecInContainer, GetUsage, Mount, MountDevice, MountOverlay,
-    MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess,
-    Source, StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume, UpdateContainer,
-    User,
+    ActError, Actor, CreateContainer, DumpStack, ExecExternal, ExecInContainer, GetUsage, Mount, MountDevice,
+    MountOverlay, MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer,
+    SignalProcess, Source, StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume,
+    Unoffered, UpdateContainer, User,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -62,7 +64,7 @@ impl Phase {
     /// |---|---|---|---|
     /// | `AwaitPolicy` | → `Running` if it is HOST_DATA's | → `Stopping` | – |
     /// | `Running` | – | → `Stopping` | the policy decides; → `Poisoned` if an undo fails |
-    /// | `Poisoned` | – | → `Stopping` | – |
+    /// | `Poisoned` | – | → `Stopping` | reading the audit log, if the policy allows it |
     /// | `Stopping` | – | – | – |
     pub const fn accepts(self, request: &Request<'_>) -> bool {
         match (self, request) {
@@ -72,6 +74,8 @@ impl Phase {
             // SECURITY (P03): a policy is set once.
             (Self::Running, Request::SetPolicy { .. }) => false,
             (Self::Running, _) => true,
+            // What came before can be looked at, if the policy says so.
+            (Self::Poisoned, Request::ReadAudit { .. }) => true,
             (Self::AwaitPolicy | Self::Poisoned, _) => false,
         }
     }
@@ -128,6 +132,22 @@ pub struct Gate {
     objects: Objects,
     fragments: Fragments,
     channels: Channels,
+    audit: audit::Log,
+    /// The points that were asked about for the request at hand.
+    points: u32,
+}
+
+/// What a request that was allowed and done is answered with.
+enum Completed {
+    Done,
+    PolicyAccepted,
+    Started(ProcessId),
+    Listed { ready: bool },
+    Stacks(List<Doing, MAX_LISTED>),
+    Read { first: u64 },
+    Used(Usage),
+    Channel,
+    Sealed(Verdict),
 }
 
 impl Gate {
@@ -143,6 +163,8 @@ impl Gate {
             objects: Objects::default(),
             fragments: Fragments::default(),
             channels: Channels::default(),
+            audit: audit::Log::new(host_data),
+            points: 0,
         }
     }
 
@@ -174,8 +196,64 @@ impl Gate {
         }
     }
 
-    /// Decides a request and, if it is allowed, has it done.
-    pub fn handle(&mut self, actor: &mut impl Actor, request: &Request<'_>) -> Result<Reply<'_>, Refusal> {
+    /// What stands for everything that was asked for since the policy is in force, and what came of it.
+    pub fn audit_head(&self) -> [u8; 32] {
+        self.audit.head()
+    }
+
+    /// Decides a request and, if it is allowed, has it done; then records in the audit log what came of it. `body` is that
+    /// of the request's frame.
+    pub fn serve(
+        &mut self,
+        actor: &mut impl Actor,
+        request: &Request<'_>,
+        body: &[u8],
+    ) -> Result<Reply<'_>, Refusal> {
+        // Before there is a policy nothing can be done, and nothing is recorded.
+        let before = self.phase != Phase::AwaitPolicy;
+        if before && !self.audit.reserve() {
+            return Err(OutOfMemory.into());
+        }
+        self.points = 0;
+        let result = self.act(actor, request);
+        if before || result.is_ok() {
+            let state = self.engine.as_ref().map_or([0; 32], Engine::state_digest);
+            let digest = audit::request_digest(body);
+            let verdict = match &result {
+                Ok(Completed::Sealed(verdict)) => *verdict,
+                result => Verdict::of(result.as_ref().err()),
+            };
+            if !self.audit.record(digest, self.points, verdict, state) {
+                // SECURITY: what was done and is not in the log would be missing from the guest's history.
+                self.phase = Phase::Poisoned;
+                return refuse(Culprit::Guest, Reason::Poisoned);
+            }
+        }
+        self.reply(result?)
+    }
+
+    /// As [`Self::serve`], without a record.
+    #[cfg(test)]
+    fn handle(&mut self, actor: &mut impl Actor, request: &Request<'_>) -> Result<Reply<'_>, Refusal> {
+        let done = self.act(actor, request)?;
+        self.reply(done)
+    }
+
+    fn reply(&self, done: Completed) -> Result<Reply<'_>, Refusal> {
+        Ok(match done {
+            Completed::Done => Reply::Done,
+            Completed::PolicyAccepted => Reply::PolicyAccepted { report: &self.report },
+            Completed::Started(process) => Reply::Started { process: process.0 },
+            Completed::Listed { ready } => Reply::Properties(self.properties(ready)?),
+            Completed::Stacks(stacks) => Reply::Stacks(stacks),
+            Completed::Used(usage) => Reply::Usage(usage),
+            Completed::Channel => self.opened(),
+            Completed::Sealed(_) => self.answer(),
+            Completed::Read { first } => Reply::Audit(self.audit.read(first)),
+        })
+    }
+
+    fn act(&mut self, actor: &mut impl Actor, request: &Request<'_>) -> Result<Completed, Refusal> {
         if !self.phase.accepts(request) {
             return match self.phase {
                 Phase::Poisoned => refuse(Culprit::Guest, Reason::Poisoned),
@@ -203,7 +281,7 @@ impl Gate {
                 self.signal_process(actor, container, process, signal)?;
             }
             Request::ShutdownContainer { container } => self.shutdown_container(actor, container)?,
-            Request::GetProperties => return self.properties(),
+            Request::GetProperties => return self.list(),
             Request::RuntimeLogging { enabled } => {
                 let decision = self.decide(Point::RuntimeLogging, &no_value, &|input| input.object(&[]))?;
                 self.perform(decision.delta, || actor.set_logging(Permit::granted(SetLogging { enabled })))?;
@@ -222,13 +300,23 @@ impl Gate {
             Request::GetUsage { container } => return self.usage(actor, container),
             Request::OpenChannel { ref nonce, key } => return self.open_channel(actor, nonce, key),
             Request::Sealed { channel, message } => return self.sealed(actor, channel, message),
+            Request::ReadAudit { first } => {
+                let decision = self.decide(Point::GetProperties, &no_value, &|input| input.object(&[]))?;
+                self.perform(decision.delta, || Ok(()))?;
+                return Ok(Completed::Read { first });
+            }
+            Request::ExecExternal { ref args, ref env, working_dir } => {
+                self.exec_external(actor, args, env, working_dir)?;
+            }
+            Request::DumpStacks => return self.dump_stacks(actor),
+            Request::Unoffered { point, container } => self.unoffered(actor, point, container)?,
         }
-        Ok(Reply::Done)
+        Ok(Completed::Done)
     }
 
     /// SECURITY (P01, P02, P05, P06): the bytes are copied once into the guest's memory, and that one copy is hashed,
     /// verified and run. Nothing of it is looked at before its hash is HOST_DATA. There is no default to fall back to.
-    fn set_policy(&mut self, image: &[u8]) -> Result<Reply<'_>, Refusal> {
+    fn set_policy(&mut self, image: &[u8]) -> Result<Completed, Refusal> {
         if image.len() > crate::wire::MAX_POLICY {
             return limit(Field::Policy);
         }
@@ -250,7 +338,7 @@ impl Gate {
             Err(_) => return refuse(Culprit::Policy, Reason::PolicyInvalid),
         }
         self.phase = Phase::Running;
-        Ok(Reply::PolicyAccepted { report: &self.report })
+        Ok(Completed::PolicyAccepted)
     }
 
     fn mount_device(
@@ -482,7 +570,7 @@ impl Gate {
         privileged: bool,
         mounts: &[wire::Mount<'_>],
         process: &Process<'_>,
-    ) -> Result<Reply<'static>, Refusal> {
+    ) -> Result<Completed, Refusal> {
         let container = ContainerId::parse(container)?;
         let scratch = match self.objects.overlay(&container) {
             None => return unknown(Field::Container),
@@ -514,7 +602,7 @@ impl Gate {
             (overlay.mounts, overlay.volumes) = (layers, volumes);
         }
         self.objects.processes.push(objects::Process { id, container, init: true, args, exited: None });
-        Ok(Reply::Started { process: id.0 })
+        Ok(Completed::Started(id))
     }
 
     fn exec_in_container(
@@ -522,7 +610,7 @@ impl Gate {
         actor: &mut impl Actor,
         container: &str,
         process: &Process<'_>,
-    ) -> Result<Reply<'static>, Refusal> {
+    ) -> Result<Completed, Refusal> {
         let container = ContainerId::parse(container)?;
         // SECURITY (C10): in a container that exists, not in one that policy once admitted.
         if !self.objects.created(&container) {
@@ -545,7 +633,7 @@ impl Gate {
         let action = ExecInContainer { container, process: start };
         self.perform(decision.delta, || actor.exec_in_container(Permit::granted(action)))?;
         self.objects.processes.push(objects::Process { id, container, init: false, args, exited: None });
-        Ok(Reply::Started { process: id.0 })
+        Ok(Completed::Started(id))
     }
 
     fn signal_process(
@@ -626,20 +714,67 @@ impl Gate {
     }
 
     /// Decided as properties are: what a container uses is one.
-    fn usage(&mut self, actor: &mut impl Actor, container: &str) -> Result<Reply<'static>, Refusal> {
+    fn usage(&mut self, actor: &mut impl Actor, container: &str) -> Result<Completed, Refusal> {
         let container = ContainerId::parse(container)?;
         if !self.objects.created(&container) {
             return unknown(Field::Container);
         }
         let decision = self.decide(Point::GetProperties, &no_value, &|input| input.object(&[]))?;
         let usage = self.perform(decision.delta, || actor.usage(Permit::granted(GetUsage { container })))?;
-        Ok(Reply::Usage(usage))
+        Ok(Completed::Used(usage))
     }
 
-    fn properties(&mut self) -> Result<Reply<'_>, Refusal> {
+    fn exec_external(
+        &mut self,
+        actor: &mut impl Actor,
+        args: &[&str],
+        env: &[&str],
+        working_dir: &str,
+    ) -> Result<(), Refusal> {
+        let args = Args::parse(args)?;
+        let mut env = Env::parse(env)?;
+        let working_dir = WorkingDir::parse(working_dir)?;
+        let decision = self.decide(Point::ExecExternal, &no_value, &|input| {
+            input::exec_external(input, &args, &env, working_dir)
+        })?;
+        if let Some(kept) = &decision.env {
+            keep(&mut env, kept, Point::ExecExternal)?;
+        }
+        let action = ExecExternal { args, env, working_dir };
+        self.perform(decision.delta, || actor.exec_external(Permit::granted(action)))
+    }
+
+    fn dump_stacks(&mut self, actor: &mut impl Actor) -> Result<Completed, Refusal> {
+        let decision = self.decide(Point::DumpStacks, &no_value, &|input| input.object(&[]))?;
+        self.perform(decision.delta, || Ok(()))?;
+        let mut stacks = List::new();
+        for process in self.objects.processes.iter().filter(|process| process.exited.is_none()) {
+            let state = actor.dump_stack(Permit::granted(DumpStack { process: process.id }))?;
+            if let Some(state) = state
+                && stacks.push(Doing { process: process.id.0, state }).is_err()
+            {
+                return limit(Field::Process);
+            }
+        }
+        Ok(Completed::Stacks(stacks))
+    }
+
+    fn unoffered(&mut self, actor: &mut impl Actor, point: Point, container: &str) -> Result<(), Refusal> {
+        let container = ContainerId::parse(container)?;
+        if !Point::UNOFFERED.contains(&point) {
+            return unknown(Field::Point);
+        }
+        let decision = self.decide(point, &no_value, &|input| input::unoffered(input, &container))?;
+        self.perform(decision.delta, || actor.unoffered(Permit::granted(Unoffered { point })))
+    }
+
+    fn list(&mut self) -> Result<Completed, Refusal> {
         let decision = self.decide(Point::GetProperties, &no_value, &|input| input.object(&[]))?;
         self.perform(decision.delta, || Ok(()))?;
-        let ready = self.ready();
+        Ok(Completed::Listed { ready: self.ready() })
+    }
+
+    fn properties(&self, ready: bool) -> Result<Properties<'_>, Refusal> {
         let objects = &self.objects;
         let processes = objects.processes.iter().map(|process| ProcessProperties {
             process: process.id.0,
@@ -647,7 +782,7 @@ impl Gate {
             init: process.init,
             exited: process.exited,
         });
-        Ok(Reply::Properties(Properties {
+        Ok(Properties {
             devices: listed(objects.devices.iter().map(|device| device.serial.as_str()))?,
             containers: listed(objects.overlays.iter().map(|overlay| overlay.container.as_str()))?,
             processes: listed(processes)?,
@@ -661,7 +796,7 @@ impl Gate {
                     .map(|volume| VolumeProperties { volume: volume.id.0, generation: volume.generation }),
             )?,
             ready,
-        }))
+        })
     }
 
     /// The checked form of what is to be mounted in a container, and the layer devices and volumes among it. No side effects.
@@ -747,6 +882,7 @@ impl Gate {
         let Some(engine) = &mut self.engine else {
             return refuse(Culprit::Host, Reason::WrongPhase { phase: self.phase });
         };
+        self.points |= 1 << point as u32;
         let (how, reasons) = match engine.decide(&mut Arena::new(&mut self.arena), point, input) {
             Ok(decision) => return Ok(decision),
             Err(policy::Refusal::Undefined) => (Denied::Undefined, Default::default()),
@@ -807,6 +943,19 @@ fn no_value(_: policy::Reason) -> &'static str {
     ""
 }
 
+fn deny<T>(point: Point, reason: policy::Reason) -> Result<T, Refusal> {
+    let mut failed = List::new();
+    // One fits.
+    let _ = failed.push(reason);
+    refuse(Culprit::Policy, Reason::Denied { point, how: Denied::No, failed, value: Excerpt::default() })
+}
+
+/// Takes away the variables that the policy dropped.
+fn keep(env: &mut Env<'_>, kept: &[String], point: Point) -> Result<(), Refusal> {
+    env.retain(|variable| kept.iter().any(|keep| keep == variable))?;
+    if env.as_slice().len() == kept.len() { Ok(()) } else { deny(point, policy::Reason::InvalidEnvironment) }
+}
+
 /// Takes away what the policy dropped. A decision that names more than was asked for, or does not allow the standard
 /// streams that were asked for, is a denial: the guest never runs what the host did not ask for either.
 fn narrow(
@@ -815,17 +964,9 @@ fn narrow(
     stdio: bool,
     start: &mut StartProcess<'_>,
 ) -> Result<(), Refusal> {
-    let deny = |reason| {
-        let mut failed = List::new();
-        // One fits.
-        let _ = failed.push(reason);
-        refuse(Culprit::Policy, Reason::Denied { point, how: Denied::No, failed, value: Excerpt::default() })
-    };
+    let deny = |reason| deny(point, reason);
     if let Some(kept) = &decision.env {
-        start.env.retain(|variable| kept.iter().any(|keep| keep == variable))?;
-        if start.env.as_slice().len() != kept.len() {
-            return deny(policy::Reason::InvalidEnvironment);
-        }
+        keep(&mut start.env, kept, point)?;
     }
     if let Some(kept) = &decision.capabilities {
         let asked = start.capabilities.get();

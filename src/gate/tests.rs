@@ -109,6 +109,12 @@ impl Actor for Recorder {
     fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
         self.act(format!("network {:?}", permit.into_action().network.addresses()))
     }
+    fn exec_external(&mut self, permit: Permit<ExecExternal<'_>>) -> Result<(), ActError> {
+        self.act(format!("external {:?}", permit.into_action().args.as_slice()))
+    }
+    fn dump_stack(&self, _: Permit<DumpStack>) -> Result<Option<u8>, ActError> {
+        Ok(Some(b'S'))
+    }
     fn resolve_user(&self, _: &ContainerId, _: UserSpec<'_>) -> Result<User, ActError> {
         Ok(User { uid: 0, name: "root".into(), groups: Vec::new() })
     }

@@ -294,6 +294,22 @@ impl<'p> Engine<'p> {
         Ok(())
     }
 
+    /// Stands for all that the policy has come to remember: 32 bytes of 0 at first, and after each commit that changes
+    /// something
+    ///
+    /// ```text
+    /// SHA-256(digest before ‖ operation ‖ …)
+    /// operation: action (0 add, 1 update, 2 remove) ‖ 1 if it has a key, else 0 ‖ text of the map's name ‖ key ‖ value
+    /// text: length in bytes (u32) ‖ UTF-8
+    /// value: "0" null | "f" | "t" | "i" i64 | "s" text | "a" count (u32) items | "e" count members | "o" count (key value)…
+    /// ```
+    ///
+    /// with numbers in little-endian order, sets and objects in the order of Rego. What is not there is null. A commit that
+    /// is taken back takes its step back.
+    pub fn state_digest(&self) -> [u8; 32] {
+        self.state.digest()
+    }
+
     /// Applies all of a delta or nothing of it.
     pub fn commit(&mut self, delta: Delta) -> Result<Undo, StateError> {
         self.state.commit(&self.image, delta)

@@ -10,6 +10,8 @@ use alloc::vec::Vec;
 
 use super::format::{Image, MAX_DEPTH};
 use super::value::{CELL, Fuel, Space, Value, View};
+use sha2::digest::Update;
+use sha2::{Digest, Sha256};
 
 /// Entries of all maps together, the names of the maps included.
 pub const MAX_ENTRIES: usize = 8192;
@@ -205,6 +207,8 @@ pub struct Undo {
     changes: Vec<Change>,
     /// The state's generation after the commit.
     generation: u64,
+    /// Its digest before.
+    digest: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -233,6 +237,7 @@ pub struct State {
     free: Vec<u16>,
     bytes: usize,
     generation: u64,
+    digest: [u8; 32],
 }
 
 /// An entry of a map.
@@ -363,7 +368,8 @@ impl State {
     /// Applies all operations of a delta, or none.
     pub(super) fn commit(&mut self, image: &Image<'_>, delta: Delta) -> Result<Undo, StateError> {
         self.check(image, &delta)?;
-        let mut undo = Undo { changes: Vec::new(), generation: 0 };
+        let digest = self.digest_after(image, &delta);
+        let mut undo = Undo { changes: Vec::new(), generation: 0, digest: self.digest };
         // Everything that could fail for lack of memory happens before anything changes. A map that is new
         // allocates later, so its error takes the undo's way.
         let count = delta.operations.len();
@@ -382,6 +388,7 @@ impl State {
         }
         self.generation += 1;
         undo.generation = self.generation;
+        self.digest = digest;
         Ok(undo)
     }
 
@@ -391,8 +398,31 @@ impl State {
             return Err(StateError::Stale);
         }
         self.generation += 1;
+        self.digest = undo.digest;
         self.revert(undo.changes);
         Ok(())
+    }
+
+    /// Stands for every change since the start that was not taken back, in its order.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The digest once a delta is committed; see [`super::Engine::state_digest`].
+    fn digest_after(&self, image: &Image<'_>, delta: &Delta) -> [u8; 32] {
+        if delta.is_empty() {
+            return self.digest;
+        }
+        let mut hash = Sha256::new();
+        Update::update(&mut hash, &self.digest);
+        for Operation { action, name, keyed, entry } in &delta.operations {
+            let view = View { image, state: self, arena: &entry.bytes };
+            Update::update(&mut hash, &[*action as u8, u8::from(*keyed)]);
+            absorb_text(&mut hash, name.as_bytes());
+            absorb(&mut hash, &view, entry.key.in_arena(), 0);
+            absorb(&mut hash, &view, entry.value.in_arena(), 0);
+        }
+        hash.finalize().into()
     }
 
     fn apply(
@@ -508,6 +538,40 @@ fn same_entry(view: &View<'_>, a: &Operation, b: &Operation) -> bool {
             a.name == b.name && in_a.bytes(key) == in_b.bytes(other)
         }
         _ => false,
+    }
+}
+
+fn absorb_text(hash: &mut Sha256, text: &[u8]) {
+    Update::update(hash, &(text.len() as u32).to_le_bytes());
+    Update::update(hash, text);
+}
+
+/// Takes a value in, so that no two values are the same bytes. What was copied is not deeper than MAX_DEPTH.
+fn absorb(hash: &mut Sha256, view: &View<'_>, value: Value, depth: usize) {
+    let (kind, list) = match value {
+        Value::Null => (b'0', None),
+        Value::Bool(false) => (b'f', None),
+        Value::Bool(true) => (b't', None),
+        Value::Int(_) => (b'i', None),
+        Value::String(_) => (b's', None),
+        Value::Array(list) => (b'a', Some(list)),
+        Value::Set(list) => (b'e', Some(list)),
+        Value::Object(list) => (b'o', Some(list)),
+    };
+    Update::update(hash, &[kind]);
+    match value {
+        Value::Int(number) => Update::update(hash, &number.to_le_bytes()),
+        Value::String(text) => absorb_text(hash, view.bytes(text)),
+        _ => {}
+    }
+    let Some(list) = list.filter(|_| depth <= MAX_DEPTH) else { return };
+    Update::update(hash, &(list.len() as u32).to_le_bytes());
+    for index in 0..list.len() {
+        let Some((key, member)) = view.element(value, index) else { return };
+        if kind == b'o' {
+            absorb(hash, view, key, depth + 1);
+        }
+        absorb(hash, view, member, depth + 1);
     }
 }
 

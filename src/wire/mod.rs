@@ -24,6 +24,7 @@ pub use list::List;
 
 use crate::policy;
 
+pub use crate::attest::audit;
 pub use crate::fragment::{MAX_FRAGMENT, Problem};
 pub use crate::point::Point;
 
@@ -212,6 +213,29 @@ pub enum Request<'a> {
         /// The next message.
         #[serde(borrow)]
         message: &'a [u8],
+    },
+    /// Read the audit log. Also where the guest is poisoned.
+    ReadAudit {
+        /// The number of the first entry that is wanted.
+        first: u64,
+    },
+    /// Start a process of the guest itself, outside of any container. There is no program there.
+    ExecExternal {
+        /// Its argument vector.
+        args: List<&'a str, MAX_ARGS>,
+        /// Its environment.
+        env: List<&'a str, MAX_ENV>,
+        /// Its working directory.
+        working_dir: &'a str,
+    },
+    /// Tell what the processes of the containers are doing.
+    DumpStacks,
+    /// Something that guests of other makes can do and this one does not: the policy decides, and what it allows fails.
+    Unoffered {
+        /// [`Point::UNOFFERED`]
+        point: Point,
+        /// The container whose share it would be.
+        container: &'a str,
     },
 }
 
@@ -494,6 +518,19 @@ pub enum Reply<'a> {
         #[serde(borrow)]
         message: &'a [u8],
     },
+    /// A part of the audit log. Its last entry may be the one about this request.
+    Audit(audit::Excerpt),
+    /// What processes are doing.
+    Stacks(List<Doing, MAX_LISTED>),
+}
+
+/// What a process is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Doing {
+    /// The process.
+    pub process: u32,
+    /// Its state as the kernel writes it: `R` runs, `S` or `D` waits, `T` is stopped, `Z` has ended (proc_pid_stat(5)).
+    pub state: u8,
 }
 
 /// What exists in the guest, in the order in which it came to be.
@@ -759,6 +796,8 @@ pub enum Field {
     Resources,
     /// A sealed channel, or a key of one.
     Channel,
+    /// An enforcement point.
+    Point,
 }
 
 /// The rule that an invalid value breaks.
@@ -851,6 +890,10 @@ pub enum Step {
     Network,
     /// Having the processor make a report, or fresh random bytes.
     Report,
+    /// Finding out what processes are doing.
+    DumpStacks,
+    /// This guest does not do such things.
+    Unoffered,
 }
 
 #[cfg(test)]

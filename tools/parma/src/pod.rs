@@ -6,6 +6,7 @@
 use crate::output::hex;
 use crate::workload::{Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use parma_guest::attest::audit;
 use parma_guest::gate::fields::{ContainerId, ScratchBlocks, Serial};
 use parma_guest::wire::{
     self, Address, List, Mount, Prefix, Process, Request, Resources, Route, Source, Stdio, Tags, Usage,
@@ -114,6 +115,17 @@ impl Scratch {
             Self::Disk { file, serial, .. } => Some(Disk::scratch(file.path(), serial.clone())),
         }
     }
+}
+
+/// What a guest's audit log says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// The head before the first entry: HOST_DATA, if that is entry 1.
+    pub before: [u8; 32],
+    /// The entries, each with the number after the one before it.
+    pub entries: Vec<audit::Entry>,
+    /// The head after the last one.
+    pub head: [u8; 32],
 }
 
 /// A machine with its guest.
@@ -251,6 +263,41 @@ impl Guest {
     /// See [`Guest::ask`].
     pub fn set_up_network(&self, network: &Network) -> Result<()> {
         self.done(Request::SetUpNetwork(network_request(network)))
+    }
+
+    /// Reads the audit log from its first entry that the guest still has, and checks that the entries lead to its head.
+    ///
+    /// # Errors
+    /// The guest refuses, or its entries are not one chain.
+    pub fn audit(&self) -> Result<History> {
+        let mut history: Option<History> = None;
+        loop {
+            let first = history
+                .as_ref()
+                .and_then(|history| history.entries.last())
+                .map_or(1, |last| last.sequence + 1);
+            let Reply::Audit(excerpt) = self.ask(Request::ReadAudit { first })? else {
+                bail!("the guest answered something else than its audit log");
+            };
+            let history = history.get_or_insert_with(|| History {
+                before: excerpt.before,
+                entries: Vec::new(),
+                head: excerpt.before,
+            });
+            let Some(from) = excerpt.entries.first() else {
+                bail!("the guest's log lacks the entry of its reading")
+            };
+            ensure!(
+                excerpt.before == history.head && (from.sequence == first || history.entries.is_empty()),
+                "the guest's log is not one chain"
+            );
+            history.head = audit::follow(excerpt.before, from.sequence, &excerpt.entries)
+                .context("the guest's log is not one chain")?;
+            history.entries.extend_from_slice(&excerpt.entries);
+            if history.head == excerpt.head {
+                return Ok(history.clone());
+            }
+        }
     }
 
     /// Unmounts a layer's disk.
@@ -455,6 +502,10 @@ pub fn describe(request: &Request<'_>) -> String {
         }
         Request::GetUsage { container } => format!("get_usage {}", short(container)),
         Request::LoadFragment { envelope } => format!("load_fragment of {} bytes", envelope.len()),
+        Request::ReadAudit { first } => format!("read_audit from {first}"),
+        Request::ExecExternal { args, .. } => format!("exec_external: {:?}", &args[..]),
+        Request::DumpStacks => "dump_stacks".to_owned(),
+        Request::Unoffered { point, container } => format!("{} {}", point.name(), short(container)),
         Request::SetUpNetwork(network) => {
             let addresses: Vec<_> =
                 network.addresses.iter().map(|prefix| prefix.address.to_string()).collect();

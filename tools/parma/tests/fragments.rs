@@ -82,6 +82,12 @@ impl Actor for Willing {
     fn set_up_network(&mut self, _: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
         Ok(())
     }
+    fn exec_external(&mut self, _: Permit<ExecExternal<'_>>) -> Result<(), ActError> {
+        Ok(())
+    }
+    fn dump_stack(&self, _: Permit<DumpStack>) -> Result<Option<u8>, ActError> {
+        Ok(None)
+    }
     fn resolve_user(&self, _: &ContainerId, _: UserSpec<'_>) -> Result<User, ActError> {
         Ok(User { uid: 0, name: "root".into(), groups: Vec::new() })
     }
@@ -95,12 +101,15 @@ impl Guest {
         let compiled =
             compile(&Inputs::policy("policy.rego", policy)).unwrap_or_else(|e| panic!("{e}\n{policy}"));
         let mut gate = Gate::new(compiled.host_data(), b"report");
-        gate.handle(&mut Willing, &Request::SetPolicy { image: &compiled.image }).unwrap();
+        gate.serve(&mut Willing, &Request::SetPolicy { image: &compiled.image }, &[]).unwrap();
         Self(gate)
     }
 
     fn ask(&mut self, request: &Request<'_>) -> Result<(), Reason> {
-        self.0.handle(&mut Willing, request).map(|_: Reply<'_>| ()).map_err(|refusal: Refusal| refusal.reason)
+        self.0
+            .serve(&mut Willing, request, &[])
+            .map(|_: Reply<'_>| ())
+            .map_err(|refusal: Refusal| refusal.reason)
     }
 
     fn load(&mut self, envelope: &[u8]) -> Result<(), Reason> {

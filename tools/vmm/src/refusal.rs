@@ -100,6 +100,7 @@ fn field_name(field: Field) -> &'static str {
         Field::Network => "network",
         Field::Resources => "resources",
         Field::Channel => "sealed channel",
+        Field::Point => "enforcement point behind which there is nothing",
     }
 }
 
@@ -156,6 +157,8 @@ fn step_name(step: Step) -> &'static str {
         Step::FindInterface => "finding the network interface (does the machine have one?)",
         Step::Network => "setting up the network",
         Step::Report => "having the processor make a report",
+        Step::DumpStacks => "looking at the processes",
+        Step::Unoffered => "doing it (this guest does not do such things, whatever its policy says)",
         Step::Format => "making the filesystem of the scratch space (does its disk take writes?)",
     }
 }

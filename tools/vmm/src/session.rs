@@ -8,10 +8,11 @@ use crate::connection::Connection;
 use crate::refusal::Refused;
 use crate::vsock::Connector;
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use parma_guest::attest::audit;
 use parma_guest::attest::channel::KEY;
 use parma_guest::gate::fields::{ContainerId, Serial};
 use parma_guest::wire::{
-    self, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, Usage,
+    self, Doing, ExitStatus, FromGuest, Phase, Refusal, Request, ScratchKind, Stream, ToGuest, Usage,
     VolumeProperties, frame,
 };
 use parma_psp::Report;
@@ -46,6 +47,10 @@ pub enum Reply {
     Channel(u32, Box<[u8; KEY]>, Box<Report>),
     /// What came of a sealed message, sealed.
     Sealed(Vec<u8>),
+    /// A part of the audit log.
+    Audit(Box<audit::Excerpt>),
+    /// What processes are doing.
+    Stacks(Vec<Doing>),
 }
 
 /// What exists in the guest, in the order in which it came to be.
@@ -276,6 +281,14 @@ fn owned(result: Result<wire::Reply<'_>, Refusal>) -> Result<Outcome> {
         Ok(wire::Reply::PolicyAccepted { report }) => {
             let report: Report = report.try_into().context("a report of the wrong length from the guest")?;
             Reply::PolicyAccepted(Box::new(report))
+        }
+        Ok(wire::Reply::Audit(excerpt)) => Reply::Audit(Box::new(excerpt)),
+        Ok(wire::Reply::Stacks(stacks)) => {
+            ensure!(
+                stacks.iter().all(|doing| doing.state.is_ascii_uppercase()),
+                "a malformed state from the guest"
+            );
+            Reply::Stacks(stacks.into_vec())
         }
         Ok(wire::Reply::Properties(properties)) => Reply::Properties(checked(&properties)?),
         Ok(wire::Reply::Usage(usage)) => Reply::Usage(usage),
