@@ -15,6 +15,7 @@
 //! device that is in use) is not counted on.
 
 mod apart;
+mod offer;
 mod pattern;
 mod reading;
 mod requests;
@@ -25,14 +26,16 @@ use std::fmt;
 
 use anyhow::{Context, Result, anyhow, bail};
 use parma_guest::gate::ARENA;
+use parma_guest::point::Point;
 use parma_guest::policy::engine::Memory;
 use parma_guest::policy::{Arena, Engine, Refusal};
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use crate::{Evaluation, Inputs, Session, compile, from_json, host_data, to_json};
+use crate::{Evaluation, Inputs, Session, compile, fragment, from_json, host_data, to_json};
 use apart::Apart;
+use offer::Offer;
 use reading::Reading;
 pub(crate) use reading::items;
 pub(crate) use requests::Honest;
@@ -106,8 +109,9 @@ pub struct Exploration {
     /// What was explored together. No decision depends on what is in two of them, or changes it.
     pub walks: Vec<Walked>,
     /// What decisions depend on, or change, that their request does not name: the point, and the map of the memory.
-    /// Where there is none, more containers, devices and scratch spaces than the bounds have change no decision.
-    pub beyond: Vec<(&'static str, String)>,
+    /// Where there is none, more containers, devices and scratch spaces than the bounds have change no decision. `None`
+    /// where decisions were not looked into, because there are fragments.
+    pub beyond: Option<Vec<(&'static str, String)>>,
     /// The bounds.
     pub bounds: Bounds,
     /// What else was not looked at.
@@ -163,6 +167,7 @@ struct Explorer<'p> {
     image: &'p [u8],
     policy: &'p Reading,
     requests: &'p Requests<'p>,
+    fragments: &'p [Vec<u8>],
     bounds: &'p Bounds,
     assertions: Option<Assertions>,
     apart: Apart<'p>,
@@ -182,13 +187,15 @@ struct Walk {
     violation: Option<Violation>,
 }
 
-/// Explores a policy. `assertions` are name and text of a module `package assertions`.
+/// Explores a policy, and what it becomes with these fragments (images), which a host may bring at any time, signed by
+/// whoever the policy names. `assertions` are name and text of a module `package assertions`.
 ///
 /// # Errors
-/// The policy or the assertions do not compile, an assertion cannot be evaluated, or an image has no entries that can
-/// be read.
+/// The policy or the assertions do not compile, an assertion cannot be evaluated, an image has no entries that can
+/// be read, or a fragment is none.
 pub fn explore(
     policy: Policy<'_>,
+    fragments: &[Vec<u8>],
     assertions: Option<&(String, String)>,
     bounds: &Bounds,
     progress: &mut dyn FnMut(Progress),
@@ -197,15 +204,17 @@ pub fn explore(
         Policy::Source(inputs) => (compile(inputs)?.image, Reading::new(inputs)?),
         Policy::Image(image) => (image.to_vec(), Reading::of_image(image)?),
     };
+    let reading = reading.with_fragments(fragments)?;
     let assertions = assertions.map(|module| Assertions::new(policy, module)).transpose()?;
     let requests = Requests::new(&reading, bounds.ids.clamp(1, 4));
     let mut explorer = Explorer {
         image: &image,
         policy: &reading,
         requests: &requests,
+        fragments,
         bounds,
         assertions,
-        apart: Apart::new(&image)?,
+        apart: Apart::new(&image, !reading.offers.is_empty())?,
         before: (0, 0),
     };
 
@@ -231,7 +240,10 @@ pub fn explore(
         complete: true,
         outside: 0,
         walks: Vec::new(),
-        beyond: explorer.apart.beyond().map(|(point, map)| (point.name(), map)).collect(),
+        beyond: explorer
+            .apart
+            .looks()
+            .then(|| explorer.apart.beyond().map(|(point, map)| (point.name(), map)).collect()),
         bounds: bounds.clone(),
         notes: reading.notes(),
         violation: None,
@@ -269,7 +281,7 @@ pub fn explore(
 impl Explorer<'_> {
     /// Looks at every state in which nothing but these parts exists.
     fn walk(&mut self, parts: &BTreeSet<Part>, progress: &mut dyn FnMut(Progress)) -> Result<Walk> {
-        let Self { image, policy, requests, bounds, .. } = *self;
+        let Self { image, policy, requests, fragments, bounds, .. } = *self;
         let mut engine = Engine::new(image).map_err(|error| anyhow!("the image is not valid: {error:?}"))?;
         let mut memory = vec![0; ARENA];
         let arena = &mut Arena::new(&mut memory);
@@ -282,7 +294,7 @@ impl Explorer<'_> {
             graph: Graph::default(),
             violation: None,
         };
-        let mut known: HashMap<[u8; 32], u32> = HashMap::new();
+        let mut known: HashMap<[u8; 32], usize> = HashMap::new();
         let mut waiting: VecDeque<(u32, Memory<'_>, World)> = VecDeque::new();
         let start = World::default();
         known.insert(key(&metadata(&engine), &start, bounds.ids), 0);
@@ -347,23 +359,42 @@ impl Explorer<'_> {
                 }
                 match within(policy, &next, parts, bounds) {
                     Within::Yes => {
-                        let new = u32::try_from(walk.nodes.len()).context("too many states")?;
-                        let to = *known.entry(key(&after, &next, bounds.ids)).or_insert(new);
-                        if to == new {
-                            let steps = walk.nodes[number as usize].steps + 1;
-                            walk.graph.labels.push(next.summary());
-                            walk.nodes.push(Node { parent: number, request: index, steps });
-                            waiting.push_back((new, engine.memory(), next));
-                        }
-                        let names = walk.graph.edges.entry((number as usize, to as usize)).or_default();
-                        if !names.contains(&point.name()) {
-                            names.push(point.name());
+                        let key = key(&after, &next, bounds.ids);
+                        if walk.step(&mut known, key, (number, index), point.name(), &next) {
+                            waiting.push_back((walk.newest(), engine.memory(), next));
                         }
                     }
                     Within::No => walk.outside += 1,
                     Within::OtherWalk => {}
                 }
                 engine.rollback(undo).map_err(|error| anyhow!("an undo failed: {error:?}"))?;
+            }
+            for (index, (offer, svn)) in (list.len() as u32..).zip(requests.loads(&world)) {
+                walk.requests += 1;
+                let Offer { issuer, feed, content, .. } = &policy.offers[offer];
+                let memory_then = engine.memory();
+                if fragment::load(&mut engine, &fragments[*content], issuer, feed, svn)?.is_err() {
+                    continue;
+                }
+                walk.allowed += 1;
+                let mut next = world.clone();
+                if let Err((invariant, message)) = next.load(policy, offer, svn) {
+                    break 'search Some((number, Some(index), invariant, message));
+                }
+                let after = metadata(&engine);
+                if let Some(assertions) = &mut self.assertions {
+                    let input = fragment::request(issuer, feed, svn, true);
+                    let result = json!({"allowed": true});
+                    let point = Point::LoadFragment.name();
+                    if let Some(message) = assertions.ask(point, &input, &result, &before, &after)? {
+                        break 'search Some((number, Some(index), Invariant::Assertion, message));
+                    }
+                }
+                let key = key(&after, &next, bounds.ids);
+                if walk.step(&mut known, key, (number, index), Point::LoadFragment.name(), &next) {
+                    waiting.push_back((walk.newest(), engine.memory(), next));
+                }
+                engine.set_memory(memory_then);
             }
             // Denied requests and undone ones: all that was asked here left no trace.
             if metadata(&engine) != before {
@@ -376,46 +407,86 @@ impl Explorer<'_> {
             }
         };
         if let Some((state, request, invariant, message)) = broken {
-            let trace = trace(image, requests, &walk.nodes, state, request, policy)?;
+            let trace = self.trace(&walk.nodes, state, request)?;
             walk.violation = Some(Violation { invariant, message, trace });
         }
         Ok(walk)
     }
 }
 
-/// The requests on the shortest way to a state, and one more in it.
-fn trace(
-    image: &[u8],
-    requests: &Requests<'_>,
-    nodes: &[Node],
-    state: u32,
-    last: Option<u32>,
-    policy: &Reading,
-) -> Result<Vec<Json>> {
-    let mut way: Vec<u32> = last.into_iter().collect();
-    let mut at = state as usize;
-    while at != 0 {
-        way.push(nodes[at].request);
-        at = nodes[at].parent as usize;
-    }
-    let mut engine = Engine::new(image).map_err(|error| anyhow!("the image is not valid: {error:?}"))?;
-    let mut memory = vec![0; ARENA];
-    let arena = &mut Arena::new(&mut memory);
-    let mut world = World::default();
-    let mut trace = Vec::new();
-    for (index, request) in way.iter().rev().enumerate() {
-        let list = requests.of(&world, &metadata(&engine));
-        let (point, input): &Request = list.get(*request as usize).context("the search is not repeatable")?;
-        trace.push(json!({"rule": point.entry(), "input": **input}));
-        if index + 1 < way.len()
-            && let Ok(decision) = engine.decide(arena, *point, |arena| from_json(arena, input))
-        {
-            let allowed = world.allow(policy, *point, input, &result_of(&decision));
-            allowed.map_err(|(_, message)| anyhow!("the search is not repeatable: {message}"))?;
-            engine.commit(decision.delta).map_err(|error| anyhow!("{}: {error:?}", point.name()))?;
+impl Walk {
+    /// Takes note of a step to a state, given by its key. Whether the state is new.
+    fn step(
+        &mut self,
+        known: &mut HashMap<[u8; 32], usize>,
+        key: [u8; 32],
+        (from, request): (u32, u32),
+        point: &'static str,
+        world: &World,
+    ) -> bool {
+        let new = self.nodes.len();
+        let to = *known.entry(key).or_insert(new);
+        if to == new {
+            let steps = self.nodes[from as usize].steps + 1;
+            self.graph.labels.push(world.summary());
+            self.nodes.push(Node { parent: from, request, steps });
         }
+        let names = self.graph.edges.entry((from as usize, to)).or_default();
+        if !names.contains(&point) {
+            names.push(point);
+        }
+        to == new
     }
-    Ok(trace)
+
+    /// The number of the state that was found last.
+    fn newest(&self) -> u32 {
+        // There are far fewer than `Bounds::states` can say.
+        u32::try_from(self.nodes.len() - 1).unwrap_or(u32::MAX)
+    }
+}
+
+impl Explorer<'_> {
+    /// The requests on the shortest way to a state, and one more in it.
+    fn trace(&self, nodes: &[Node], state: u32, last: Option<u32>) -> Result<Vec<Json>> {
+        let Self { image, policy, requests, fragments, .. } = *self;
+        let mut way: Vec<u32> = last.into_iter().collect();
+        let mut at = state as usize;
+        while at != 0 {
+            way.push(nodes[at].request);
+            at = nodes[at].parent as usize;
+        }
+        let mut engine = Engine::new(image).map_err(|error| anyhow!("the image is not valid: {error:?}"))?;
+        let mut memory = vec![0; ARENA];
+        let arena = &mut Arena::new(&mut memory);
+        let mut world = World::default();
+        let mut trace = Vec::new();
+        let unrepeatable =
+            |(_, message): (Invariant, String)| anyhow!("the search is not repeatable: {message}");
+        for (index, request) in way.iter().rev().enumerate() {
+            let list = requests.of(&world, &metadata(&engine));
+            let is_last = index + 1 == way.len();
+            let Some((point, input)): Option<&Request> = list.get(*request as usize) else {
+                let loads = requests.loads(&world);
+                let (offer, svn) =
+                    loads.get(*request as usize - list.len()).context("the search is not repeatable")?;
+                let Offer { issuer, feed, content, .. } = &policy.offers[*offer];
+                let mut input = fragment::request(issuer, feed, *svn, true);
+                input["fragment"] = policy.contents[*content].shown().clone();
+                trace.push(json!({"rule": Point::LoadFragment.entry(), "input": input}));
+                if !is_last && fragment::load(&mut engine, &fragments[*content], issuer, feed, *svn)?.is_ok()
+                {
+                    world.load(policy, *offer, *svn).map_err(unrepeatable)?;
+                }
+                continue;
+            };
+            trace.push(json!({"rule": point.entry(), "input": **input}));
+            if !is_last && let Ok(decision) = engine.decide(arena, *point, |arena| from_json(arena, input)) {
+                world.allow(policy, *point, input, &result_of(&decision)).map_err(unrepeatable)?;
+                engine.commit(decision.delta).map_err(|error| anyhow!("{}: {error:?}", point.name()))?;
+            }
+        }
+        Ok(trace)
+    }
 }
 
 /// All that the policy remembers.
@@ -578,14 +649,14 @@ impl fmt::Display for Exploration {
             bounds.ids, bounds.extra_devices, bounds.others
         )?;
         writeln!(f, "outside     {outside} allowed requests led out of the bounds and were not followed")?;
-        if self.beyond.is_empty() {
+        if self.beyond.as_ref().is_some_and(Vec::is_empty) {
             writeln!(
                 f,
                 "apart       each decision depends on what its request names and on nothing else: other containers, devices and scratch spaces, however many, change none"
             )?;
         }
         let mut maps: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        self.beyond.iter().for_each(|(point, map)| maps.entry(map).or_default().push(point));
+        self.beyond.iter().flatten().for_each(|(point, map)| maps.entry(map).or_default().push(point));
         for (map, points) in maps {
             writeln!(f, "connected   all of `{map}` matters to {}", points.join(", "))?;
         }

@@ -7,6 +7,7 @@ use std::io::Cursor;
 
 use common::requests::{container, hash, policy, with};
 use parma_policy::explore::{Bounds, Exploration, Invariant, Part, Policy, explore};
+use parma_policy::fragment::compile_fragment;
 use parma_policy::generate::{Container, Identity, Limits};
 use parma_policy::{Inputs, compile, replay_sources};
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ const SECOND_DEVICE: &str = r#"mount_device := {"allowed": true, "metadata": [op
 }"#;
 
 fn explored(text: &str, bounds: &Bounds) -> Exploration {
-    explore(Policy::Source(&Inputs::policy("policy.rego", text)), None, bounds, &mut |_| {}).unwrap()
+    explore(Policy::Source(&Inputs::policy("policy.rego", text)), &[], None, bounds, &mut |_| {}).unwrap()
 }
 
 /// A policy of two containers with the layers 1 and 2 that differ in everything else that matters.
@@ -108,7 +109,7 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         assert!(found.holds && found.complete && found.violation.is_none(), "{found}");
         assert!(found.states > states && found.outside > 0, "{found}");
         // Nothing depends on what a request does not name, so that each part of the guest was explored by itself.
-        assert!(found.beyond.is_empty() && found.walks.len() == 4, "{found}");
+        assert!(found.beyond == Some(Vec::new()) && found.walks.len() == 4, "{found}");
         let text = found.to_string();
         assert!(text.contains("holds") && text.contains(&format!("{} container ids", bounds.ids)), "{text}");
     }
@@ -126,7 +127,7 @@ fn two_entries_of_the_same_layers_are_told_apart_in_every_state() {
 #[test]
 fn a_compiled_policy_is_explored_as_its_source_is() {
     let image = compile(&Inputs::policy("policy.rego", &two())).unwrap().image;
-    let found = explore(Policy::Image(&image), None, &NARROW, &mut |_| {}).unwrap();
+    let found = explore(Policy::Image(&image), &[], None, &NARROW, &mut |_| {}).unwrap();
     assert!(found.holds, "{found}");
     let of_source = explored(&two(), &NARROW);
     assert_eq!((found.states, &found.host_data), (of_source.states, &of_source.host_data));
@@ -134,11 +135,11 @@ fn a_compiled_policy_is_explored_as_its_source_is() {
     // A hole in its rules is found in it all the same.
     let hole = weakened(&two(), "mount_device", SECOND_DEVICE);
     let image = compile(&Inputs::policy("policy.rego", &hole)).unwrap().image;
-    let found = explore(Policy::Image(&image), None, &NARROW, &mut |_| {}).unwrap();
+    let found = explore(Policy::Image(&image), &[], None, &NARROW, &mut |_| {}).unwrap();
     assert_eq!(found.violation.expect("it is broken").invariant, Invariant::OneDevicePerPath);
     let nothing =
         compile(&Inputs::policy("policy.rego", "package policy\nget_properties := {\"allowed\": false}"));
-    let nothing = explore(Policy::Image(&nothing.unwrap().image), None, &NARROW, &mut |_| {});
+    let nothing = explore(Policy::Image(&nothing.unwrap().image), &[], None, &NARROW, &mut |_| {});
     assert!(nothing.unwrap_err().to_string().contains("no containers"));
 }
 
@@ -154,7 +155,7 @@ fn parts_that_a_decision_connects_are_explored_together() {
     let (walks, found) = together(&two());
     assert!(found.holds, "{found}");
     assert_eq!(walks, [vec![Part::Containers, Part::Shares], vec![Part::Writable], vec![Part::Scratch]]);
-    assert_eq!(found.beyond, [("plan9_mount", "matches".to_string())]);
+    assert_eq!(found.beyond, Some(vec![("plan9_mount", "matches".to_string())]));
     // What is wrong only while there is scratch space is found although nothing else connects the two.
     let rule = r#"unmount_device := data.framework.unmount_device if not data.metadata.scratch_mounts
 unmount_device := {"allowed": true} if data.metadata.scratch_mounts"#;
@@ -198,6 +199,49 @@ fn volumes_and_what_a_running_container_may_use_are_explored_too() {
     finds_in(&hole, &NARROW, "update_container", Invariant::OneEntryAllowsAll, 5);
 }
 
+#[test]
+fn f07_a_policy_with_its_fragments_is_explored_wherever_they_are_brought() {
+    let mut tool = with(&container(), "/command", json!(["/bin/tool"]));
+    tool["name"] = json!("tool");
+    tool["layers"] = json!([hash(1), hash(7)]);
+    tool["env_rules"] = json!([{"pattern": "MODE=[a-z]+", "strategy": "re2", "required": true}]);
+    let fragment = format!("package fragment\n\nframework_version := \"0.5.0\"\ncontainers := [{tool}]\n");
+    let fragments = [compile_fragment("fragment.rego", &fragment).unwrap().image];
+    let policy_with = |includes: &[&str]| {
+        let named = json!([{"issuer": "did:x509:x", "feed": "f", "minimum_svn": "2", "includes": includes}]);
+        policy(&[container()], &json!({"fragments": named}))
+    };
+    let explored = |text: &str| {
+        let inputs = Inputs::policy("policy.rego", text);
+        explore(Policy::Source(&inputs), &fragments, None, &NARROW, &mut |_| {}).unwrap()
+    };
+    let found = explored(&policy_with(&["containers"]));
+    assert!(found.holds && found.beyond.is_none(), "{found}");
+    let without = explored(&policy_with(&["external_processes"]));
+    assert!(without.holds && without.states < found.states, "{without}");
+    assert!(found.dot().contains("load_fragment"));
+
+    let load = |condition: &str| {
+        let rule = format!(
+            r#"load_fragment := {{"allowed": true}} if {{ input.fragment_loaded == false; {condition} }}
+load_fragment := {{"allowed": true, "metadata": [
+	{{"name": "issuers", "action": "update", "key": input.issuer, "value": {{"feeds": {{input.feed: [input.fragment]}}}}}},
+]}} if {{ input.fragment_loaded == true; {condition} }}"#
+        );
+        weakened(&policy_with(&["external_processes"]), "load_fragment", &rule)
+    };
+    for (condition, steps, what) in [
+        ("input.feed == \"f\"", 1, "the fragment \"f\""),
+        ("input.feed == \"f\"; input.header_svn >= 2", 2, "the layer"),
+    ] {
+        let found = explored(&load(condition));
+        let violation = found.violation.as_ref().unwrap_or_else(|| panic!("{condition}: {found}"));
+        assert_eq!(violation.invariant, Invariant::OnlyWhatThePolicyNames, "{found}");
+        assert!(violation.trace.len() == steps && violation.message.contains(what), "{found}");
+        assert_eq!(violation.trace[0]["rule"], "data.policy.load_fragment");
+    }
+}
+
 /// [`two`], in which the other one comes after the first, and each may be there once.
 fn obliging() -> String {
     two()
@@ -210,7 +254,7 @@ fn what_entries_oblige_to_is_met_in_every_state() {
     let two_ids = Bounds { ids: 2, ..NARROW };
     let found = explored(&obliging(), &two_ids);
     assert!(found.holds, "{found}");
-    assert!(found.beyond.contains(&("create_container", "instances".into())), "{found}");
+    assert!(found.beyond.as_ref().unwrap().contains(&("create_container", "instances".into())), "{found}");
     // A rule that forgets them, and is right in everything else.
     let rule = r#"create_container := {
 	"allowed": true, "env_list": input.envList, "caps_list": input.capabilities,
@@ -336,7 +380,7 @@ fn the_customer_s_assertions_are_checked_and_a_broken_one_comes_with_its_trace()
     let check = |rules: &str| {
         let module =
             ("assertions.rego".to_string(), format!("package assertions\n\nimport rego.v1\n\n{rules}\n"));
-        explore(Policy::Source(&inputs), Some(&module), &NARROW, &mut |_| {})
+        explore(Policy::Source(&inputs), &[], Some(&module), &NARROW, &mut |_| {})
     };
     let rules = r#"deny contains "a second process runs" if {
 	input.point == "exec_in_container"

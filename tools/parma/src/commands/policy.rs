@@ -244,6 +244,9 @@ pub struct Explore {
     /// A module of assertions
     #[arg(long, value_name = "FILE")]
     assert: Option<PathBuf>,
+    /// A fragment, in Rego or compiled, that a host may bring at any time, signed by whoever the policy names
+    #[arg(long, value_name = "FILE")]
+    fragment: Vec<PathBuf>,
     /// Container ids, 1 to 4
     #[arg(long, value_name = "N", default_value_t = Bounds::default().ids, value_parser = clap::builder::TypedValueParser::map(clap::value_parser!(u8).range(1..=4), usize::from))]
     ids: usize,
@@ -406,6 +409,7 @@ pub fn main(command: Command) -> Result<ExitCode> {
             policy,
             inputs,
             assert,
+            fragment,
             ids,
             extra_devices,
             others,
@@ -421,6 +425,7 @@ pub fn main(command: Command) -> Result<ExitCode> {
                 }
             };
             let bounds = Bounds { ids, extra_devices, others, states };
+            let fragments = fragment.iter().map(|path| fragment_image(path)).collect::<Result<Vec<_>>>()?;
             let image = read(&policy)?;
             let source;
             let subject = if is_compiled(&image) {
@@ -430,7 +435,7 @@ pub fn main(command: Command) -> Result<ExitCode> {
                 explore::Policy::Source(&source)
             };
             let bar = super::run::spinner(false);
-            let explored = explore(subject, assertions.as_ref(), &bounds, &mut |progress| {
+            let explored = explore(subject, &fragments, assertions.as_ref(), &bounds, &mut |progress| {
                 let Progress { states, waiting, requests } = progress;
                 bar.set_message(format!("{states} states, {waiting} to look at, {requests} requests"));
             });
@@ -492,6 +497,17 @@ impl Modules {
             known_inputs: Default::default(),
         })
     }
+}
+
+/// A fragment's image, of its source or as it is.
+fn fragment_image(path: &Path) -> Result<Vec<u8>> {
+    let bytes = read(path)?;
+    if is_compiled(&bytes) {
+        return Ok(bytes);
+    }
+    let text = String::from_utf8(bytes).with_context(|| format!("{} is not Rego", path.display()))?;
+    let compiled = parma_policy::fragment::compile_fragment(&path.display().to_string(), &text);
+    Ok(compiled.map_err(|error| anyhow!("{error}"))?.image)
 }
 
 fn is_compiled(bytes: &[u8]) -> bool {

@@ -72,14 +72,22 @@ struct Seen {
     whole: Vec<(String, Json)>,
 }
 
+/// What one decision looked at and changed.
+#[derive(Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Touched {
+    /// Entries, and maps (`None`).
+    read: BTreeSet<(String, Option<String>)>,
+    /// Maps.
+    changed: BTreeSet<String>,
+}
+
 /// What is known about the decisions that were asked for.
 pub(super) struct Apart<'p> {
-    reference: Reference<'p>,
+    /// `None` where all is one.
+    reference: Option<Reference<'p>>,
     seen: HashMap<(Point, String), Vec<Seen>>,
-    /// Entries that decisions looked at, and maps (`None`): by the point.
-    touched: BTreeSet<(Point, String, Option<String>)>,
-    /// Maps that decisions change.
-    changed: BTreeSet<(Point, String)>,
+    /// What decisions looked at and changed; each kind of decision once.
+    touched: BTreeSet<Touched>,
     /// Keys that each map ever had.
     held: BTreeMap<String, BTreeSet<String>>,
     /// What a point looks at or changes although the request does not name it: a map.
@@ -87,14 +95,15 @@ pub(super) struct Apart<'p> {
 }
 
 impl<'p> Apart<'p> {
+    /// Where `all` is to be explored together, decisions are not looked into.
+    ///
     /// # Errors
     /// The image is not valid.
-    pub fn new(image: &'p [u8]) -> Result<Apart<'p>> {
+    pub fn new(image: &'p [u8], all: bool) -> Result<Apart<'p>> {
         Ok(Apart {
-            reference: Reference::new(image)?,
+            reference: if all { None } else { Some(Reference::new(image)?) },
             seen: HashMap::new(),
             touched: BTreeSet::new(),
-            changed: BTreeSet::new(),
             held: BTreeMap::new(),
             beyond: BTreeSet::new(),
         })
@@ -119,6 +128,7 @@ impl<'p> Apart<'p> {
         memory: &Json,
         allowed: Option<bool>,
     ) -> Result<()> {
+        let Some(reference) = &mut self.reference else { return Ok(()) };
         let key = (point, input.to_string());
         let known = |seen: &Seen| {
             seen.entries.iter().all(|(map, key, value)| member(memory, map, key) == *value)
@@ -127,8 +137,8 @@ impl<'p> Apart<'p> {
         if self.seen.get(&key).is_some_and(|list| list.iter().any(known)) {
             return Ok(());
         }
-        self.reference.set_metadata(memory)?;
-        let (outcome, mut looked) = self.reference.trace(point.entry(), Some(input));
+        reference.set_metadata(memory)?;
+        let (outcome, mut looked) = reference.trace(point.entry(), Some(input));
         let verdict = |outcome: &Result<Option<Json>, _>| match outcome {
             Ok(Some(result)) => result["allowed"] == true,
             _ => false,
@@ -138,7 +148,7 @@ impl<'p> Apart<'p> {
             bail!("{} {input}: the machine and the reference evaluator decide differently", point.name());
         }
         let result = outcome.as_ref().ok().cloned().flatten();
-        if !self.empty_as_missing(point, input, memory, &result, &mut looked)? {
+        if !empty_as_missing(reference, point, input, memory, &result, &mut looked)? {
             looked.everything = true;
         }
         self.note(point, input, memory, &looked, result.as_ref());
@@ -158,59 +168,16 @@ impl<'p> Apart<'p> {
         Ok(())
     }
 
-    /// Whether the decision is the same whichever of the maps that it asks for, and that have nothing in them, are there.
-    fn empty_as_missing(
-        &mut self,
-        point: Point,
-        input: &Json,
-        memory: &Json,
-        result: &Option<Json>,
-        looked: &mut Footprint,
-    ) -> Result<bool> {
-        let allows =
-            |result: &Option<Json>| result.as_ref().filter(|result| result["allowed"] == true).cloned();
-        let is_empty = |name: &&String| keys_of(&memory[name.as_str()]).next().is_none();
-        let mut asked: BTreeSet<String> = BTreeSet::new();
-        loop {
-            let empty: Vec<String> = looked.maps.iter().filter(is_empty).cloned().collect();
-            if empty.len() > MAX_EMPTY {
-                return Ok(false);
-            }
-            if empty.iter().all(|name| asked.contains(name)) {
-                return Ok(true);
-            }
-            for choice in 0..1_u32 << empty.len() {
-                let mut memory = memory.clone();
-                for (number, name) in empty.iter().enumerate() {
-                    match choice >> number & 1 {
-                        0 => drop(memory.as_object_mut().and_then(|maps| maps.remove(name))),
-                        _ => memory[name.as_str()] = json!({}),
-                    }
-                }
-                self.reference.set_metadata(&memory)?;
-                let (outcome, more) = self.reference.trace(point.entry(), Some(input));
-                if allows(&outcome.ok().flatten()) != allows(result) {
-                    return Ok(false);
-                }
-                looked.maps.extend(more.maps);
-                looked.entries.extend(more.entries);
-                looked.whole.extend(more.whole);
-                looked.everything |= more.everything;
-            }
-            asked.extend(empty);
-        }
-    }
-
     fn note(&mut self, point: Point, input: &Json, memory: &Json, looked: &Footprint, result: Option<&Json>) {
         let mut named = BTreeSet::new();
         strings(input, &mut named);
+        let mut touched = Touched::default();
         let mut touch = |map: &str, key: Option<&str>| {
-            if map == FIXED {
-                return;
-            }
-            self.touched.insert((point, map.into(), key.map(str::to_string)));
-            if !key.is_some_and(|key| named.contains(key)) {
-                self.beyond.insert((point, map.into()));
+            if map != FIXED {
+                touched.read.insert((map.into(), key.map(str::to_string)));
+                if !key.is_some_and(|key| named.contains(key)) {
+                    self.beyond.insert((point, map.into()));
+                }
             }
         };
         for (map, key) in &looked.entries {
@@ -226,11 +193,19 @@ impl<'p> Apart<'p> {
             known.iter().for_each(|map| touch(map, None));
         }
         let result = result.filter(|result| result["allowed"] == true);
-        for operation in result.into_iter().flat_map(|result| items(&result["metadata"])) {
-            let (map, key) = (operation["name"].as_str().unwrap_or_default(), operation["key"].as_str());
-            touch(map, key);
-            self.changed.insert((point, map.into()));
+        let operations: Vec<&Json> =
+            result.into_iter().flat_map(|result| items(&result["metadata"])).collect();
+        let map = |operation: &Json| operation["name"].as_str().unwrap_or_default().to_string();
+        for operation in &operations {
+            touch(&map(operation), operation["key"].as_str());
         }
+        touched.changed = operations.into_iter().map(map).collect();
+        self.touched.insert(touched);
+    }
+
+    /// Whether decisions are looked into.
+    pub fn looks(&self) -> bool {
+        self.reference.is_some()
     }
 
     /// What a point looks at or changes although its requests do not name it: a map that ever had something.
@@ -241,25 +216,67 @@ impl<'p> Apart<'p> {
 
     /// The parts, put together where a decision looks at more than one of them and finds something there, or changes it.
     pub fn together(&self) -> BTreeSet<BTreeSet<Part>> {
+        if self.reference.is_none() {
+            return BTreeSet::from([BTreeSet::from(Part::ALL)]);
+        }
         let mut groups: Vec<BTreeSet<Part>> = Part::ALL.iter().map(|part| BTreeSet::from([*part])).collect();
-        let points: BTreeSet<Point> = self.touched.iter().map(|(point, ..)| *point).collect();
-        for point in points {
-            let of_point = self.touched.iter().filter(|(of, ..)| *of == point);
-            let there = of_point.filter(|(_, map, key)| {
+        for Touched { read, changed } in &self.touched {
+            let there = read.iter().filter(|(map, key)| {
                 self.held.get(map).is_some_and(|held| match key {
                     Some(key) => held.contains(key),
                     None => !held.is_empty(),
                 })
             });
-            let changed = self.changed.iter().filter(|(of, _)| *of == point).map(|(_, map)| map);
             let parts: BTreeSet<Part> =
-                there.map(|(_, map, _)| map).chain(changed).map(|map| Part::of_map(map)).collect();
+                there.map(|(map, _)| map).chain(changed).map(|map| Part::of_map(map)).collect();
             let (joined, others): (Vec<_>, Vec<_>) =
                 groups.into_iter().partition(|group| !group.is_disjoint(&parts));
             groups = others;
             groups.extend((!joined.is_empty()).then(|| joined.into_iter().flatten().collect()));
         }
         groups.into_iter().collect()
+    }
+}
+
+/// Whether the decision is the same whichever of the maps that it asks for, and that have nothing in them, are there.
+fn empty_as_missing(
+    reference: &mut Reference<'_>,
+    point: Point,
+    input: &Json,
+    memory: &Json,
+    result: &Option<Json>,
+    looked: &mut Footprint,
+) -> Result<bool> {
+    let allows = |result: &Option<Json>| result.as_ref().filter(|result| result["allowed"] == true).cloned();
+    let is_empty = |name: &&String| keys_of(&memory[name.as_str()]).next().is_none();
+    let mut asked: BTreeSet<String> = BTreeSet::new();
+    loop {
+        let empty: Vec<String> = looked.maps.iter().filter(is_empty).cloned().collect();
+        if empty.len() > MAX_EMPTY {
+            return Ok(false);
+        }
+        if empty.iter().all(|name| asked.contains(name)) {
+            return Ok(true);
+        }
+        for choice in 0..1_u32 << empty.len() {
+            let mut memory = memory.clone();
+            for (number, name) in empty.iter().enumerate() {
+                match choice >> number & 1 {
+                    0 => drop(memory.as_object_mut().and_then(|maps| maps.remove(name))),
+                    _ => memory[name.as_str()] = json!({}),
+                }
+            }
+            reference.set_metadata(&memory)?;
+            let (outcome, more) = reference.trace(point.entry(), Some(input));
+            if allows(&outcome.ok().flatten()) != allows(result) {
+                return Ok(false);
+            }
+            looked.maps.extend(more.maps);
+            looked.entries.extend(more.entries);
+            looked.whole.extend(more.whole);
+            looked.everything |= more.everything;
+        }
+        asked.extend(empty);
     }
 }
 

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use regex_syntax::hir::Hir;
 use serde_json::{Value as Json, json};
 
+use super::offer::{Content, Offer, offers};
 use super::pattern;
 use crate::compile::rules;
 use crate::lint::entry_name;
@@ -17,7 +18,7 @@ use crate::reference::Reference;
 use crate::{Evaluation, FRAMEWORK_DATA, Inputs, Session, compile};
 
 /// The version of the framework whose meaning the policy's data has.
-const FRAMEWORK_VERSION: [u64; 3] = [0, 5, 0];
+pub(super) const FRAMEWORK_VERSION: [u64; 3] = [0, 5, 0];
 
 /// What is read of a policy.
 const DATA: [&str; 16] = [
@@ -68,14 +69,28 @@ pub(super) const SETS: [&str; 5] = ["ambient", "bounding", "effective", "inherit
 
 /// The data of a policy.
 pub(super) struct Reading {
-    /// Its containers, complete.
+    /// Its containers, complete; after its own those of fragments.
     pub containers: Vec<Json>,
+    /// The offer that each of these comes with; `None` is the policy.
+    pub containers_from: Vec<Option<usize>>,
     /// Their names, for people.
     pub names: Vec<String>,
-    /// Every layer of every container, and every read-only volume.
+    /// Every layer of every container, and every read-only volume of the policy's.
     pub layers: BTreeSet<String>,
-    /// Processes of the guest itself.
+    /// Those that are the policy's own.
+    own_layers: BTreeSet<String>,
+    /// Processes of the guest itself; after the policy's own those of fragments.
     pub external: Vec<Json>,
+    /// As of containers.
+    pub external_from: Vec<Option<usize>>,
+    /// Fragments that may be brought.
+    pub offers: Vec<Offer>,
+    /// What is in them, as the policy is shown it.
+    pub contents: Vec<Content>,
+    /// The fragments that the policy names.
+    named: Vec<Json>,
+    /// Whether there are platform rules, which are not explored.
+    pub platform_rules: bool,
     pub env_dropping: bool,
     pub capability_dropping: bool,
     /// Whether any entry obliges to something.
@@ -126,7 +141,8 @@ impl Reading {
             reading.constants[name] = value.clone();
         }
         let raw = items(&reading.flag("containers")).to_vec();
-        reading.layers = layers_of(&raw);
+        reading.own_layers = layers_of(&raw);
+        reading.layers.clone_from(&reading.own_layers);
         reading.env_dropping = reading.allows("allow_environment_variable_dropping");
         let version = ["framework_version", "framework_svn"].map(|name| reading.flag(name));
         let version = version.iter().find_map(Json::as_str).and_then(version_of);
@@ -135,6 +151,8 @@ impl Reading {
             return Ok(reading);
         };
         reading.capability_dropping = reading.allows("allow_capability_dropping") && version >= [0, 2, 2];
+        reading.named = items(&reading.flag("fragments")).to_vec();
+        reading.platform_rules = !items(&reading.flag("platform_rules")).is_empty();
         reading.external = items(&reading.flag("external_processes")).to_vec();
         reading.take(raw.into_iter().map(|container| completed(container, version)).collect());
         Ok(reading)
@@ -155,9 +173,11 @@ impl Reading {
         if containers.is_empty() {
             bail!("no containers can be read from the image: give the Rego that it was compiled from");
         }
-        reading.layers = layers_of(&containers);
+        reading.own_layers = layers_of(&containers);
+        reading.layers.clone_from(&reading.own_layers);
         reading.external = with(&["allow_stdio_access", "command", "env_rules", "working_dir"]);
         reading.external.retain(|process| process.get("layers").is_none());
+        reading.named = with(&["feed", "includes", "issuer", "minimum_svn"]);
         (reading.env_dropping, reading.capability_dropping) = (true, true);
         reading.take(containers);
         Ok(reading)
@@ -166,9 +186,16 @@ impl Reading {
     fn empty(flags: Option<BTreeMap<&'static str, Json>>) -> Result<Reading> {
         Ok(Reading {
             containers: Vec::new(),
+            containers_from: Vec::new(),
             names: Vec::new(),
             layers: BTreeSet::new(),
+            own_layers: BTreeSet::new(),
             external: Vec::new(),
+            external_from: Vec::new(),
+            offers: Vec::new(),
+            contents: Vec::new(),
+            named: Vec::new(),
+            platform_rules: false,
             env_dropping: false,
             capability_dropping: false,
             obliging: false,
@@ -182,7 +209,47 @@ impl Reading {
         let named = containers.iter().enumerate();
         self.names = named.map(|(number, container)| entry_name("containers", number, container)).collect();
         self.obliging = containers.iter().any(obliges);
+        self.containers_from = vec![None; containers.len()];
+        self.external_from = vec![None; self.external.len()];
         self.containers = containers;
+    }
+
+    /// The same with these fragments, as if everyone whom the policy names had signed them.
+    ///
+    /// # Errors
+    /// One is no fragment, or the policy names some in a way that is not explored.
+    pub fn with_fragments(mut self, images: &[Vec<u8>]) -> Result<Reading> {
+        let contents = images.iter().map(|image| Content::new(image)).collect::<Result<Vec<_>>>()?;
+        let named = self.named.clone();
+        self.offers = offers(&mut self, &named, &contents)?;
+        self.contents = contents;
+        Ok(self)
+    }
+
+    /// Adds the containers of an offer.
+    pub fn add_containers(&mut self, containers: Vec<Json>, offer: usize, feed: &str) {
+        for (number, container) in containers.into_iter().enumerate() {
+            let layers = items(&container["layers"]).iter().filter_map(Json::as_str);
+            self.layers.extend(layers.map(str::to_string));
+            self.names.push(format!("{} of {feed:?}", entry_name("containers", number, &container)));
+            self.containers.push(container);
+            self.containers_from.push(Some(offer));
+        }
+    }
+
+    /// Adds the processes of an offer.
+    pub fn add_external(&mut self, processes: Vec<Json>, offer: usize) {
+        self.external_from.extend(processes.iter().map(|_| Some(offer)));
+        self.external.extend(processes);
+    }
+
+    /// Whether a layer, or a volume, is one of the policy's, or of what was loaded.
+    pub fn layer_known(&self, hash: &str, loaded: &BTreeSet<usize>) -> bool {
+        let of_fragment = |number: usize| {
+            self.containers_from[number].is_some_and(|offer| loaded.contains(&offer))
+                && items(&self.containers[number]["layers"]).iter().any(|layer| layer == hash)
+        };
+        self.own_layers.contains(hash) || (0..self.containers.len()).any(of_fragment)
     }
 
     /// What of the policy is not explored.
@@ -191,10 +258,14 @@ impl Reading {
         if self.flags.is_none() {
             notes.push("a compiled policy does not say what its flags are: what they decide is followed and not judged".into());
         }
-        if !items(&self.flag("fragments")).is_empty() {
-            notes.push("what signed fragments would add is not explored".into());
+        if !self.named.is_empty() && self.offers.is_empty() {
+            notes.push("what signed fragments would add is not explored: give some with --fragment".into());
         }
-        if !items(&self.flag("platform_rules")).is_empty() {
+        if !self.offers.is_empty() {
+            notes
+                .push("each fragment is loaded once; with fragments, everything is explored together".into());
+        }
+        if self.platform_rules {
             notes.push("what platform rules add to containers is not asked for".into());
         }
         notes
@@ -456,7 +527,7 @@ fn same_set(these: &Json, those: &Json) -> bool {
     these.is_array() && those.is_array() && set(these) == set(those)
 }
 
-fn version_of(text: &str) -> Option<[u64; 3]> {
+pub(super) fn version_of(text: &str) -> Option<[u64; 3]> {
     let mut parts = text.split('.');
     let mut version = [0; 3];
     for part in &mut version {
@@ -466,7 +537,7 @@ fn version_of(text: &str) -> Option<[u64; 3]> {
 }
 
 /// A container of a policy for an older framework has that version's meaning of what it could not say.
-fn completed(mut container: Json, version: [u64; 3]) -> Json {
+pub(super) fn completed(mut container: Json, version: [u64; 3]) -> Json {
     let Json::Object(fields) = &mut container else { return container };
     if version < FRAMEWORK_VERSION {
         // What it could not say, it did not.

@@ -13,6 +13,7 @@ use parma_guest::point::Point;
 use parma_guest::wire::MAX_ENV;
 use serde_json::{Value as Json, json};
 
+use super::offer::Offer;
 use super::pattern;
 use super::reading::{Reading, SETS, VOLUMES, items};
 use super::world::{Life, World};
@@ -108,6 +109,15 @@ impl<'p> Requests<'p> {
         }
         self.containers(world, &mut list);
         list
+    }
+
+    /// Fragments that are brought where this exists: the offer, and the number that the header has. Those that were
+    /// taken are not brought again.
+    pub fn loads(&self, world: &World) -> Vec<(usize, u32)> {
+        let offers = self.policy.offers.iter().enumerate();
+        let new = offers.filter(|(number, _)| !world.loaded.contains(number));
+        let numbers = |offer: &Offer| [Some(offer.svn), offer.least.checked_sub(1)].into_iter().flatten();
+        new.flat_map(|(number, offer)| numbers(offer).map(move |svn| (number, svn))).collect()
     }
 
     /// The ids that were used, and one that was not.

@@ -10,6 +10,7 @@ use parma_guest::policy::Decision;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
+use super::offer::Offer;
 use super::reading::{Mounted, Reading, Runs, VOLUMES, is_required, items};
 
 /// A promise that is checked of every decision.
@@ -70,6 +71,8 @@ pub(super) struct World {
     pub overlays: BTreeMap<String, String>,
     /// Containers that have or had an overlay.
     pub containers: BTreeMap<String, Container>,
+    /// Offers of fragments that were taken.
+    pub loaded: BTreeSet<usize>,
 }
 
 /// A container.
@@ -145,7 +148,8 @@ impl World {
                 });
                 require(numbered, OneDevicePerPath, format!("a device at {target:?}"))?;
                 let hash = text(input, "deviceHash");
-                require(policy.layers.contains(hash), OnlyWhatThePolicyNames, format!("the layer {hash:?}"))?;
+                let known = policy.layer_known(hash, &self.loaded);
+                require(known, OnlyWhatThePolicyNames, format!("the layer {hash:?}"))?;
                 self.devices.insert(target.into(), hash.into());
             }
             Point::UnmountDevice => {
@@ -237,7 +241,10 @@ impl World {
                     layers.insert(0, json!(hash));
                 }
                 let layers = Json::Array(layers);
-                let fits = |number: &usize| policy.containers[*number]["layers"] == layers;
+                let fits = |number: &usize| {
+                    self.has(policy.containers_from[*number])
+                        && policy.containers[*number]["layers"] == layers
+                };
                 let entries: BTreeSet<usize> = (0..policy.containers.len()).filter(fits).collect();
                 let fits = !entries.is_empty();
                 require(fits, OverlayInOrder, format!("no entry has the layers {layers}, bottom first"))?;
@@ -280,7 +287,9 @@ impl World {
             Point::ExecExternal => {
                 let (env, _) = runs(policy, input, result)?;
                 let mut refused = Vec::new();
-                let entry = policy.external.iter().find(|entry| {
+                let there = policy.external.iter().zip(&policy.external_from);
+                let mut there = there.filter(|(_, from)| self.has(**from));
+                let entry = there.find(|(entry, _)| {
                     let refusal = policy.refuses_external(entry, input, &env);
                     refused.extend(refusal);
                     refusal.is_none() && entry["allow_stdio_access"] == result["allow_stdio_access"]
@@ -337,6 +346,25 @@ impl World {
         Ok(())
     }
 
+    /// Whether the policy, or the fragment of this offer, is there.
+    fn has(&self, from: Option<usize>) -> bool {
+        from.is_none_or(|offer| self.loaded.contains(&offer))
+    }
+
+    /// Takes note that a fragment was taken, with this number.
+    ///
+    /// # Errors
+    /// The promise that is broken by taking it.
+    pub fn load(&mut self, policy: &Reading, offer: usize, svn: u32) -> Result<(), Broken> {
+        let Offer { issuer, feed, least, by, .. } = &policy.offers[offer];
+        let welcome = self.has(*by) && svn >= *least;
+        let what =
+            format!("the fragment {feed:?} of {issuer}, number {svn}, which nothing that is there names");
+        require(welcome, Invariant::OnlyWhatThePolicyNames, what)?;
+        self.loaded.insert(offer);
+        Ok(())
+    }
+
     fn instances(&self) -> Instances {
         let mut instances = Instances::default();
         for container in self.containers.values() {
@@ -352,8 +380,10 @@ impl World {
     /// What does not run although it is required.
     pub fn unready(&self, policy: &Reading) -> Option<String> {
         let running = self.instances().running;
-        let mut required = policy.containers.iter().filter(|entry| is_required(entry));
-        let missing = required.find(|entry| !running.contains(&name_of(entry)))?;
+        let there = policy.containers.iter().zip(&policy.containers_from);
+        let there = there.filter(|(_, from)| self.has(**from)).map(|(entry, _)| entry);
+        let missing =
+            there.filter(|entry| is_required(entry)).find(|entry| !running.contains(&name_of(entry)))?;
         Some(format!("the guest is ready, and {:?} does not run", name_of(missing)))
     }
 
@@ -375,6 +405,9 @@ impl World {
             let overlay = if mounted { "" } else { ", no overlay" };
             format!("{id:.2} {:?} {:?}{overlay}", container.life, container.entries)
         }));
+        if !self.loaded.is_empty() {
+            lines.push(format!("fragments {:?}", self.loaded));
+        }
         let others = self.writable.len() + self.scratch.len() + self.shares.len();
         if others > 0 {
             lines.push(format!("{others} writable or shared"));
