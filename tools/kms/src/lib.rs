@@ -4,4 +4,10 @@
 
 pub mod bundle;
 pub mod channel;
+pub mod rules;
+pub mod server;
+pub mod service;
+pub mod store;
+pub mod token;
 pub mod verify;
+pub mod wrap;

@@ -42,6 +42,9 @@ enum Command {
     /// Judge what guests show of themselves
     #[command(subcommand)]
     Attest(commands::attest::Command),
+    /// A reference key service: releases keys to attested guests
+    #[command(subcommand)]
+    Kms(commands::kms::Command),
     Run(commands::run::Arguments),
     Exec(commands::remote::Exec),
     Ps(commands::remote::Ps),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Policy(command) => commands::policy::main(command),
         Command::Fragment(command) => commands::fragment::main(command),
         Command::Attest(command) => commands::attest::main(command),
+        Command::Kms(command) => commands::kms::main(command),
         Command::Run(arguments) => commands::run::main(arguments),
         Command::Exec(arguments) => commands::remote::exec(arguments),
         Command::Ps(arguments) => commands::remote::ps(arguments),

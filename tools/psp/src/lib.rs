@@ -47,6 +47,7 @@ pub struct HostData(pub [u8; 32]);
 pub struct Measurement(pub [u8; 48]);
 
 /// One emulated secure processor that has launched one guest.
+#[derive(Clone)]
 pub struct Psp {
     key: SigningKey,
     chain: Chain,

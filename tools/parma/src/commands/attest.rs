@@ -239,7 +239,8 @@ fn report(path: &Path) -> Result<Vec<u8>> {
     })
 }
 
-fn root(path: &Path) -> Result<Vec<u8>> {
+/// The root among the certificates of a file.
+pub(super) fn root(path: &Path) -> Result<Vec<u8>> {
     let mut bundle = Bundle::default();
     bundle.add(&read(path)?).with_context(|| path.display().to_string())?;
     // Of a chain, the root is the one that issued itself.

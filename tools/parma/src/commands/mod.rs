@@ -4,6 +4,7 @@ pub mod attest;
 pub mod fragment;
 pub mod host;
 pub mod image;
+pub mod kms;
 pub mod layer;
 pub mod policy;
 pub mod remote;
