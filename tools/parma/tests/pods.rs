@@ -1,0 +1,223 @@
+//! Kubernetes Pods in a real guest, through the program. Needs `PARMA_IMAGE` and `PARMA_FIXTURES`.
+
+mod common;
+
+use common::{fixtures, parma, stderr, stdout};
+use serde_json::Value;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// A Pod in a file, and a directory for its run.
+struct Stage {
+    runtime: TempDir,
+    image: std::ffi::OsString,
+    file: PathBuf,
+}
+
+impl Stage {
+    /// `spec` names the image of each container BUSYBOX.
+    fn new(spec: &str) -> Option<Self> {
+        let (image, fixtures) = fixtures()?;
+        let runtime = tempfile::tempdir().unwrap();
+        let file = runtime.path().join("pod.yaml");
+        let busybox = format!("oci:{}:latest", fixtures.join("busybox").display());
+        let spec = spec.replace("BUSYBOX", &busybox);
+        fs::write(&file, format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: shop}}\nspec:\n{spec}"))
+            .unwrap();
+        Some(Self { runtime, image, file })
+    }
+
+    fn run(&self, options: &[&str]) -> Command {
+        let mut command = parma(&self.runtime);
+        command.args(["run", "-q", "--image"]).arg(&self.image).args(options).arg("-f").arg(&self.file);
+        command
+    }
+
+    fn parma(&self, arguments: &[&str]) -> Output {
+        parma(&self.runtime).args(arguments).output().unwrap()
+    }
+
+    /// The container of this name, as `parma ps` shows it.
+    fn listed(&self, name: &str) -> Value {
+        let runs: Value = serde_json::from_slice(&self.parma(&["ps", "--json"]).stdout).unwrap();
+        assert_eq!(runs[0]["name"], "shop");
+        let containers = runs[0]["containers"].as_array().unwrap();
+        containers.iter().find(|container| container["name"] == name).unwrap().clone()
+    }
+}
+
+/// A run, and what it has written so far.
+struct Running {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Self { child, lines }
+    }
+
+    /// Reads up to this line; gives those before it.
+    fn until(&mut self, wanted: &str) -> String {
+        let mut read = String::new();
+        loop {
+            let before = read.len();
+            assert!(self.lines.read_line(&mut read).unwrap() > 0, "no {wanted:?} in\n{read}");
+            if read[before..].trim_end() == wanted {
+                return read;
+            }
+        }
+    }
+
+    fn end(mut self) -> (String, Option<i32>) {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).unwrap();
+        (rest, self.child.wait().unwrap().code())
+    }
+}
+
+#[test]
+fn containers_of_a_pod_start_in_order_and_share_network_host_name_and_volumes_but_no_processes() {
+    let spec = r#"
+  restartPolicy: Never
+  volumes: [{name: work, emptyDir: {}}]
+  initContainers:
+  - name: first
+    image: BUSYBOX
+    command: [sh, -c, "echo one > /work/steps; hostname > /work/host; echo done"]
+    volumeMounts: [{name: work, mountPath: /work}]
+  - name: second
+    image: BUSYBOX
+    command: [sh, -c, "echo two >> /work/steps"]
+    volumeMounts: [{name: work, mountPath: /work}]
+  containers:
+  - name: serve
+    image: BUSYBOX
+    command: [sh, -c, "cat /work/steps; echo index > /work/index.html; httpd -p 127.0.0.1:8080 -h /work; until [ -e /work/seen ]; do usleep 50000; done"]
+    volumeMounts: [{name: work, mountPath: /work}]
+    resources: {limits: {memory: 64Mi, cpu: 500m}}
+  - name: client
+    image: BUSYBOX
+    command: [sh, -c, "until wget -q -O - http://127.0.0.1:8080/; do usleep 50000; done 2>/dev/null; [ $(hostname) = $(cat /data/host) ] && echo same host; ps | grep -c '[h]ttpd'; echo x 2>/dev/null > /data/x || echo cannot write; wget -q -O /dev/null http://127.0.0.1:8080/none; kill -9 1; exit 4"]
+    volumeMounts: [{name: work, mountPath: /data, readOnly: true}]
+  - name: witness
+    image: BUSYBOX
+    command: [sh, -c, "sleep 3; touch /work/seen; grep . /sys/fs/cgroup/memory.max"]
+    volumeMounts: [{name: work, mountPath: /work}]
+"#;
+    let Some(stage) = Stage::new(spec) else { return };
+    let output = stage.run(&[]).output().unwrap();
+    let (text, errors) = (stdout(&output), stderr(&output));
+    for line in [
+        "first | done",
+        "serve | one",
+        "serve | two",
+        "client | index",
+        "client | same host",
+        "client | 0",
+        "client | cannot write",
+        "witness | max",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line} in\n{text}\n{errors}");
+    }
+    assert_eq!(output.status.code(), Some(4), "of the first that failed\n{text}\n{errors}");
+}
+
+#[test]
+fn a_pod_is_listed_read_entered_and_stopped_by_the_names_of_its_containers() {
+    let spec = r#"
+  terminationGracePeriodSeconds: 5
+  containers:
+  - name: web
+    image: BUSYBOX
+    command: [sh, -c, "trap 'echo bye; exit 0' TERM; echo up; touch /up; while :; do sleep 1000 & wait $!; done"]
+    readinessProbe: {exec: {command: [test, -e, /up]}, periodSeconds: 1}
+    lifecycle: {preStop: {exec: {command: [touch, /stopping]}}}
+  - name: deaf
+    image: BUSYBOX
+    command: [sh, -c, "trap '' TERM; echo deaf; exec sleep 1000"]
+"#;
+    let Some(stage) = Stage::new(spec) else { return };
+    let mut running = Running::start(stage.run(&["--allow-exec", "cat /proc/1/cmdline"]));
+    running.until("deaf | deaf");
+    // The probe is asked each second; nothing else says when it was.
+    while stage.listed("web")["ready"] != true {}
+    let web = stage.listed("web");
+    assert_eq!(
+        (&web["restarts"], &web["exit_code"], &web["initial"]),
+        (&0.into(), &Value::Null, &false.into())
+    );
+    assert_eq!(stdout(&stage.parma(&["logs", "shop", "-c", "web"])), "up\n");
+    let ambiguous = stage.parma(&["logs", "shop"]);
+    assert!(stderr(&ambiguous).contains("Name one of web, deaf with -c"), "{}", stderr(&ambiguous));
+    let entered = stage.parma(&["exec", "shop", "-c", "deaf", "--", "cat", "/proc/1/cmdline"]);
+    assert!(stdout(&entered).starts_with("sleep\0"), "{}{}", stdout(&entered), stderr(&entered));
+    let denied = stage.parma(&["exec", "shop", "-c", "deaf", "--", "touch", "/stopping"]);
+    assert!(stderr(&denied).contains("does not allow exec_in_container"), "{}", stderr(&denied));
+    assert!(stage.parma(&["stop", "shop"]).status.success());
+    let (rest, code) = running.end();
+    assert!(rest.contains("web | bye"), "{rest}");
+    assert_eq!(code, Some(137), "the deaf one was killed when its time was over");
+}
+
+#[test]
+fn what_ends_is_started_again_as_the_pod_says_and_what_uses_too_much_memory_is_told() {
+    let spec = r#"
+  restartPolicy: OnFailure
+  volumes: [{name: count, emptyDir: {}}]
+  containers:
+  - name: flaky
+    image: BUSYBOX
+    command: [sh, -c, "echo x >> /count/x; [ $(wc -l < /count/x) -ge 3 ] && echo third time && exit 0; exit 1"]
+    volumeMounts: [{name: count, mountPath: /count}]
+  - name: hungry
+    image: BUSYBOX
+    command: [sh, -c, "echo x >> /count/y; [ $(wc -l < /count/y) -ge 2 ] && exit 0; usleep 500000; x=0123456789; while :; do x=$x$x; done"]
+    volumeMounts: [{name: count, mountPath: /count}]
+    resources: {limits: {memory: 32Mi}}
+  - name: sick
+    image: BUSYBOX
+    command: [sh, -c, "[ -e /count/again ] && exit 0; touch /count/again; trap 'exit 3' TERM; while :; do sleep 1000 & wait $!; done"]
+    livenessProbe: {exec: {command: [test, -e, /healthy]}, periodSeconds: 1, failureThreshold: 1}
+    volumeMounts: [{name: count, mountPath: /count}]
+"#;
+    let Some(stage) = Stage::new(spec) else { return };
+    let output = stage.run(&["--json"]).output().unwrap();
+    let (text, errors) = (stdout(&output), stderr(&output));
+    assert!(text.contains("flaky | third time\n"), "{text}\n{errors}");
+    assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
+    let creations = errors.lines().filter(|line| line.contains("create_container")).count();
+    assert_eq!(creations, 3 + 2 + 2, "{errors}");
+}
+
+#[test]
+fn an_initial_container_that_fails_keeps_the_others_from_starting() {
+    let spec = r#"
+  restartPolicy: Never
+  initContainers: [{name: check, image: BUSYBOX, command: [sh, -c, "echo no; exit 6"]}]
+  containers: [{name: serve, image: BUSYBOX, command: [echo, served]}]
+"#;
+    let Some(stage) = Stage::new(spec) else { return };
+    let output = stage.run(&[]).output().unwrap();
+    assert_eq!(
+        (stdout(&output).as_str(), output.status.code()),
+        ("check | no\n", Some(6)),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn what_is_not_supported_of_a_pod_is_refused_by_name_before_anything_boots() {
+    let Some(stage) = Stage::new("  hostPID: true\n  containers: [{name: a, image: BUSYBOX}]\n") else {
+        return;
+    };
+    let output = stage.run(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("spec.hostPID"), "{}", stderr(&output));
+}
