@@ -72,11 +72,11 @@ pub(super) fn rw_mount_device(
     let size = i64::try_from(blocks.get() * 4096).map_err(|_| Fault::Arena)?;
     // SECURITY (L05): encrypted and formatted by the guest, always; nothing in a request says otherwise.
     input.object(&[
-        ("encrypted", Value::Bool(true)),
-        ("ensureFilesystem", Value::Bool(true)),
+        ("encrypted", Value::bool(true)),
+        ("ensureFilesystem", Value::bool(true)),
         ("filesystem", filesystem),
         ("mountPathRegex", regex),
-        ("rollbackProtection", Value::Bool(tags == Tags::Memory)),
+        ("rollbackProtection", Value::bool(tags == Tags::Memory)),
         ("size", Value::Int(size)),
         ("target", target),
     ])
@@ -91,11 +91,11 @@ pub(super) fn rw_mount_volume(input: &mut Arena<'_>, volume: &VolumeId) -> Resul
     let filesystem = input.string("ext4")?;
     let regex = input.string(VOLUME_PATH_REGEX)?;
     input.object(&[
-        ("encrypted", Value::Bool(true)),
-        ("ensureFilesystem", Value::Bool(false)),
+        ("encrypted", Value::bool(true)),
+        ("ensureFilesystem", Value::bool(false)),
         ("filesystem", filesystem),
         ("mountPathRegex", regex),
-        ("rollbackProtection", Value::Bool(false)),
+        ("rollbackProtection", Value::bool(false)),
         ("target", target),
         ("volume", id),
     ])
@@ -108,8 +108,8 @@ pub(super) fn scratch_mount(
 ) -> Result<Value, Fault> {
     let target = input.string(&writable(scratch.unwrap_or(container), container))?;
     input.object(&[
-        ("encrypted", Value::Bool(true)),
-        ("memory", Value::Bool(scratch.is_none())),
+        ("encrypted", Value::bool(true)),
+        ("memory", Value::bool(scratch.is_none())),
         ("target", target),
     ])
 }
@@ -186,7 +186,7 @@ fn process<'k>(
         ("groups", groups),
         ("umask", umask),
         ("capabilities", capabilities),
-        ("noNewPrivileges", Value::Bool(start.no_new_privileges)),
+        ("noNewPrivileges", Value::bool(start.no_new_privileges)),
     ]))
 }
 
@@ -221,9 +221,9 @@ pub(super) fn create_container(
         ("hugePagesDir", huge_pages_dir),
         ("mounts", mounts),
         ("devices", none),
-        ("privileged", Value::Bool(privileged)),
+        ("privileged", Value::bool(privileged)),
         ("seccompProfileSHA256", no_profile),
-        ("isSandboxContainer", Value::Bool(false)),
+        ("isSandboxContainer", Value::bool(false)),
     ]);
     input.object(&fields)
 }
@@ -277,7 +277,7 @@ pub(super) fn signal_container_process(
     input.object(&[
         ("argList", args),
         ("containerID", id),
-        ("isInitProcess", Value::Bool(init)),
+        ("isInitProcess", Value::bool(init)),
         ("signal", Value::Int(i64::from(signal.number()))),
     ])
 }
@@ -331,7 +331,7 @@ pub(super) fn update_container(
         ("containerID", id),
         ("cpu", number(cpu.map(u64::from))),
         ("memory", number(memory)),
-        ("paused", Value::Bool(paused)),
+        ("paused", Value::bool(paused)),
         ("processes", number(processes.map(u64::from))),
     ])
 }
@@ -352,8 +352,8 @@ pub(super) fn load_fragment(
     let receipts = input.array(&[])?;
     let mut fields: Vec<(&str, Value), FIELDS> = Vec::from_iter([
         ("feed", feed),
-        ("fragment_loaded", Value::Bool(content.is_some())),
-        ("has_header_svn", Value::Bool(true)),
+        ("fragment_loaded", Value::bool(content.is_some())),
+        ("has_header_svn", Value::bool(true)),
         ("header_svn", Value::Int(i64::from(svn))),
         ("issuer", issuer),
         ("namespace", namespace),

@@ -32,10 +32,10 @@ pub(super) fn call(
         (B::Or, V::Set(a), V::Set(b)) => Some(context.merge(a, b, [true; 3])?),
         (B::And, V::Set(a), V::Set(b)) => Some(context.merge(a, b, [false, true, false])?),
         (B::Minus, V::Set(a), V::Set(b)) => Some(context.merge(a, b, [true, false, false])?),
-        (B::Member, a, b) => Some(V::Bool(context.member(a, b)?)),
+        (B::Member, a, b) => Some(V::bool(context.member(a, b)?)),
         (B::MemberWithKey, key, value) => {
             let found = context.lookup(c, key)?;
-            Some(V::Bool(match found {
+            Some(V::bool(match found {
                 Some(found) => context.compare(found, value)?.is_eq(),
                 None => false,
             }))
@@ -57,18 +57,18 @@ pub(super) fn call(
         (B::Concat, V::String(separator), V::Array(list) | V::Set(list)) => {
             context.concat(separator, list)?
         }
-        (B::Contains, V::String(a), V::String(b)) => Some(V::Bool(context.find(a, b, 0)?.is_some())),
+        (B::Contains, V::String(a), V::String(b)) => Some(V::bool(context.find(a, b, 0)?.is_some())),
         (B::Count, V::Array(list) | V::Object(list) | V::Set(list), _) => Some(V::Int(list.len() as i64)),
         (B::Count, V::String(text), _) => Some(V::Int(context.characters(text)? as i64)),
         (B::EndsWith, V::String(a), V::String(b)) => {
             context.fuel.bytes(b.len())?;
             let view = context.view();
-            Some(V::Bool(view.bytes(a).ends_with(view.bytes(b))))
+            Some(V::bool(view.bytes(a).ends_with(view.bytes(b))))
         }
         (B::StartsWith, V::String(a), V::String(b)) => {
             context.fuel.bytes(b.len())?;
             let view = context.view();
-            Some(V::Bool(view.bytes(a).starts_with(view.bytes(b))))
+            Some(V::bool(view.bytes(a).starts_with(view.bytes(b))))
         }
         (B::IndexOf, V::String(_), V::String(b)) if b.is_empty() => None,
         (B::IndexOf, V::String(a), V::String(b)) => Some(V::Int(match context.find(a, b, 0)? {
@@ -76,7 +76,7 @@ pub(super) fn call(
             None => -1,
         })),
         (B::Intersection | B::Union, V::Set(sets), _) => context.fold(builtin, sets)?,
-        (B::IsNull, a, _) => Some(V::Bool(a.kind() == Kind::Null)),
+        (B::IsNull, a, _) => Some(V::bool(a.kind() == Kind::Null)),
         (B::Lower, V::String(text), _) => Some(context.lower(text)?),
         (B::Max, V::Array(list) | V::Set(list), _) => {
             let mut greatest = None;
@@ -123,7 +123,7 @@ pub(super) fn call(
             let (Some(a), Some(b)) = versions else { return Ok(None) };
             Some(V::Int(a.compare(&b) as i64))
         }
-        (B::SemverIsValid, a, _) => Some(V::Bool(match a {
+        (B::SemverIsValid, a, _) => Some(V::bool(match a {
             V::String(text) => {
                 context.fuel.bytes(text.len())?;
                 Version::parse(context.view().text(text)).is_some()
@@ -142,7 +142,8 @@ pub(super) fn call(
             _ => None,
         },
         (B::ToNumber, V::Null, _) => Some(V::Int(0)),
-        (B::ToNumber, V::Bool(value), _) => Some(V::Int(i64::from(value))),
+        (B::ToNumber, V::False, _) => Some(V::Int(0)),
+        (B::ToNumber, V::True, _) => Some(V::Int(1)),
         (B::ToNumber, V::Int(value), _) => Some(V::Int(value)),
         (B::ToNumber, V::String(text), _) => {
             context.fuel.bytes(text.len())?;
@@ -461,7 +462,8 @@ impl Context<'_, '_> {
         }
         match value {
             Value::Null => self.arena.append(b"null"),
-            Value::Bool(value) => self.arena.append(if value { b"true" } else { b"false" }),
+            Value::False => self.arena.append(b"false"),
+            Value::True => self.arena.append(b"true"),
             Value::Int(value) => self.decimal(value),
             Value::String(text) if depth == 0 => self.append(text),
             Value::String(text) => {

@@ -160,8 +160,8 @@ impl<'p> Engine<'p> {
             Outcome::Missing | Outcome::Undefined => return Err(Refusal::Undefined),
         };
         match self.view(arena).field(result, "allowed") {
-            Some(Value::Bool(true)) => {}
-            Some(Value::Bool(false)) => {
+            Some(Value::True) => {}
+            Some(Value::False) => {
                 arena.release(mark);
                 return Err(Refusal::Denied(self.reasons(arena, point, input)));
             }
@@ -180,7 +180,7 @@ impl<'p> Engine<'p> {
         match self.run(arena, READY_ENTRY, None, &mut fuel) {
             Ok(Outcome::Missing) => true,
             Ok(Outcome::Value(result)) => {
-                matches!(self.view(arena).field(result, "allowed"), Some(Value::Bool(true)))
+                matches!(self.view(arena).field(result, "allowed"), Some(Value::True))
             }
             Ok(Outcome::Undefined) | Err(_) => false,
         }
@@ -344,7 +344,8 @@ impl Decision {
         }
         let flag = |name| match view.field(result, name) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(Value::True) => Ok(Some(true)),
+            Some(Value::False) => Ok(Some(false)),
             Some(_) => Err(Fault::Result),
         };
         decision.allow_stdio = flag("allow_stdio_access")?;

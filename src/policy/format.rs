@@ -672,11 +672,13 @@ impl<'p> Image<'p> {
     /// The pattern of this class with this text. `None`: the image knows none. `Some(None)`: it is no
     /// regular expression.
     pub fn pattern_named(&self, class: Class, text: &[u8]) -> Option<Option<u32>> {
-        let names = self.names_of(class);
-        let string = |index: usize| self.string(self.name(names.start + index)?.0);
-        let found = partition(names.len(), |index| string(index).is_some_and(|string| string < text));
-        let (name, _, pattern) = self.name(names.start + found).filter(|_| found < names.len())?;
-        (self.string(name)? == text).then_some(pattern)
+        let found = partition(self.words(Section::Named) / 2, |index| match self.name(index) {
+            Some((name, of, _)) if of == class => self.string(name).is_some_and(|name| name < text),
+            Some((_, of, _)) => of < class,
+            None => false,
+        });
+        let (name, of, pattern) = self.name(found)?;
+        (of == class && self.string(name)? == text).then_some(pattern)
     }
 
     /// Number of functions.

@@ -143,7 +143,7 @@ fn copied(arena: &mut Arena<'_>, view: &View<'_>, value: Value, depth: usize) ->
             }
             arena.object(&pairs)
         }
-        Value::Null | Value::Bool(_) | Value::Int(_) => Ok(value),
+        Value::Null | Value::False | Value::True | Value::Int(_) => Ok(value),
     }
 }
 

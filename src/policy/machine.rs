@@ -31,6 +31,8 @@ pub(super) struct Machine {
     base: usize,
     frames: Vec<Frame>,
     controls: Vec<Control>,
+    /// Where the code goes on.
+    at: usize,
     /// Where the innermost body ends.
     end: usize,
     memos: Vec<Memo>,
@@ -41,8 +43,8 @@ pub(super) struct Machine {
 /// Where a function is, in bytes of code.
 #[derive(Clone, Copy, Debug)]
 struct Function {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
     registers: u8,
     /// The number of its remembered result.
     memo: Option<u32>,
@@ -55,18 +57,18 @@ enum Memo {
     Known(Option<Value>),
 }
 
-/// An active function.
+/// An active function. Its offsets and numbers are of an image and an arena, so of less than 2^24.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
     /// The number of its remembered result.
     memo: Option<u32>,
     /// Its first register, and that of the functions it calls.
-    base: usize,
-    callee_base: usize,
+    base: u32,
+    callee_base: u32,
     /// Number of open bodies when it was called.
-    controls: usize,
+    controls: u32,
     /// Where its caller goes on, and with what.
-    caller: usize,
+    caller: u32,
     dst: Target,
     result: Option<Value>,
 }
@@ -75,10 +77,10 @@ struct Frame {
 #[derive(Clone, Copy, Debug)]
 struct Control {
     scope: Scope,
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
     /// The arena's height to which its end goes back.
-    mark: usize,
+    mark: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,15 +97,16 @@ enum Scope {
 #[derive(Clone, Copy, Debug)]
 struct Loop {
     source: Value,
-    next: usize,
+    next: u32,
     key: Target,
     value: Target,
 }
 
 /// What happens next.
+#[derive(Clone, Copy)]
 enum Flow {
-    /// Go on at this offset in the code.
-    Go(usize),
+    /// Go on.
+    Go,
     /// The innermost body fails.
     Fail,
     /// The innermost body ends.
@@ -111,15 +114,15 @@ enum Flow {
     /// The function returns.
     Return,
     /// The run is over.
-    Finish(Option<Value>),
+    Finish,
 }
 
 /// A growing list of cells in the arena.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cells {
-    at: usize,
-    len: usize,
-    capacity: usize,
+    at: u32,
+    len: u32,
+    capacity: u32,
 }
 
 /// What one run works with.
@@ -169,7 +172,7 @@ fn matches_of_fragment(
     let Some(pattern) = named.ok_or(Fault::Pattern)? else { return Ok(None) };
     let (image, text, holes) = (&fragment.image, view.bytes(text), Holes::default());
     let matches = pattern::matches(image, pattern, text, &holes, memory, context.fuel)?;
-    Ok(Some(Value::Bool(matches)))
+    Ok(Some(Value::bool(matches)))
 }
 
 impl Machine {
@@ -187,7 +190,12 @@ impl Machine {
             controls = controls.max(usize::from(record.controls));
             let memo = record.memo.then_some(remembered);
             remembered += u32::from(record.memo);
-            functions.push(Function { start, end: record.end as usize, registers: record.registers, memo });
+            functions.push(Function {
+                start: start as u32,
+                end: record.end,
+                registers: record.registers,
+                memo,
+            });
         }
         let mut registers = vec_of(stack)?;
         registers.resize(stack, Value::Null);
@@ -196,7 +204,7 @@ impl Machine {
         // Each active function has a body of its own.
         let controls = vec_of(controls + frames)?;
         let frames = vec_of(frames)?;
-        Ok(Machine { functions, registers, base: 0, frames, controls, end: 0, memos, found: None })
+        Ok(Machine { functions, registers, base: 0, frames, controls, at: 0, end: 0, memos, found: None })
     }
 
     /// Evaluates a function without arguments. `None` is undefined.
@@ -210,15 +218,16 @@ impl Machine {
         self.controls.clear();
         self.memos.fill(Memo::Unknown);
         let code = context.image.section(Section::Code);
-        let mut flow = self.call(context, None, function, 0, 0)?;
+        let mut result = None;
+        let mut flow = self.call(context, None, function, 0)?;
         loop {
             flow = match flow {
-                Flow::Go(at) if at == self.end => self.end(context)?,
-                Flow::Go(at) => self.step(context, code, at, input)?,
+                Flow::Go if self.at == self.end => self.end(context)?,
+                Flow::Go => self.step(context, code, input)?,
                 Flow::Fail => self.fail(context)?,
                 Flow::End => self.end(context)?,
-                Flow::Return => self.leave(context)?,
-                Flow::Finish(result) => return Ok(result),
+                Flow::Return => self.leave(context, &mut result)?,
+                Flow::Finish => return Ok(result),
             }
         }
     }
@@ -241,7 +250,7 @@ impl Machine {
 
     #[inline(always)]
     fn push(&mut self, control: Control) {
-        self.end = control.end;
+        self.end = control.end as usize;
         self.controls.push(control);
     }
 
@@ -249,26 +258,26 @@ impl Machine {
     #[inline(always)]
     fn close(&mut self, count: usize) {
         self.controls.truncate(count);
-        self.end = self.controls.last().map_or(0, |control| control.end);
+        self.end = self.controls.last().map_or(0, |control| control.end as usize);
     }
 
-    /// Delivers a result and goes on at `next`.
-    #[inline]
-    fn deliver(&mut self, dst: Target, value: Value, next: usize) -> Flow {
+    /// Delivers a result.
+    #[inline(always)]
+    fn deliver(&mut self, dst: Target, value: Value) -> Flow {
         match (dst, value) {
-            (None, Value::Bool(false)) => Flow::Fail,
-            (None, _) => Flow::Go(next),
+            (None, Value::False) => Flow::Fail,
+            (None, _) => Flow::Go,
             (Some(dst), _) => {
                 self.set(dst, value);
-                Flow::Go(next)
+                Flow::Go
             }
         }
     }
 
     /// Delivers what may be undefined.
-    #[inline]
-    fn deliver_some(&mut self, dst: Target, value: Option<Value>, next: usize) -> Flow {
-        value.map_or(Flow::Fail, |value| self.deliver(dst, value, next))
+    #[inline(always)]
+    fn deliver_some(&mut self, dst: Target, value: Option<Value>) -> Flow {
+        value.map_or(Flow::Fail, |value| self.deliver(dst, value))
     }
 
     /// Starts a function whose arguments are already in place, or has its remembered result.
@@ -277,32 +286,29 @@ impl Machine {
         context: &mut Context<'_, '_>,
         dst: Target,
         function: u32,
-        base: usize,
-        caller: usize,
+        base: u32,
     ) -> Result<Flow, Fault> {
         let Function { start, end, registers, memo } =
             *self.functions.get(function as usize).ok_or(Fault::Abort)?;
         if let Some(Memo::Known(result)) = memo.and_then(|memo| self.memos.get(memo as usize)).copied() {
-            return Ok(if self.frames.is_empty() {
-                Flow::Finish(result)
-            } else {
-                self.deliver_some(dst, result, caller)
-            });
+            return Ok(self.deliver_some(dst, result));
         }
-        let (controls, callee_base) = (self.controls.len(), base + usize::from(registers));
+        let (controls, callee_base) = (self.controls.len() as u32, base + u32::from(registers));
+        let caller = self.at as u32;
         self.frames.push(Frame { memo, base, callee_base, controls, caller, dst, result: None });
-        self.base = base;
-        let mark = context.arena.used();
+        self.base = base as usize;
+        let mark = context.arena.used() as u32;
         self.push(Control { scope: Scope::Function, start, end, mark });
-        Ok(Flow::Go(start))
+        self.at = start as usize;
+        Ok(Flow::Go)
     }
 
-    /// Returns from the innermost function.
-    fn leave(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
+    /// Returns from the innermost function. `over` is where the result of the run goes.
+    fn leave(&mut self, context: &mut Context<'_, '_>, over: &mut Option<Value>) -> Result<Flow, Fault> {
         let frame = self.frames.pop().ok_or(Fault::Abort)?;
-        self.base = self.frames.last().map_or(0, |frame| frame.base);
-        let mark = self.controls.get(frame.controls).map_or(0, |control| control.mark);
-        self.close(frame.controls);
+        self.base = self.frames.last().map_or(0, |frame| frame.base as usize);
+        let mark = self.controls.get(frame.controls as usize).map_or(0, |control| control.mark as usize);
+        self.close(frame.controls as usize);
         let escapes = frame.result.and_then(Value::arena_start).is_some_and(|start| start >= mark);
         if !escapes {
             context.arena.release(mark);
@@ -313,15 +319,17 @@ impl Machine {
                 self.pin(context, 0);
             }
         }
-        Ok(match (self.frames.is_empty(), frame.result) {
-            (true, result) => Flow::Finish(result),
-            (false, result) => self.deliver_some(frame.dst, result, frame.caller),
-        })
+        self.at = frame.caller as usize;
+        if self.frames.is_empty() {
+            *over = frame.result;
+            return Ok(Flow::Finish);
+        }
+        Ok(self.deliver_some(frame.dst, frame.result))
     }
 
     /// Keeps everything in the arena when the bodies from number `from` on end.
     fn pin(&mut self, context: &Context<'_, '_>, from: usize) {
-        let top = context.arena.used();
+        let top = context.arena.used() as u32;
         self.controls.iter_mut().skip(from).for_each(|control| control.mark = top);
     }
 
@@ -333,10 +341,10 @@ impl Machine {
             Scope::Function => Flow::Return,
             Scope::Scan(_) | Scope::Collect { .. } => return self.end(context),
             Scope::Block | Scope::Not => {
-                let end = control.end;
-                context.arena.release(control.mark);
+                context.arena.release(control.mark as usize);
+                self.at = control.end as usize;
                 self.close(open - 1);
-                Flow::Go(end)
+                Flow::Go
             }
             Scope::Some | Scope::Every(_) => {
                 self.close(open - 1);
@@ -349,33 +357,25 @@ impl Machine {
     fn end(&mut self, context: &mut Context<'_, '_>) -> Result<Flow, Fault> {
         let open = self.controls.len();
         let control = self.controls.last().ok_or(Fault::Abort)?;
-        let (end, mark) = (control.end, control.mark);
-        Ok(match control.scope {
-            Scope::Function => Flow::Return,
+        let (end, mark) = (control.end as usize, control.mark as usize);
+        match control.scope {
+            Scope::Function => return Ok(Flow::Return),
             Scope::Scan(_) | Scope::Every(_) => {
                 context.arena.release(mark);
                 return self.round(context);
             }
-            Scope::Block => {
-                context.arena.release(mark);
-                self.close(open - 1);
-                Flow::Go(end)
-            }
-            Scope::Some => {
-                self.close(open - 1);
-                Flow::Go(end)
-            }
             Scope::Not => {
                 context.arena.release(mark);
                 self.close(open - 1);
-                Flow::Fail
+                return Ok(Flow::Fail);
             }
-            Scope::Collect { dst, kind, cells } => {
-                self.close(open - 1);
-                self.set(dst, cells.finish(context.arena, kind));
-                Flow::Go(end)
-            }
-        })
+            Scope::Block => context.arena.release(mark),
+            Scope::Some => {}
+            Scope::Collect { dst, kind, cells } => self.set(dst, cells.finish(context.arena, kind)),
+        }
+        self.close(open - 1);
+        self.at = end;
+        Ok(Flow::Go)
     }
 
     /// The next round of the innermost body, a loop.
@@ -387,7 +387,7 @@ impl Machine {
         let Loop { source, next, key, value } = *this;
         this.next += 1;
         let (start, end) = (control.start, control.end);
-        match context.view().element(source, next) {
+        match context.view().element(source, next as usize) {
             Some(element) => {
                 if let Some(key) = key {
                     self.set(key, element.0);
@@ -395,21 +395,22 @@ impl Machine {
                 if let Some(value) = value {
                     self.set(value, element.1);
                 }
-                Ok(Flow::Go(start))
+                self.at = start as usize;
             }
             None => {
                 self.close(self.controls.len() - 1);
-                Ok(Flow::Go(end))
+                self.at = end as usize;
             }
         }
+        Ok(Flow::Go)
     }
 
     /// Opens a body.
     #[inline(always)]
-    fn open(&mut self, context: &Context<'_, '_>, scope: Scope, start: usize, body: u32) -> Flow {
-        let (end, mark) = (start + body as usize, context.arena.used());
-        self.push(Control { scope, start, end, mark });
-        Flow::Go(start)
+    fn open(&mut self, context: &Context<'_, '_>, scope: Scope, body: u32) -> Flow {
+        let (start, mark) = (self.at as u32, context.arena.used() as u32);
+        self.push(Control { scope, start, end: start + body, mark });
+        Flow::Go
     }
 
     /// One instruction.
@@ -418,40 +419,40 @@ impl Machine {
         &mut self,
         context: &mut Context<'_, '_>,
         code: &[u8],
-        at: usize,
         input: Option<Value>,
     ) -> Result<Flow, Fault> {
         use Instruction as I;
         context.fuel.take(1)?;
-        let (instruction, next) = Instruction::read(code, at).ok_or(Fault::Abort)?;
+        let (instruction, next) = Instruction::read(code, self.at).ok_or(Fault::Abort)?;
+        self.at = next;
         Ok(match instruction {
-            I::Const { dst, value } => self.deliver(Some(dst), context.view().constant(value), next),
-            I::Input { dst } => self.deliver_some(Some(dst), input, next),
+            I::Const { dst, value } => self.deliver(Some(dst), context.view().constant(value)),
+            I::Input { dst } => self.deliver_some(Some(dst), input),
             I::InputGet { dst, key } => {
                 let value = match input {
                     Some(input) => context.field(input, key)?,
                     None => None,
                 };
-                self.deliver_some(Some(dst), value, next)
+                self.deliver_some(Some(dst), value)
             }
-            I::State { dst } => self.deliver(Some(dst), context.state.root(), next),
+            I::State { dst } => self.deliver(Some(dst), context.state.root()),
             I::StateGet { dst, key } => {
                 let value = context.field(context.state.root(), key)?;
-                self.deliver_some(Some(dst), value, next)
+                self.deliver_some(Some(dst), value)
             }
-            I::Move { dst, src } => self.deliver(Some(dst), self.get(src), next),
+            I::Move { dst, src } => self.deliver(Some(dst), self.get(src)),
             I::Get { dst, from, key } => {
                 let value = context.lookup(self.get(from), self.get(key))?;
-                self.deliver_some(Some(dst), value, next)
+                self.deliver_some(Some(dst), value)
             }
             I::GetConst { dst, from, key } => {
                 let value = context.field(self.get(from), key)?;
-                self.deliver_some(Some(dst), value, next)
+                self.deliver_some(Some(dst), value)
             }
             I::Lookup { dst, key, from } => {
                 let from = context.view().constant(from);
                 let value = context.lookup(from, self.get(key))?;
-                self.deliver_some(dst, value, next)
+                self.deliver_some(dst, value)
             }
             I::Array { dst, items } => {
                 let mut cells = Cells::default();
@@ -459,7 +460,7 @@ impl Machine {
                     cells.push(context, self.get(item))?;
                 }
                 let value = cells.finish(context.arena, Collection::Array);
-                self.deliver(Some(dst), value, next)
+                self.deliver(Some(dst), value)
             }
             I::Set { dst, items } => {
                 let mut cells = Cells::default();
@@ -467,7 +468,7 @@ impl Machine {
                     cells.insert(context, self.get(item))?;
                 }
                 let value = cells.finish(context.arena, Collection::Set);
-                self.deliver(Some(dst), value, next)
+                self.deliver(Some(dst), value)
             }
             I::Object { dst, pairs } => {
                 let mut cells = Cells::default();
@@ -475,7 +476,7 @@ impl Machine {
                     cells.insert_pair(context, self.get(pair[0]), self.get(pair[1]), true)?;
                 }
                 let value = cells.finish(context.arena, Collection::Object);
-                self.deliver(Some(dst), value, next)
+                self.deliver(Some(dst), value)
             }
             I::Record { dst, shape, values } => {
                 let Value::Array(shape) = context.view().constant(shape) else { return Err(Fault::Abort) };
@@ -486,34 +487,34 @@ impl Machine {
                     context.arena.set_cell(cell + CELL, self.get(value));
                 }
                 let value = Value::Object(context.arena.list(at, values.0.len()));
-                self.deliver(Some(dst), value, next)
+                self.deliver(Some(dst), value)
             }
             I::Compare { relation, dst, left, right } => {
                 let holds = context.holds(relation, self.get(left), self.get(right))?;
-                self.deliver(dst, Value::Bool(holds), next)
+                self.deliver(dst, Value::bool(holds))
             }
             I::CompareConst { relation, dst, left, right } => {
                 let right = context.view().constant(right);
                 let holds = context.holds(relation, self.get(left), right)?;
-                self.deliver(dst, Value::Bool(holds), next)
+                self.deliver(dst, Value::bool(holds))
             }
-            I::Test { value } => self.deliver(None, self.get(value), next),
+            I::Test { value } => self.deliver(None, self.get(value)),
             I::Call { dst, function, args } => {
                 let base = self.frame()?.callee_base;
                 for (index, &arg) in args.0.iter().enumerate() {
-                    self.registers[base + index] = self.get(arg);
+                    self.registers[base as usize + index] = self.get(arg);
                 }
-                self.call(context, dst, function, base, next)?
+                self.call(context, dst, function, base)?
             }
             I::Builtin { dst, builtin, args } => {
                 let mut values = [Value::Null; 3];
                 values.iter_mut().zip(args.0).for_each(|(value, &arg)| *value = self.get(arg));
                 let value = builtins::call(context, builtin, values)?;
-                self.deliver_some(dst, value, next)
+                self.deliver_some(dst, value)
             }
             I::Match { dst, text, pattern } => {
                 let value = self.matches(context, self.get(text), pattern, Args(&[]))?;
-                self.deliver_some(dst, value, next)
+                self.deliver_some(dst, value)
             }
             I::MatchBy { dst, text, pattern, part, holes } => {
                 let class = if part { Class::Part } else { Class::Whole };
@@ -525,28 +526,28 @@ impl Machine {
                     }
                     Err(fault) => return Err(fault),
                 };
-                self.deliver_some(dst, value, next)
+                self.deliver_some(dst, value)
             }
             I::Submatches { dst, text, pattern, limit } => {
                 let (text, limit) = (self.get(text), self.get(limit));
                 match (self.named(context, Class::Find, self.get(pattern), Args(&[]))?, text, limit) {
                     (Some(pattern), Value::String(text), Value::Int(limit)) => {
                         let value = submatches(context, pattern, text, limit)?;
-                        self.deliver(Some(dst), value, next)
+                        self.deliver(Some(dst), value)
                     }
                     _ => Flow::Fail,
                 }
             }
             I::Find { dst, text, list, table } => {
                 let value = self.find(context, self.get(text), self.get(list), table)?;
-                self.deliver_some(dst, value.map(Value::Bool), next)
+                self.deliver_some(dst, value.map(Value::bool))
             }
-            I::Block { body } => self.open(context, Scope::Block, next, body),
-            I::Some { body } => self.open(context, Scope::Some, next, body),
-            I::Not { body } => self.open(context, Scope::Not, next, body),
+            I::Block { body } => self.open(context, Scope::Block, body),
+            I::Some { body } => self.open(context, Scope::Some, body),
+            I::Not { body } => self.open(context, Scope::Not, body),
             I::Scan { source, key, value, body } => {
                 let source = self.get(source);
-                self.open(context, Scope::Scan(Loop { source, next: 0, key, value }), next, body);
+                self.open(context, Scope::Scan(Loop { source, next: 0, key, value }), body);
                 self.round(context)?
             }
             I::Every { source, key, value, body } => {
@@ -554,16 +555,14 @@ impl Machine {
                 if !matches!(source, Value::Array(_) | Value::Object(_) | Value::Set(_)) {
                     return Ok(Flow::Fail);
                 }
-                self.open(context, Scope::Every(Loop { source, next: 0, key, value }), next, body);
+                self.open(context, Scope::Every(Loop { source, next: 0, key, value }), body);
                 self.round(context)?
             }
             I::Collect { dst, kind, body } => {
-                self.open(context, Scope::Collect { dst, kind, cells: Cells::default() }, next, body)
+                self.open(context, Scope::Collect { dst, kind, cells: Cells::default() }, body)
             }
-            I::Yield { value } => self.collect(context, self.get(value), None, next)?,
-            I::YieldPair { key, value } => {
-                self.collect(context, self.get(key), Some(self.get(value)), next)?
-            }
+            I::Yield { value } => self.collect(context, self.get(value), None)?,
+            I::YieldPair { key, value } => self.collect(context, self.get(key), Some(self.get(value)))?,
             I::Fail => Flow::Fail,
             I::Done { depth } => {
                 let open = self.controls.len().checked_sub(usize::from(depth)).ok_or(Fault::Abort)?;
@@ -576,7 +575,7 @@ impl Machine {
                     None => {
                         let frame = self.frame()?;
                         frame.result = Some(value);
-                        let from = frame.controls;
+                        let from = frame.controls as usize;
                         if value.arena_start().is_some() {
                             self.pin(context, from + 1);
                         }
@@ -584,7 +583,7 @@ impl Machine {
                     Some(first) if context.compare(first, value)?.is_ne() => return Err(Fault::Conflict),
                     Some(_) => {}
                 }
-                Flow::Go(next)
+                Flow::Go
             }
             I::ReturnLast { value } => {
                 let value = self.get(value);
@@ -607,7 +606,7 @@ impl Machine {
                 Flow::Return
             }
             I::Leave if self.frame()?.result.is_some() => Flow::Return,
-            I::Leave => Flow::Go(next),
+            I::Leave => Flow::Go,
             I::Abort => return Err(Fault::Abort),
         })
     }
@@ -618,7 +617,6 @@ impl Machine {
         context: &mut Context<'_, '_>,
         first: Value,
         second: Option<Value>,
-        next: usize,
     ) -> Result<Flow, Fault> {
         let found = self.controls.iter().rposition(|control| matches!(control.scope, Scope::Collect { .. }));
         let index = found.ok_or(Fault::Abort)?;
@@ -632,7 +630,7 @@ impl Machine {
             (Collection::Object, None) => return Err(Fault::Abort),
         }
         self.pin(context, index + 1);
-        Ok(Flow::Go(next))
+        Ok(Flow::Go)
     }
 
     /// Whether a table accepts a text for a list; `None` if it does not have the list.
@@ -723,7 +721,7 @@ impl Machine {
         let view = View { image: context.image, state: context.state, arena };
         let (text, holes) = (view.bytes(text), self.holes(&view, holes));
         let matches = pattern::matches(context.image, pattern, text, &holes, memory, context.fuel)?;
-        Ok(Some(Value::Bool(matches)))
+        Ok(Some(Value::bool(matches)))
     }
 }
 
@@ -817,30 +815,35 @@ impl<'a> Context<'a, '_> {
 
 impl Cells {
     /// Makes room for `count` more.
-    fn grow(&mut self, context: &mut Context<'_, '_>, count: usize) -> Result<(), Fault> {
+    fn grow(&mut self, context: &mut Context<'_, '_>, count: u32) -> Result<(), Fault> {
         context.fuel.take(1)?;
         if self.len + count <= self.capacity {
             return Ok(());
         }
         let top = context.arena.used();
-        if self.capacity > 0 && self.at + self.capacity * CELL == top {
+        if self.capacity > 0 && self.cell(self.capacity as usize) == top {
             let more = count.max(self.capacity.min(16));
-            context.arena.reserve(more)?;
+            context.arena.reserve(more as usize)?;
             self.capacity += more;
             return Ok(());
         }
         let capacity = (self.capacity * 2).max(count).max(4);
-        let at = context.arena.reserve(capacity)?;
-        context.fuel.bytes(self.len * CELL)?;
-        context.arena.shift(self.at, at, self.len * CELL);
-        (self.at, self.capacity) = (at, capacity);
+        let at = context.arena.reserve(capacity as usize)?;
+        context.fuel.bytes(self.len as usize * CELL)?;
+        context.arena.shift(self.at as usize, at, self.len as usize * CELL);
+        (self.at, self.capacity) = (at as u32, capacity);
         Ok(())
+    }
+
+    /// Where a cell is in the arena.
+    fn cell(&self, index: usize) -> usize {
+        self.at as usize + index * CELL
     }
 
     /// Adds at the end.
     pub fn push(&mut self, context: &mut Context<'_, '_>, value: Value) -> Result<(), Fault> {
         self.grow(context, 1)?;
-        context.arena.set_cell(self.at + self.len * CELL, value);
+        context.arena.set_cell(self.cell(self.len as usize), value);
         self.len += 1;
         Ok(())
     }
@@ -853,17 +856,17 @@ impl Cells {
         stride: usize,
     ) -> Result<Result<usize, usize>, Fault> {
         let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
-        let at = |index: usize| context.arena.cell(self.at + index * stride * CELL);
-        view.search(self.len / stride, key, context.fuel, at)
+        let at = |index: usize| context.arena.cell(self.cell(index * stride));
+        view.search(self.len as usize / stride, key, context.fuel, at)
     }
 
     /// Opens a gap of `stride` cells for element `index`.
-    fn gap(&mut self, context: &mut Context<'_, '_>, index: usize, stride: usize) -> Result<usize, Fault> {
+    fn gap(&mut self, context: &mut Context<'_, '_>, index: usize, stride: u32) -> Result<usize, Fault> {
         self.grow(context, stride)?;
-        let at = self.at + index * stride * CELL;
-        let moved = (self.len - index * stride) * CELL;
+        let at = self.cell(index * stride as usize);
+        let moved = self.cell(self.len as usize) - at;
         context.fuel.bytes(moved)?;
-        context.arena.shift(at, at + stride * CELL, moved);
+        context.arena.shift(at, at + stride as usize * CELL, moved);
         self.len += stride;
         Ok(at)
     }
@@ -892,7 +895,7 @@ impl Cells {
                 context.arena.set_cell(at + CELL, value);
             }
             Ok(index) => {
-                let at = self.at + (index * 2 + 1) * CELL;
+                let at = self.cell(index * 2 + 1);
                 let old = context.arena.cell(at);
                 if replace {
                     context.arena.set_cell(at, value);
@@ -906,10 +909,11 @@ impl Cells {
 
     /// The value.
     pub fn finish(self, arena: &Arena<'_>, kind: Collection) -> Value {
+        let list = |len: u32| arena.list(self.at as usize, len as usize);
         match kind {
-            Collection::Array => Value::Array(arena.list(self.at, self.len)),
-            Collection::Set => Value::Set(arena.list(self.at, self.len)),
-            Collection::Object => Value::Object(arena.list(self.at, self.len / 2)),
+            Collection::Array => Value::Array(list(self.len)),
+            Collection::Set => Value::Set(list(self.len)),
+            Collection::Object => Value::Object(list(self.len / 2)),
         }
     }
 }

@@ -649,7 +649,7 @@ impl Copying<'_> {
                     pair[CELL..].copy_from_slice(&value.to_cell());
                 }
             }
-            Value::Null | Value::Bool(_) | Value::Int(_) => {}
+            Value::Null | Value::False | Value::True | Value::Int(_) => {}
         }
         Ok(value.placed(Space::HERE, start as u32))
     }

@@ -51,7 +51,8 @@ fn dfa_many(patterns: &[&str]) -> Vec<u8> {
 fn show(view: &View<'_>, value: Value) -> String {
     match value {
         Value::Null => "null".into(),
-        Value::Bool(value) => value.to_string(),
+        Value::False => "false".into(),
+        Value::True => "true".into(),
         Value::Int(value) => value.to_string(),
         Value::String(text) => alloc::format!("{:?}", view.text(text)),
         _ => {

@@ -10,12 +10,16 @@ use super::format::{Const, Image, Kind, MAX_DEPTH, Section, WORD};
 use super::state::State;
 
 /// A value.
+///
+/// Each is a kind and at most one number of 64 bits, which processors move as two of their own.
 #[derive(Clone, Copy, Debug)]
 pub enum Value {
     /// `null`
     Null,
-    /// A boolean.
-    Bool(bool),
+    /// `false`
+    False,
+    /// `true`
+    True,
     /// A number.
     Int(i64),
     /// A string.
@@ -28,57 +32,87 @@ pub enum Value {
     Set(List),
 }
 
-/// A string's place.
+/// A string's place: from the lowest bit on, its length in bytes (24 bits), where it starts (24 bits), its space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Text {
-    space: Space,
-    at: u32,
-    len: u32,
-}
+pub struct Text(u64);
 
-/// A collection's place.
+/// A collection's place: as of a string, with its number of elements or pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct List {
-    space: Space,
-    at: u32,
-    len: u32,
+pub struct List(u64);
+
+/// Bits of a length and of a start. No image, no state and no arena has more bytes than they can count.
+const PLACE_BITS: u32 = 24;
+const PLACE_MASK: u64 = (1 << PLACE_BITS) - 1;
+
+const fn place(space: Space, at: u32, len: u32) -> u64 {
+    (space.0 as u64) << (2 * PLACE_BITS) | (at as u64 & PLACE_MASK) << PLACE_BITS | len as u64 & PLACE_MASK
 }
 
 impl List {
+    #[inline(always)]
+    fn new(space: Space, at: u32, len: u32) -> List {
+        List(place(space, at, len))
+    }
+
+    #[inline(always)]
+    fn space(self) -> Space {
+        Space((self.0 >> (2 * PLACE_BITS)) as u16)
+    }
+
+    #[inline(always)]
+    fn at(self) -> u32 {
+        (self.0 >> PLACE_BITS & PLACE_MASK) as u32
+    }
+
     /// Number of elements or pairs.
+    #[inline(always)]
     pub fn len(self) -> usize {
-        self.len as usize
+        (self.0 & PLACE_MASK) as usize
     }
 
     /// Whether it has none.
     pub fn is_empty(self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
-}
 
-impl List {
     /// Whether it is a constant of the image.
     pub(super) fn is_constant(self) -> bool {
-        self.space == Space::CONSTANT
+        self.space() == Space::CONSTANT
     }
 }
 
 impl Text {
+    #[inline(always)]
+    fn new(space: Space, at: u32, len: u32) -> Text {
+        Text(place(space, at, len))
+    }
+
+    #[inline(always)]
+    fn space(self) -> Space {
+        Space((self.0 >> (2 * PLACE_BITS)) as u16)
+    }
+
+    #[inline(always)]
+    fn at(self) -> u32 {
+        (self.0 >> PLACE_BITS & PLACE_MASK) as u32
+    }
+
     /// Length in bytes.
+    #[inline(always)]
     pub fn len(self) -> usize {
-        self.len as usize
+        (self.0 & PLACE_MASK) as usize
     }
 
     /// Whether it has none.
     pub fn is_empty(self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The part from byte `start`, `len` bytes long; the caller keeps to character boundaries and to
     /// the text's length.
     pub(super) fn part(self, start: usize, len: usize) -> Text {
-        let space = if self.space == Space::CONSTANT { Space::CONSTANT_PART } else { self.space };
-        Text { space, at: self.at.saturating_add(start as u32), len: len as u32 }
+        let space = if self.space() == Space::CONSTANT { Space::CONSTANT_PART } else { self.space() };
+        Text::new(space, self.at().saturating_add(start as u32), len as u32)
     }
 }
 
@@ -121,7 +155,7 @@ impl Value {
     pub fn kind(self) -> Kind {
         match self {
             Value::Null => Kind::Null,
-            Value::Bool(_) => Kind::Bool,
+            Value::False | Value::True => Kind::Bool,
             Value::Int(_) => Kind::Int,
             Value::String(_) => Kind::String,
             Value::Array(_) => Kind::Array,
@@ -132,7 +166,7 @@ impl Value {
 
     /// A boolean.
     pub const fn bool(value: bool) -> Value {
-        Value::Bool(value)
+        if value { Value::True } else { Value::False }
     }
 
     /// A number.
@@ -155,22 +189,22 @@ impl Value {
 
     /// The string of the first `len` bytes of a slot.
     pub(super) fn text_here(len: usize) -> Value {
-        Value::String(Text { space: Space::HERE, at: 0, len: len as u32 })
+        Value::String(Text::new(Space::HERE, 0, len as u32))
     }
 
     /// The object of `len` pairs at this offset of a slot.
     pub(super) fn object_here(at: usize, len: usize) -> Value {
-        Value::Object(List { space: Space::HERE, at: at as u32, len: len as u32 })
+        Value::Object(List::new(Space::HERE, at as u32, len as u32))
     }
 
     /// All maps of the state, as one object.
     pub(super) fn maps(len: usize) -> Value {
-        Value::Object(List { space: Space::MAPS, at: 0, len: len as u32 })
+        Value::Object(List::new(Space::MAPS, 0, len as u32))
     }
 
     /// One map of the state.
     pub(super) fn map(number: usize, len: usize, is_set: bool) -> Value {
-        let list = List { space: Space::MAP, at: number as u32, len: len as u32 };
+        let list = List::new(Space::MAP, number as u32, len as u32);
         if is_set { Value::Set(list) } else { Value::Object(list) }
     }
 
@@ -182,53 +216,52 @@ impl Value {
 
     pub(super) fn place(self) -> Option<(Space, u32)> {
         match self {
-            Value::String(Text { space, at, .. })
-            | Value::Array(List { space, at, .. })
-            | Value::Object(List { space, at, .. })
-            | Value::Set(List { space, at, .. }) => Some((space, at)),
+            Value::String(text) => Some((text.space(), text.at())),
+            Value::Array(list) | Value::Object(list) | Value::Set(list) => Some((list.space(), list.at())),
             _ => None,
         }
     }
 
     /// The same value with its content somewhere else.
     pub(super) fn placed(self, to: Space, start: u32) -> Value {
+        let list = |list: List| List::new(to, start, list.len() as u32);
         match self {
-            Value::String(text) => Value::String(Text { space: to, at: start, ..text }),
-            Value::Array(list) => Value::Array(List { space: to, at: start, ..list }),
-            Value::Object(list) => Value::Object(List { space: to, at: start, ..list }),
-            Value::Set(list) => Value::Set(List { space: to, at: start, ..list }),
+            Value::String(text) => Value::String(Text::new(to, start, text.len() as u32)),
+            Value::Array(it) => Value::Array(list(it)),
+            Value::Object(it) => Value::Object(list(it)),
+            Value::Set(it) => Value::Set(list(it)),
             other => other,
         }
     }
 
     /// The value as bytes of the arena or of a slot.
+    #[inline]
     pub(super) fn to_cell(self) -> [u8; CELL] {
-        let (space, len, body) = match self {
-            Value::Null => (0, 0, 0),
-            Value::Bool(value) => (0, 0, u64::from(value)),
-            Value::Int(value) => (0, 0, value as u64),
-            Value::String(Text { space, at, len })
-            | Value::Array(List { space, at, len })
-            | Value::Object(List { space, at, len })
-            | Value::Set(List { space, at, len }) => (space.0, len, u64::from(at)),
+        let (kind, body) = match self {
+            Value::Null => (0, 0),
+            Value::False => (1, 0),
+            Value::True => (1, 1),
+            Value::Int(value) => (2, value as u64),
+            Value::String(Text(place)) => (3, place),
+            Value::Array(List(place)) => (4, place),
+            Value::Object(List(place)) => (5, place),
+            Value::Set(List(place)) => (6, place),
         };
-        let head = self.kind() as u64 | u64::from(space) << 16 | u64::from(len) << 32;
-        (u128::from(head) | u128::from(body) << 64).to_le_bytes()
+        (u128::from(body) << 64 | kind).to_le_bytes()
     }
 
     /// The inverse of [`to_cell`](Self::to_cell).
     #[inline]
     pub(super) fn from_cell(cell: [u8; CELL]) -> Value {
         let bits = u128::from_le_bytes(cell);
-        let (head, body) = (bits as u64, (bits >> 64) as u64);
-        let (space, at, len) = (Space((head >> 16) as u16), body as u32, (head >> 32) as u32);
-        match head as u8 {
-            1 => Value::Bool(body != 0),
+        let body = (bits >> 64) as u64;
+        match bits as u8 {
+            1 => Value::bool(body != 0),
             2 => Value::Int(body as i64),
-            3 => Value::String(Text { space, at, len }),
-            4 => Value::Array(List { space, at, len }),
-            5 => Value::Object(List { space, at, len }),
-            6 => Value::Set(List { space, at, len }),
+            3 => Value::String(Text(body)),
+            4 => Value::Array(List(body)),
+            5 => Value::Object(List(body)),
+            6 => Value::Set(List(body)),
             _ => Value::Null,
         }
     }
@@ -272,9 +305,9 @@ impl<'m> Arena<'m> {
     /// What one decision gets unless its caller says otherwise, in bytes.
     pub const DEFAULT_SIZE: usize = 64 << 10;
 
-    /// An empty arena in this memory, of which at most 4 GiB are used.
+    /// An empty arena in this memory, of which at most 16 MiB are used.
     pub fn new(memory: &'m mut [u8]) -> Arena<'m> {
-        let usable = memory.len().min(u32::MAX as usize);
+        let usable = memory.len().min(PLACE_MASK as usize);
         Arena { memory: &mut memory[..usable], top: 0 }
     }
 
@@ -329,14 +362,17 @@ impl<'m> Arena<'m> {
 
     /// A copy of an object of this arena with one more string, under a key that it has not.
     pub(super) fn with_field(&mut self, object: Value, key: &str, value: &str) -> Result<Value, Fault> {
-        let Value::Object(List { space: Space::ARENA, at, len }) = object else { return Err(Fault::Input) };
-        let (old, len) = (at as usize, len as usize);
+        let Value::Object(list) = object else { return Err(Fault::Input) };
+        if list.space() != Space::ARENA {
+            return Err(Fault::Input);
+        }
+        let (old, len) = (list.at() as usize, list.len());
         let (key_value, value) = (self.string(key)?, self.string(value)?);
         let at = self.reserve((len + 1) * 2)?;
         let less = |&index: &usize| match self.cell(old + index * 2 * CELL) {
             Value::String(text) => self
                 .bytes()
-                .get(text.at as usize..(text.at + text.len) as usize)
+                .get(text.at() as usize..text.at() as usize + text.len())
                 .is_some_and(|bytes| bytes < key.as_bytes()),
             other => other.kind() < Kind::String,
         };
@@ -396,11 +432,11 @@ impl<'m> Arena<'m> {
     }
 
     pub(super) fn text_since(&self, start: usize) -> Value {
-        Value::String(Text { space: Space::ARENA, at: start as u32, len: (self.top - start) as u32 })
+        Value::String(Text::new(Space::ARENA, start as u32, (self.top - start) as u32))
     }
 
     pub(super) fn list(&self, at: usize, len: usize) -> List {
-        List { space: Space::ARENA, at: at as u32, len: len as u32 }
+        List::new(Space::ARENA, at as u32, len as u32)
     }
 
     pub(super) fn set_cell(&mut self, at: usize, value: Value) {
@@ -429,6 +465,8 @@ impl<'m> Arena<'m> {
 #[derive(Clone, Copy, Debug)]
 pub struct Fuel(pub u64);
 
+/// Pairs of an object that are looked through one after another.
+const MAX_SCANNED: usize = 32;
 /// Bytes that cost one step of fuel where they are copied or compared.
 pub(super) const BYTES_PER_STEP: usize = 16;
 
@@ -488,16 +526,15 @@ impl<'a> View<'a> {
     pub fn constant(&self, constant: Const) -> Value {
         let index = constant.index();
         match constant.kind() {
-            Some(Kind::Bool) => Value::Bool(index != 0),
+            Some(Kind::Bool) => Value::bool(index != 0),
             Some(Kind::Int) => Value::Int(self.image.int(index).unwrap_or_default()),
             Some(Kind::String) => {
                 let range = self.image.range(Section::StringEnds, index).unwrap_or_default();
-                let (at, len) = (range.start as u32, range.len() as u32);
-                Value::String(Text { space: Space::CONSTANT, at, len })
+                Value::String(Text::new(Space::CONSTANT, range.start as u32, range.len() as u32))
             }
             Some(kind @ (Kind::Array | Kind::Object | Kind::Set)) => {
                 let len = self.image.node(index).map_or(0, |(_, words)| words.len() as u32);
-                let list = |len| List { space: Space::CONSTANT, at: index, len };
+                let list = |len| List::new(Space::CONSTANT, index, len);
                 match kind {
                     Kind::Array => Value::Array(list(len)),
                     Kind::Set => Value::Set(list(len)),
@@ -512,13 +549,13 @@ impl<'a> View<'a> {
     /// A string's bytes, which are UTF-8.
     #[inline]
     pub fn bytes(&self, text: Text) -> &'a [u8] {
-        let region: &'a [u8] = match text.space {
+        let region: &'a [u8] = match text.space() {
             Space::CONSTANT | Space::CONSTANT_PART => self.image.section(Section::StringBytes),
             Space::ARENA => self.arena,
             space => space.slot_number().map_or(&[], |slot| self.state.slot(slot)),
         };
-        let start = text.at as usize;
-        region.get(start..start.saturating_add(text.len as usize)).unwrap_or_default()
+        let start = text.at() as usize;
+        region.get(start..start + text.len()).unwrap_or_default()
     }
 
     /// A string.
@@ -545,13 +582,15 @@ impl<'a> View<'a> {
     /// An element of an array or a set.
     #[inline]
     pub fn item(&self, list: List, index: usize) -> Value {
-        match list.space {
-            Space::CONSTANT => match self.image.node(list.at) {
+        match list.space() {
+            Space::CONSTANT => match self.image.node(list.at()) {
                 Some((_, words)) => self.word(words.start + index),
                 None => Value::Null,
             },
-            Space::MAP => self.state.entry(list.at as usize, index).map_or(Value::Null, |entry| entry.value),
-            space => self.cell(space, list.at as usize + index * CELL),
+            Space::MAP => {
+                self.state.entry(list.at() as usize, index).map_or(Value::Null, |entry| entry.value)
+            }
+            space => self.cell(space, list.at() as usize + index * CELL),
         }
     }
 
@@ -563,15 +602,15 @@ impl<'a> View<'a> {
     /// A pair of an object.
     #[inline]
     pub fn pair(&self, list: List, index: usize) -> (Value, Value) {
-        match list.space {
+        match list.space() {
             Space::CONSTANT => (self.key(list, index), self.pair_value(list, index)),
             Space::MAPS => self.state.map(index).unwrap_or((Value::Null, Value::Null)),
-            Space::MAP => match self.state.entry(list.at as usize, index) {
+            Space::MAP => match self.state.entry(list.at() as usize, index) {
                 Some(entry) => (entry.key, entry.value),
                 None => (Value::Null, Value::Null),
             },
             space => {
-                let at = list.at as usize + index * 2 * CELL;
+                let at = list.at() as usize + index * 2 * CELL;
                 (self.cell(space, at), self.cell(space, at + CELL))
             }
         }
@@ -579,12 +618,12 @@ impl<'a> View<'a> {
 
     #[inline]
     fn key(&self, list: List, index: usize) -> Value {
-        match list.space {
+        match list.space() {
             Space::CONSTANT => {}
             Space::MAPS | Space::MAP => return self.pair(list, index).0,
-            space => return self.cell(space, list.at as usize + index * 2 * CELL),
+            space => return self.cell(space, list.at() as usize + index * 2 * CELL),
         }
-        let shape = self.image.node(list.at).and_then(|(_, words)| self.image.element(words.start));
+        let shape = self.image.node(list.at()).and_then(|(_, words)| self.image.element(words.start));
         match shape.and_then(|shape| self.image.node(shape.index())) {
             Some((_, keys)) => self.word(keys.start + index),
             None => Value::Null,
@@ -593,12 +632,12 @@ impl<'a> View<'a> {
 
     #[inline]
     fn pair_value(&self, list: List, index: usize) -> Value {
-        match list.space {
+        match list.space() {
             Space::CONSTANT => {}
             Space::MAPS | Space::MAP => return self.pair(list, index).1,
-            space => return self.cell(space, list.at as usize + (index * 2 + 1) * CELL),
+            space => return self.cell(space, list.at() as usize + (index * 2 + 1) * CELL),
         }
-        match self.image.node(list.at) {
+        match self.image.node(list.at()) {
             Some((_, words)) => self.word(words.start + 1 + index),
             None => Value::Null,
         }
@@ -623,7 +662,8 @@ impl<'a> View<'a> {
             return Err(Fault::Depth);
         }
         Ok(match (a, b) {
-            (Value::Bool(a), Value::Bool(b)) => a.cmp(&b),
+            (Value::False, Value::True) => Ordering::Less,
+            (Value::True, Value::False) => Ordering::Greater,
             (Value::Int(a), Value::Int(b)) => a.cmp(&b),
             (Value::String(a), Value::String(b)) => self.compare_texts(a, b, fuel)?,
             (Value::Array(x), Value::Array(y)) | (Value::Set(x), Value::Set(y)) if x != y => {
@@ -634,7 +674,7 @@ impl<'a> View<'a> {
                         return Ok(order);
                     }
                 }
-                x.len.cmp(&y.len)
+                x.len().cmp(&y.len())
             }
             (Value::Object(x), Value::Object(y)) if x != y => {
                 for index in 0..x.len().min(y.len()) {
@@ -648,7 +688,7 @@ impl<'a> View<'a> {
                         return Ok(values);
                     }
                 }
-                x.len.cmp(&y.len)
+                x.len().cmp(&y.len())
             }
             _ => a.kind().cmp(&b.kind()),
         })
@@ -656,9 +696,9 @@ impl<'a> View<'a> {
 
     #[inline]
     fn compare_texts(&self, a: Text, b: Text, fuel: &mut Fuel) -> Result<Ordering, Fault> {
-        if a.space == Space::CONSTANT && b.space == Space::CONSTANT {
+        if a.space() == Space::CONSTANT && b.space() == Space::CONSTANT {
             // Whole strings of the image are sorted and unique; the empty one is first.
-            return Ok((a.at, a.len).cmp(&(b.at, b.len)));
+            return Ok((a.at(), a.len()).cmp(&(b.at(), b.len())));
         }
         fuel.bytes(a.len().min(b.len()))?;
         Ok(self.bytes(a).cmp(self.bytes(b)))
@@ -670,10 +710,10 @@ impl<'a> View<'a> {
         match (a, b) {
             (Value::String(a), Value::String(b)) => {
                 fuel.take(1)?;
-                if a == b || a.len != b.len {
+                if a == b || a.len() != b.len() {
                     return Ok(a == b);
                 }
-                if a.space == Space::CONSTANT && b.space == Space::CONSTANT {
+                if a.space() == Space::CONSTANT && b.space() == Space::CONSTANT {
                     return Ok(false);
                 }
                 fuel.bytes(a.len())?;
@@ -682,7 +722,7 @@ impl<'a> View<'a> {
             (Value::Array(a), Value::Array(b))
             | (Value::Object(a), Value::Object(b))
             | (Value::Set(a), Value::Set(b))
-                if a.len != b.len =>
+                if a.len() != b.len() =>
             {
                 Ok(false)
             }
@@ -741,14 +781,14 @@ impl<'a> View<'a> {
         let (start, len) = (words.start, words.len());
         let word = |index: usize| self.image.element(start + index).unwrap_or(Const::NULL);
         match key {
-            Value::String(text) if text.space == Space::CONSTANT => bisect(len, |middle| {
+            Value::String(text) if text.space() == Space::CONSTANT => bisect(len, |middle| {
                 fuel.take(1)?;
                 let word = word(middle);
                 Ok(match word.kind() {
                     // Strings are in their order in the image; the empty one is first.
                     Some(Kind::String) => {
                         let at = self.image.range(Section::StringEnds, word.index()).unwrap_or_default();
-                        (at.start, at.end).cmp(&(text.at as usize, text.at as usize + text.len()))
+                        (at.start, at.len()).cmp(&(text.at() as usize, text.len()))
                     }
                     kind => kind.cmp(&Some(Kind::String)),
                 })
@@ -769,14 +809,29 @@ impl<'a> View<'a> {
                 })
             }
             // Equal constants are the same word.
-            Value::Array(List { space: Space::CONSTANT, at, .. })
-            | Value::Object(List { space: Space::CONSTANT, at, .. })
-            | Value::Set(List { space: Space::CONSTANT, at, .. }) => {
-                let key = Const::new(key.kind(), at);
+            Value::Array(list) | Value::Object(list) | Value::Set(list) if list.is_constant() => {
+                let key = Const::new(key.kind(), list.at());
                 self.find_word(start, len, key, fuel)
             }
             _ => self.search(len, key, fuel, |index| self.constant(word(index))),
         }
+    }
+
+    /// What a small object of the arena has for a string. Most keys are of another length, which is seen at once.
+    fn scan(&self, list: List, key: Text, fuel: &mut Fuel) -> Result<Option<Value>, Fault> {
+        fuel.take(list.len())?;
+        let cells = self.arena.get(list.at() as usize..).unwrap_or_default().as_chunks().0;
+        let bytes = self.bytes(key);
+        for pair in cells.chunks_exact(2).take(list.len()) {
+            let Value::String(text) = Value::from_cell(pair[0]) else { continue };
+            if text.len() == bytes.len() {
+                fuel.bytes(bytes.len())?;
+                if self.bytes(text) == bytes {
+                    return Ok(Some(Value::from_cell(pair[1])));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Where a composite constant is among words that are not in the order of their numbers.
@@ -800,14 +855,19 @@ impl<'a> View<'a> {
                 let index = usize::try_from(index).ok().filter(|&index| index < list.len());
                 index.map(|index| self.item(list, index))
             }
-            (Value::Object(List { space: Space::CONSTANT, at, .. }), _) => {
-                let Some((words, keys)) = self.constant_object(at) else { return Ok(None) };
+            (Value::Object(list), _) if list.is_constant() => {
+                let Some((words, keys)) = self.constant_object(list.at()) else { return Ok(None) };
                 let found = self.search_words(keys, key, fuel)?;
                 found.ok().map(|index| self.word(words.start + 1 + index))
             }
-            (Value::Set(List { space: Space::CONSTANT, at, .. }), _) => {
-                let Some((_, words)) = self.image.node(at) else { return Ok(None) };
+            (Value::Set(list), _) if list.is_constant() => {
+                let Some((_, words)) = self.image.node(list.at()) else { return Ok(None) };
                 self.search_words(words, key, fuel)?.ok().map(|_| key)
+            }
+            (Value::Object(list), Value::String(text))
+                if list.space() == Space::ARENA && list.len() <= MAX_SCANNED =>
+            {
+                self.scan(list, text, fuel)?
             }
             (Value::Object(list), _) => {
                 let found = self.search(list.len(), key, fuel, |index| self.key(list, index))?;
@@ -829,10 +889,11 @@ impl<'a> View<'a> {
         key: Const,
         fuel: &mut Fuel,
     ) -> Result<Option<Value>, Fault> {
-        let Value::Object(List { space: Space::CONSTANT, at, .. }) = from else {
-            return self.get(from, self.constant(key), fuel);
+        let list = match from {
+            Value::Object(list) if list.is_constant() => list,
+            _ => return self.get(from, self.constant(key), fuel),
         };
-        let Some((words, keys)) = self.constant_object(at) else { return Ok(None) };
+        let Some((words, keys)) = self.constant_object(list.at()) else { return Ok(None) };
         let found = if key.kind() < Some(Kind::Array) {
             // The order of constants that are no collections is the order of their words, and collections
             // come after them.

@@ -11,7 +11,8 @@ use crate::compile::constant::Constant;
 pub fn to_json(view: &View<'_>, value: Value) -> Json {
     match value {
         Value::Null => Json::Null,
-        Value::Bool(value) => Json::Bool(value),
+        Value::False => Json::Bool(false),
+        Value::True => Json::Bool(true),
         Value::Int(value) => Json::from(value),
         Value::String(text) => Json::from(view.text(text)),
         Value::Array(list) | Value::Set(list) => {
@@ -45,7 +46,7 @@ pub(crate) fn integer(number: &serde_json::Number) -> Option<i64> {
 pub fn from_json(arena: &mut Arena<'_>, json: &Json) -> Result<Value, Fault> {
     Ok(match json {
         Json::Null => Value::Null,
-        Json::Bool(value) => Value::Bool(*value),
+        Json::Bool(value) => Value::bool(*value),
         Json::Number(number) => Value::Int(integer(number).ok_or(Fault::Unsupported)?),
         Json::String(text) => arena.string(text)?,
         Json::Array(items) => {
@@ -66,7 +67,8 @@ pub fn from_json(arena: &mut Arena<'_>, json: &Json) -> Result<Value, Fault> {
 pub(crate) fn constant(view: &View<'_>, value: Value) -> Option<Constant> {
     Some(match value {
         Value::Null => Constant::Null,
-        Value::Bool(value) => Constant::Bool(value),
+        Value::False => Constant::Bool(false),
+        Value::True => Constant::Bool(true),
         Value::Int(value) => Constant::Int(value),
         Value::String(text) => Constant::string(view.text(text)),
         Value::Array(list) => {
