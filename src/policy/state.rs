@@ -550,8 +550,8 @@ fn absorb_text(hash: &mut Sha256, text: &[u8]) {
 fn absorb(hash: &mut Sha256, view: &View<'_>, value: Value, depth: usize) {
     let (kind, list) = match value {
         Value::Null => (b'0', None),
-        Value::Bool(false) => (b'f', None),
-        Value::Bool(true) => (b't', None),
+        Value::False => (b'f', None),
+        Value::True => (b't', None),
         Value::Int(_) => (b'i', None),
         Value::String(_) => (b's', None),
         Value::Array(list) => (b'a', Some(list)),

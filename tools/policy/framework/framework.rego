@@ -368,8 +368,9 @@ create_container := {
 		container.seccomp_profile_sha256 == input.seccompProfileSHA256
 		mounts_ok(container)
 	]
-	env_list := environment_for(fitting)
-	equipped := [container | some container in fitting; environment_ok(container.env_rules, env_list)]
+	offers := environments(fitting)
+	env_list := environment_of(offers)
+	equipped := [container | some container in fitting; equips(offers, container.env_rules, env_list)]
 	caps_list := capabilities_for(equipped, input.privileged)
 	containers := [container |
 		some container in equipped
@@ -482,8 +483,9 @@ exec_in_container := {
 		user_ok(container.user)
 		no_new_privileges_ok(container)
 	]
-	env_list := environment_for(fitting)
-	equipped := [container | some container in fitting; environment_ok(container.env_rules, env_list)]
+	offers := environments(fitting)
+	env_list := environment_of(offers)
+	equipped := [container | some container in fitting; equips(offers, container.env_rules, env_list)]
 	caps_list := capabilities_for(equipped, privileged)
 	containers := [container |
 		some container in equipped
@@ -511,8 +513,9 @@ exec_external := {
 		process.command == input.argList
 		process.working_dir == input.workingDir
 	]
-	env_list := environment_for(fitting)
-	processes := [process | some process in fitting; environment_ok(process.env_rules, env_list)]
+	offers := environments(fitting)
+	env_list := environment_of(offers)
+	processes := [process | some process in fitting; equips(offers, process.env_rules, env_list)]
 	allow_stdio_access := processes[0].allow_stdio_access
 	every process in processes { process.allow_stdio_access == allow_stdio_access }
 }
@@ -873,18 +876,25 @@ no_new_privileges_ok(container) if {
 # The environment of the process, in the order of the request (D7): as asked or, where the policy lets
 # variables be dropped, what the most generous of the entries allows. Two entries that are equally
 # generous and allow different variables leave it undefined, which denies: nobody chose between them.
-environment_for(_) := input.envList if not env_dropping
+environment_of(_) := input.envList if not env_dropping
 
-environment_for(entries) := environment if {
+environment_of(offers) := environment if {
 	env_dropping
-	kept := {variables |
-		some entry in entries
-		variables := allowed_variables(entry.env_rules)
-	}
+	kept := {variables | some variables in offers}
 	most := max({count(variables) | some variables in kept})
 	largest := [variables | some variables in kept; count(variables) == most]
 	count(largest) == 1
 	environment := largest[0]
+}
+
+# What each list of rules allows of the variables that are asked for, where the others may be dropped.
+environments(_) := {} if not env_dropping
+
+environments(entries) := {entry.env_rules: variables |
+	some entry in entries
+	variables := allowed_variables(entry.env_rules)
+} if {
+	env_dropping
 }
 
 allowed_variables(rules) := [variable |
@@ -897,8 +907,22 @@ variable_allowed(rules, variable) if {
 	variable_matches(rule, variable)
 }
 
-environment_ok(rules, environment) if {
+# Whether an entry's rules allow the environment. Where variables are dropped it is the largest that any rules offer,
+# so what allows all of it offers the same and no more.
+equips(_, rules, environment) if {
+	not env_dropping
 	every variable in environment { variable_allowed(rules, variable) }
+	environment_ok(rules, environment)
+}
+
+equips(offers, rules, environment) if {
+	env_dropping
+	offers[rules] == environment
+	environment_ok(rules, environment)
+}
+
+# What is asked of an environment beyond that each of its variables is allowed.
+environment_ok(rules, environment) if {
 	every required in [rule | some rule in required_rules(rules)] {
 		some variable in environment
 		variable_matches(required, variable)
@@ -1263,7 +1287,7 @@ errors contains "invalid environment" if {
 
 own_environment_ok(entry) if {
 	not env_dropping
-	environment_ok(entry.env_rules, input.envList)
+	equips({}, entry.env_rules, input.envList)
 }
 
 own_environment_ok(entry) if {

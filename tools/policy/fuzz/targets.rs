@@ -389,7 +389,7 @@ impl Bytes<'_> {
     fn value(&mut self, depth: usize) -> Value {
         match self.next() % if depth < 6 { 16 } else { 10 } {
             0 => Value::Null,
-            1 | 2 => Value::bool(self.next().is_multiple_of(2)),
+            1 | 2 => Value::Bool(self.next().is_multiple_of(2)),
             3 => json!(i64::from_le_bytes(std::array::from_fn(|_| self.next()))),
             4 => json!(self.next()),
             5..10 => json!(self.text()),

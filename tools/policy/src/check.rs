@@ -162,7 +162,7 @@ impl fmt::Display for Report {
         match worst {
             Some(Worst { point, request, steps, memory, asked }) => writeln!(
                 f,
-                "at worst    {steps} steps and {memory} bytes, the most of {asked} requests that were made to be expensive:\n            {point}, {request}"
+                "at worst    {steps} steps and {memory} bytes; measured, not proved: the most of {asked} requests that were made to be expensive:\n            {point}, {request}"
             )?,
             None => writeln!(f, "at worst    not worked out of a compiled policy: give the Rego")?,
         }

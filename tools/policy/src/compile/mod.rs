@@ -3,7 +3,8 @@
 //! The passes, each in a file: text to tokens (`lex`), tokens to a syntax tree (`parse`), names to
 //! variables, functions and constants (`resolve`, which works out what is known before any request by
 //! way of `evaluate`), the patterns that regular expressions may be asked with (`patterns`, `regex`,
-//! `automata`), searches through lists of the policy made look-ups (`index`), and instructions (`emit`, in the order that `order` finds). What a pass cannot handle it refuses with file, line and construct; nothing is
+//! `automata`), searches through lists of the policy made look-ups (`index`), small rules put where they are tested (`inline`),
+//! and instructions (`emit`, in the order that `order` finds). What a pass cannot handle it refuses with file, line and construct; nothing is
 //! given another meaning than OPA gives it. `docs/policy-language.md` is the page for policy authors.
 
 mod ast;
@@ -14,6 +15,7 @@ mod error;
 mod evaluate;
 mod hir;
 mod index;
+mod inline;
 mod lex;
 mod order;
 mod parse;
@@ -259,6 +261,7 @@ fn compile_here(inputs: &Inputs) -> Result<Compiled, CompileError> {
         let computed = patterns::computed(&resolver.program, &ids, &known);
         let automata = automata::Automata::new(&computed.languages);
         index::optimise(&mut resolver.program, &ids, &automata);
+        inline::optimise(&mut resolver.program, &ids);
         automata
     } else {
         automata::Automata::default()
