@@ -179,9 +179,9 @@ fn compiler_flags(root: &Path) -> Result<[String; 3]> {
 }
 
 /// What keeps the init small: the compact SHA-2, AES and GHASH, since it hashes a policy and a few signatures
-/// and seals short messages; and fewer copies of functions
-/// in their callers than the compiler makes for size alone.
-const SMALL: [&str; 11] = [
+/// and seals short messages; fewer copies of functions in their callers than the compiler makes for size alone;
+/// and one copy of each sequence of instructions that occurs often.
+const SMALL: [&str; 12] = [
     "--cfg",
     "sha2_backend=\"soft\"",
     "--cfg",
@@ -193,6 +193,7 @@ const SMALL: [&str; 11] = [
     "--cfg",
     "polyval_backend=\"soft\"",
     "-Cllvm-args=-inline-threshold=20",
+    "-Cllvm-args=-enable-machine-outliner=always",
 ];
 
 /// Builds the init of a tree; returns it and the compiler's version.
