@@ -3,7 +3,7 @@
 //! Times are wall-clock of this machine, whole samples in the file, medians on the screen. The boot is compared with the
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
-use crate::first_line::{self, Way};
+use crate::first_line::{self, Start, Way};
 use crate::{cache, cpio, firmware, fixtures, image, policy, setup, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
@@ -84,9 +84,11 @@ pub fn main(arguments: Arguments) -> Result<()> {
     for turn in 0..arguments.boots {
         eprintln!("boot {} of {}", turn + 1, arguments.boots);
         bare.push(power_off_boot(&empty)?);
-        ours.push(policy_boot(&stage)?);
+        ours.push(policy_boot(&stage, Way::Ours)?.wall);
     }
-    let lines = first_lines(&image, arguments.boots)?;
+    let talkative = first_line::talkative(&image, scratch.path())?;
+    let lines = starts(arguments.boots, |way| first_line::measure(way, &talkative))?;
+    let accepted = starts(arguments.boots, |way| policy_boot(&stage, way))?;
     let (round_trip, decision, resident) = requests(&stage, arguments.requests)?;
 
     let init = fs::metadata(built.init())?.len();
@@ -97,6 +99,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "init_bytes": init,
         "image_bytes": image_bytes,
         "kernels_first_line": lines,
+        "policy_accepted": accepted,
         "boot_to_policy_ms": samples(&ours),
         "boot_to_power_off_with_an_empty_init_ms": samples(&bare),
         "request_refused_by_the_gate_us": samples(&round_trip),
@@ -125,13 +128,12 @@ pub fn main(arguments: Arguments) -> Result<()> {
             "ROM, kernel and initrd                        {:>9.2} MiB   goal 5",
             image_bytes as f64 / f64::from(1 << 20)
         );
-        for (way, line) in lines.as_object().into_iter().flatten() {
-            let of = |what: &str| line[what]["median"].as_f64().unwrap_or(f64::NAN);
-            println!(
-                "kernel's first line through {way:<18}{:>9.0} ms of CPU, {:.0} ms",
-                of("cpu_ms"),
-                of("wall_ms")
-            );
+        for (what, starts) in [("kernel's first line", &lines), ("policy accepted", &accepted)] {
+            for (way, start) in starts.as_object().into_iter().flatten() {
+                let of = |what: &str| start[what]["median"].as_f64().unwrap_or(f64::NAN);
+                let what = format!("{what} through {way}");
+                println!("{what:<45} {:>9.0} ms of CPU, {:.0} ms", of("cpu_ms"), of("wall_ms"));
+            }
         }
         println!("request and refusal over vsock                {:>9.0} µs", median(&round_trip));
         println!("request decided by the policy                 {:>9.0} µs", median(&decision));
@@ -169,21 +171,23 @@ impl Stage {
         Ok(Self { image: image.clone(), policy, layers })
     }
 
-    fn launch(&self) -> Result<Machine> {
+    fn launch(&self, way: Way) -> Result<Machine> {
         let mut config = Config::new(self.image.clone(), self.policy.host_data());
+        config.extra_args = way.instead(&self.image)?;
         config.disks.clone_from(&self.layers);
         Machine::launch(&config)
     }
 }
 
-/// Milliseconds from the start of QEMU to the guest's word that the policy is in force.
-fn policy_boot(stage: &Stage) -> Result<f64> {
+/// From the start of QEMU to the guest's word that the policy is in force.
+fn policy_boot(stage: &Stage, way: Way) -> Result<Start> {
     let start = Instant::now();
-    let mut machine = stage.launch()?;
+    let mut machine = stage.launch(way)?;
     let session = machine.session()?;
     let accepted = session.request(Request::SetPolicy { image: &stage.policy.image })?;
     ensure!(matches!(accepted, Ok(Reply::PolicyAccepted(_))), "the policy was not accepted: {accepted:?}");
-    Ok(start.elapsed().as_secs_f64() * 1e3)
+    let wall = start.elapsed().as_secs_f64() * 1e3;
+    Ok(Start { cpu: machine.cpu_time()?.as_secs_f64() * 1e3, wall })
 }
 
 /// Milliseconds from the start of QEMU to its end.
@@ -196,32 +200,25 @@ fn power_off_boot(image: &Image) -> Result<f64> {
 }
 
 /// The starts of all ways, in turns.
-fn first_lines(image: &Image, boots: usize) -> Result<serde_json::Value> {
-    let scratch = tempfile::tempdir()?;
-    let image = first_line::talkative(image, scratch.path())?;
+fn starts(boots: usize, measure: impl Fn(Way) -> Result<Start>) -> Result<serde_json::Value> {
     let mut starts: Vec<(Way, Vec<f64>, Vec<f64>)> =
         first_line::ways().into_iter().map(|way| (way, Vec::new(), Vec::new())).collect();
     for _ in 0..boots {
         for (way, cpu, wall) in &mut starts {
-            let start = first_line::measure(*way, &image)?;
+            let start = measure(*way)?;
             cpu.push(start.cpu);
             wall.push(start.wall);
         }
     }
     let figure = |(way, cpu, wall): &(Way, Vec<f64>, Vec<f64>)| {
-        let name = match way {
-            Way::Ours => "our ROM",
-            Way::SeaBios => "SeaBIOS -kernel",
-            Way::Ovmf => "OVMF -kernel",
-        };
-        (name.to_owned(), json!({ "cpu_ms": samples(cpu), "wall_ms": samples(wall) }))
+        (way.name().to_owned(), json!({ "cpu_ms": samples(cpu), "wall_ms": samples(wall) }))
     };
     Ok(serde_json::Value::Object(starts.iter().map(figure).collect()))
 }
 
 /// Microseconds of requests that only the gate looks at and of requests that the policy decides, and the init's memory.
 fn requests(stage: &Stage, count: usize) -> Result<(Vec<f64>, Vec<f64>, u64)> {
-    let mut machine = stage.launch()?;
+    let mut machine = stage.launch(Way::Ours)?;
     let session = machine.session()?;
     session.request(Request::SetPolicy { image: &stage.policy.image })?.map_err(anyhow::Error::new)?;
     let time = |request: &Request<'_>| -> Result<Vec<f64>> {

@@ -182,7 +182,7 @@ impl Play {
         let scratch = self.pod.guest.mount_scratch(&self.id, &self.scratch)?;
         self.pod.guest.mount_overlay(&self.id, &self.workload.layers, scratch)?;
         let stdio = Stdio { stdin: true, stdout: true, stderr: false };
-        let process = self.pod.guest.create(&self.id, &self.workload.container, stdio)?;
+        let process = self.pod.guest.create(&self.id, &self.workload, stdio)?;
         let attach = |stream| -> Result<UnixStream> {
             let stream = self.pod.guest.session.attach(process, stream)??;
             stream.set_read_timeout(Some(PATIENCE))?;

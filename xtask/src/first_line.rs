@@ -4,6 +4,7 @@
 use crate::{cache, firmware};
 use anyhow::{Context, Result, ensure};
 use parma_vmm::Image;
+use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -28,6 +29,39 @@ pub struct Start {
     /// Of the processors that QEMU used.
     pub cpu: f64,
     pub wall: f64,
+}
+
+impl Way {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours => "our ROM",
+            Self::SeaBios => "SeaBIOS -kernel",
+            Self::Ovmf => "OVMF -kernel",
+        }
+    }
+
+    /// What QEMU is told beside the command line that starts our ROM: the last firmware that is named counts, and ours takes no
+    /// notice of the files.
+    pub fn instead(self, image: &Image) -> Result<Vec<OsString>> {
+        let bios = match self {
+            Self::Ours => return Ok(Vec::new()),
+            Self::SeaBios => "bios-256k.bin",
+            Self::Ovmf => OVMF,
+        };
+        let line = String::from_utf8(cache::read(&image.command_line)?)?;
+        let (kernel, initrd) = (image.kernel.clone().into(), image.initrd.clone().into());
+        let words: [OsString; 8] = [
+            "-bios".into(),
+            bios.into(),
+            "-kernel".into(),
+            kernel,
+            "-initrd".into(),
+            initrd,
+            "-append".into(),
+            line.into(),
+        ];
+        Ok(words.into())
+    }
 }
 
 /// The ways that this machine has.

@@ -3,8 +3,8 @@
 //! Nothing is installed that is there already, and each package says what it is for. Without root the
 //! command to run is printed instead.
 
-use crate::cache;
 use crate::process::{self, Step};
+use crate::{cache, newer_qemu};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -78,6 +78,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
     } else {
         ensure(&all)?;
         vhost_device_vsock()?;
+        second_opinions();
     }
     println!("everything is installed");
     Ok(())
@@ -139,11 +140,25 @@ pub fn vhost_device_vsock() -> Result<PathBuf> {
     Ok(program)
 }
 
+/// Programs whose opinion tests compare with ours, each with the variable that names it; without one its tests are skipped.
+pub fn second_opinions() -> Vec<(&'static str, PathBuf)> {
+    let mut found = Vec::new();
+    for (variable, program) in
+        [("PARMA_NEWER_QEMU", newer_qemu::program()), ("PARMA_SEV_SNP_MEASURE", sev_snp_measure())]
+    {
+        match program {
+            Ok(program) => found.push((variable, program)),
+            Err(error) => eprintln!("no {variable}: {error:#}"),
+        }
+    }
+    found
+}
+
 /// The version of [`sev_snp_measure`].
 const SEV_SNP_MEASURE: &str = "0.0.13";
 
 /// A second opinion on launch digests, from PyPI.
-pub fn sev_snp_measure() -> Result<PathBuf> {
+fn sev_snp_measure() -> Result<PathBuf> {
     let target = cache::dir("tools")?.join(format!("sev-snp-measure-{SEV_SNP_MEASURE}"));
     let program = target.join("sev-snp-measure");
     let _lock = cache::lock(&target)?;

@@ -5,7 +5,7 @@
 //! `PARMA_VSOCKD` (vhost-device-vsock), `PARMA_NEWER_QEMU` (one that knows SNP guests), `PARMA_SEV_SNP_MEASURE`.
 //! Without it, under a plain `cargo test`, they say so and pass.
 
-use crate::{cache, fixtures, image, newer_qemu, process, setup};
+use crate::{cache, fixtures, image, process, setup};
 use anyhow::{Context, Result};
 use std::ffi::OsString;
 use std::process::Command;
@@ -74,15 +74,7 @@ fn prepare() -> Result<Vec<(&'static str, OsString)>> {
         ("PARMA_IMAGE", image::build(true)?.dir.into()),
         ("PARMA_IMAGE_REAL", image::build(false)?.dir.into()),
     ];
-    // Second opinions: without them their tests say that they are skipped.
-    for (variable, program) in
-        [("PARMA_NEWER_QEMU", newer_qemu::program()), ("PARMA_SEV_SNP_MEASURE", setup::sev_snp_measure())]
-    {
-        match program {
-            Ok(program) => places.push((variable, program.into())),
-            Err(error) => eprintln!("no {variable}: {error:#}"),
-        }
-    }
+    places.extend(setup::second_opinions().into_iter().map(|(variable, program)| (variable, program.into())));
     Ok(places)
 }
 

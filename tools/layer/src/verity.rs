@@ -25,9 +25,9 @@ pub use crate::sha256::Hash;
 use crate::sha256::{SALT, hash_block, hash_blocks};
 
 /// Bytes that go to a worker at once.
-const CHUNK: usize = 256 * BLOCK;
+const CHUNK: usize = 64 * BLOCK;
 /// Chunks that may wait for each worker.
-const QUEUE: usize = 3;
+const QUEUE: usize = 6;
 /// Bytes of the lowest level that are kept in memory: those of 4 GiB of data.
 const SPOOL: usize = 32 << 20;
 /// Bytes of the superblock's fields, padded to a block on disk.

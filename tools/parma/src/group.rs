@@ -88,10 +88,11 @@ pub fn share_layers(workloads: &mut [&mut Workload]) {
     }
 }
 
-/// The layers of these workloads, each once.
+/// The disks of these workloads' layers and volumes, each once.
 pub fn distinct_layers<'a>(workloads: impl Iterator<Item = &'a Workload>) -> Vec<&'a Layer> {
     let mut layers: Vec<&Layer> = Vec::new();
-    for layer in workloads.flat_map(|workload| &workload.layers) {
+    let volumes = |workload: &'a Workload| workload.volumes.iter().map(|volume| &volume.layer);
+    for layer in workloads.flat_map(|workload| workload.layers.iter().chain(volumes(workload))) {
         if !layers.iter().any(|other| other.serial == layer.serial) {
             layers.push(layer);
         }
@@ -256,7 +257,7 @@ impl Group {
         let member = &self.members[index];
         let (id, container) = (new_container_id()?, &member.workload.container);
         self.guest.mount_overlay(&id, &member.workload.layers, self.scratch.as_ref())?;
-        let process = match self.guest.create(&id, container, member.stdio) {
+        let process = match self.guest.create(&id, &member.workload, member.stdio) {
             Ok(process) => process,
             Err(error) => {
                 // The first error says more.

@@ -177,7 +177,7 @@ impl Pod {
         }
         let on = pod.guest.mount_scratch(id, scratch)?;
         pod.guest.mount_overlay(id, &workload.layers, on)?;
-        let process = pod.guest.create(id, &workload.container, stdio)?;
+        let process = pod.guest.create(id, workload, stdio)?;
         Ok((pod, process))
     }
 
@@ -364,14 +364,21 @@ impl Guest {
     ///
     /// # Errors
     /// See [`Guest::ask`].
-    pub fn create(&self, id: &ContainerId, container: &Container, stdio: Stdio) -> Result<u32> {
+    pub fn create(&self, id: &ContainerId, workload: &Workload, stdio: Stdio) -> Result<u32> {
+        let container = &workload.container;
         let process = process(container, &container.args, stdio)?;
         let mounts = container.mounts.iter().map(|mount| Mount {
             source: Source::Directory(&mount.volume),
             destination: &mount.destination,
             read_only: mount.read_only,
         });
-        let mounts = List::from_vec(mounts.collect()).context("more mounts than the guest takes")?;
+        let volumes = workload.volumes.iter().map(|volume| Mount {
+            source: Source::Layer(volume.layer.serial.as_str()),
+            destination: &volume.destination,
+            read_only: true,
+        });
+        let mounts =
+            List::from_vec(mounts.chain(volumes).collect()).context("more mounts than the guest takes")?;
         self.started(Request::CreateContainer { container: id.as_str(), privileged: false, mounts, process })
     }
 

@@ -6,7 +6,8 @@ use parma_guest::policy::format;
 use parma_guest::wire::MAX_POLICY;
 use parma_layer::cache::{self, CachedLayer};
 use parma_layer::oci::{Image, Reference};
-use parma_policy::generate::{Container, GenerateOptions, signal};
+use parma_layer::verity;
+use parma_policy::generate::{Container, DataVolume, GenerateOptions, signal};
 use parma_policy::{Inputs, Warning};
 use parma_vmm::Disk;
 use std::fs;
@@ -30,6 +31,43 @@ impl Layer {
     #[must_use]
     pub fn disk(&self) -> Disk {
         Disk::layer(&self.path, self.serial.clone())
+    }
+}
+
+/// A read-only data volume and where it is mounted.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// Its disk. The serial follows from the root hash, so a volume that several containers mount is one disk.
+    pub layer: Layer,
+    /// Where.
+    pub destination: String,
+}
+
+impl Volume {
+    /// Opens a volume that `parma volume create` made from a tar.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none.
+    pub fn open(path: &Path, destination: &str) -> Result<Self> {
+        let found = fs::File::open(path).and_then(|file| verity::describe(&file));
+        let found = found.with_context(|| format!("cannot read the volume {}", path.display()))?;
+        let found = found.with_context(|| {
+            format!(
+                "{} is no read-only volume: make one with `parma volume create FILE --from TAR`",
+                path.display()
+            )
+        })?;
+        let serial = format!("volume{}", crate::output::hex(&found.root[..7]));
+        let serial = Serial::parse(&serial).map_err(|_| anyhow!("20 digits and letters are a serial"))?;
+        let (path, destination) = (path.to_owned(), destination.to_owned());
+        let layer = Layer { path, root_hash: found.root, data_blocks: found.data_blocks, serial };
+        Ok(Self { layer, destination })
+    }
+
+    /// What a policy says of it.
+    #[must_use]
+    pub fn data(&self) -> DataVolume {
+        DataVolume { root_hash: self.layer.root_hash, destination: self.destination.clone() }
     }
 }
 
@@ -84,6 +122,8 @@ pub struct Workload {
     pub image: Image,
     /// Its layers, bottom first.
     pub layers: Vec<Layer>,
+    /// Its data volumes, in the order of its container's.
+    pub volumes: Vec<Volume>,
     /// What its container is to be.
     pub container: Container,
     /// The signal that asks it to stop.
@@ -118,7 +158,7 @@ impl Workload {
         let hashes: Vec<_> = layers.iter().map(|layer| layer.root_hash).collect();
         let container = Container::new(&image, &hashes, options)?;
         let stop_signal = image.config.stop_signal.as_deref().map_or(Ok(15), signal)?;
-        Ok(Self { image, layers, container, stop_signal })
+        Ok(Self { image, layers, volumes: Vec::new(), container, stop_signal })
     }
 
     /// The strict policy, which allows this container and nothing else.

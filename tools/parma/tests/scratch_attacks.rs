@@ -461,6 +461,58 @@ fn create_with<'a>(
     Request::CreateContainer { container, privileged: false, mounts, process: workload.process(stdio) }
 }
 
+/// Takes half a GiB of the disk and writes a block of it for each page that its blocks' 28 bytes fill; prints how much more memory, in
+/// KiB, the guest's kernel has then given out and keeps in no account: RAM disks, and device-mapper's buffers.
+const MEASURER: &str = "\
+import os
+def unaccounted():
+    rows = dict(line.split(':') for line in open('/proc/meminfo'))
+    kib = lambda name: int(rows[name].split()[0])
+    # Free pages that a processor keeps at hand are not in MemFree.
+    at_hand = sum(4 * int(line.split()[1]) for line in open('/proc/zoneinfo') if line.split()[0] == 'count:')
+    return kib('MemTotal') - at_hand - sum(map(kib, ['MemFree', 'Buffers', 'Cached', 'AnonPages', 'Slab', 'PageTables', 'KernelStack']))
+file = os.open('/tmp/file', os.O_RDWR | os.O_CREAT, 0o600)
+os.posix_fallocate(file, 0, 1 << 29)
+os.fsync(file)
+before = unaccounted()
+for at in range(0, 1 << 29, 4096 // 28 * 4096):
+    os.pwrite(file, b'x' * 4096, at)
+os.fsync(file)
+print(unaccounted() - before)
+";
+
+/// The price of roll-back protection: 7 MiB of memory for each GiB that was written. The twin keeps its tags on the disk; what
+/// device-mapper buffers of them is the same for both, as long as it is less than the most that it may take.
+#[test]
+fn protection_from_roll_back_takes_28_bytes_of_memory_a_block() {
+    let Some(stage) = stage() else { return };
+    let blocks = (3 << 28) / BLOCK;
+    let workload =
+        stage.workload_with("python", &["python3", "-c", MEASURER], GenerateOptions::default(), |policy| {
+            policy.replace("allow_scratch_rollback := false", "allow_scratch_rollback := true")
+        });
+    let disks = ["scratch0", "scratch1"].map(|name| {
+        let path = stage.file(name, b"");
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len((blocks + blocks / 64) * BLOCK).unwrap();
+        Disk::scratch(&path, serial(name))
+    });
+    let guest = stage.boot(workload.policy.host_data(), workload.disks().into_iter().chain(disks).collect());
+    guest.accept(&workload.policy.image);
+    guest.mount_layers(&workload);
+    let ways = [(Tags::Memory, '1', '3', "scratch0"), (Tags::Disk, '2', '4', "scratch1")];
+    let [protected, twin] = ways.map(|(tags, space, container, device)| {
+        let (space, container) = (id(space), id(container));
+        guest.done(Request::MountScratch { scratch: &space, device, data_blocks: blocks, tags });
+        guest.mount_overlay_on(&workload, &container, Some(&space));
+        let process = guest.create(&workload, &container, support::OUTPUT);
+        let (output, _) = guest.finish(process);
+        output.trim().parse::<i64>().unwrap_or_else(|_| panic!("{output}"))
+    });
+    let difference = protected - twin;
+    assert!((3 << 10..=4 << 10).contains(&difference), "{protected} KiB with protection, {twin} KiB without");
+}
+
 /// An `emptyDir` is the pod's own, and a read-only volume is what its root hash says; neither goes anywhere else.
 #[test]
 fn directories_of_a_pod_and_verified_volumes_are_mounted_where_the_policy_says() {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{parma, stderr, stdout};
+use common::{fixtures, parma, stderr, stdout};
 use serde_json::Value;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -205,4 +205,47 @@ fn a_read_only_volume_is_checked_against_its_root_hash() {
     place.done(&check);
     place.refused(&["check", "model.img", "--root-hash", &"0".repeat(64)]);
     assert_eq!(place.run(&["check", "model.img", "--root-hash", "zz"]).status.code(), Some(2));
+}
+
+/// What `parma run --volume` mounts is what its policy names; a volume that is damaged is not read, and nothing else is a volume.
+#[test]
+fn a_container_reads_a_verified_volume_at_its_place() {
+    let Some((image, fixtures)) = fixtures() else { return };
+    let place = Place::new();
+    let content = "a model, as its owner made it\n".repeat(1000);
+    let mut tar = tar::Builder::new(fs::File::create(place.path("model.tar")).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(content.len() as u64);
+    tar.append_data(&mut header, "weights", content.as_bytes()).unwrap();
+    tar.finish().unwrap();
+    let root = place.done(&["create", "model.img", "--from", "model.tar"]);
+    let run = |volume: &str, script: &str| {
+        parma(&place.0)
+            .current_dir(place.0.path())
+            .args(["run", "--volume", volume, "--image"])
+            .arg(&image)
+            .arg(format!("oci:{}:latest", fixtures.join("busybox").display()))
+            .args(["--", "sh", "-c", script])
+            .output()
+            .unwrap()
+    };
+    let output =
+        run("model.img:/model", "cat /model/weights; touch /model/more 2>/dev/null || echo read-only");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stdout(&output), content.clone() + "read-only\n");
+    // The policy that was shown names it.
+    assert!(stderr(&output).contains(&format!("verity://{}", root.trim_end())), "{}", stderr(&output));
+
+    let whole = fs::read(place.path("model.img")).unwrap();
+    let at = whole.windows(7).position(|window| window == b"a model").unwrap();
+    flip(&place.path("model.img"), at as u64);
+    let output = run("model.img:/model", "cat /model/weights");
+    assert!(!output.status.success() && stdout(&output).is_empty(), "{}", stdout(&output));
+    assert!(stderr(&output).contains("I/O error"), "{}", stderr(&output));
+
+    let output = run("model.tar:/model", "true");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("no read-only volume"), "{}", stderr(&output));
+    assert_eq!(run("model.img:model", "true").status.code(), Some(2));
 }

@@ -87,6 +87,8 @@ pub struct GenerateOptions {
     pub capabilities: Option<Vec<String>>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
+    /// Read-only data volumes that are mounted.
+    pub volumes: Vec<DataVolume>,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,
     /// Further commands that may be started in the container, with its user, environment and directory.
@@ -136,6 +138,7 @@ impl Default for GenerateOptions {
             non_root: false,
             capabilities: None,
             mounts: Vec::new(),
+            volumes: Vec::new(),
             after: Vec::new(),
             exec: Vec::new(),
             signals: None,
@@ -178,6 +181,29 @@ impl Mount {
     }
 }
 
+/// A read-only data volume, which dm-verity checks as it does a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataVolume {
+    /// Its dm-verity root hash.
+    pub root_hash: [u8; 32],
+    /// Where it is mounted.
+    pub destination: String,
+}
+
+impl DataVolume {
+    /// The constraint of a policy that allows it.
+    fn constraint(&self) -> Value {
+        self.mount(&format!("verity://{}", hex(&self.root_hash)))
+    }
+
+    /// The mount, as the guest gives it to the policy; `source` is where the disk is mounted.
+    fn mount(&self, source: &str) -> Value {
+        json!({
+            "type": "bind", "source": source, "destination": self.destination, "options": ["rbind", "rshared", "ro"],
+        })
+    }
+}
+
 /// One container: what its policy allows, and what an honest host asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
@@ -203,6 +229,8 @@ pub struct Container {
     pub held: Vec<String>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
+    /// Read-only data volumes that are mounted.
+    pub volumes: Vec<DataVolume>,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,
     /// Whether processes can never gain privileges.
@@ -297,6 +325,7 @@ impl Container {
                 None => USUAL_CAPABILITIES.iter().map(ToString::to_string).collect(),
             },
             mounts: options.mounts.clone(),
+            volumes: options.volumes.clone(),
             after: options.after.clone(),
             no_new_privileges: options.no_new_privileges,
             stdio: options.stdio,
@@ -353,7 +382,9 @@ impl Container {
         let groups = lines(self.identity.gids.iter().map(number));
         let umask = json!(format!("{:04o}", self.umask));
         let held = json!(self.held);
-        let mounts = lines(self.mounts.iter().map(Mount::constraint));
+        let mounts = lines(
+            self.mounts.iter().map(Mount::constraint).chain(self.volumes.iter().map(DataVolume::constraint)),
+        );
         let obligations = self.obligations();
         let Self { no_new_privileges, stdio, .. } = self;
         format!(

@@ -87,6 +87,7 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         umask: 0o22,
         held: words(&["CAP_KILL"]),
         mounts: Vec::new(),
+        volumes: Vec::new(),
         after: Vec::new(),
         no_new_privileges: true,
         stdio: true,

@@ -195,6 +195,14 @@ impl Machine {
         Ok(Self { qemu: process, qmp, console, vsock, psp, accel, hot, plugged: 0, _runtime: runtime })
     }
 
+    /// Processor time that QEMU has used.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        self.qemu.cpu_time()
+    }
+
     /// What executes the guest.
     #[must_use]
     pub fn accel(&self) -> Accel {

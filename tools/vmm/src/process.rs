@@ -52,6 +52,17 @@ impl Process {
         Ok(Self { name, child, pidfd, log: log.to_owned() })
     }
 
+    /// Processor time that it has used (proc_pid_stat(5), fields 14 and 15, in hundredths of a second).
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let (_, fields) = stat.rsplit_once(") ").context("a process has a name")?;
+        let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        Ok(Duration::from_millis(10 * ticks))
+    }
+
     /// Waits until it has ended or this much time is over; gives its status once it has ended.
     pub fn wait(&mut self, timeout: Duration) -> Result<Option<ExitStatus>> {
         if let Some(status) = self.child.try_wait()? {

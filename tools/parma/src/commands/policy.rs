@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma::output::{self, hex};
-use parma::workload::{Policy, Workload};
+use parma::workload::{Policy, Volume, Workload};
 use parma_layer::oci::Reference;
 use parma_policy::explore::{self, Bounds, Progress, explore};
 use parma_policy::generate::{GenerateOptions, Pod, PodContainer, policy_of, read_pod, signal};
@@ -52,11 +52,25 @@ pub struct Allow {
     /// Allow the host to give the container a network
     #[arg(long)]
     allow_network: bool,
+    /// Mount a read-only data volume, which `parma volume create --from` made, at this path; may be repeated
+    #[arg(long, value_name = "FILE:PATH", value_parser = volume_at, conflicts_with = "file")]
+    volume: Vec<(PathBuf, String)>,
+}
+
+/// `model.img:/model`
+fn volume_at(text: &str) -> Result<(PathBuf, String), String> {
+    match text.rsplit_once(':') {
+        Some((file, path)) if !file.is_empty() && path.starts_with('/') => Ok((file.into(), path.into())),
+        _ => Err("write FILE:PATH, the path beginning with /".into()),
+    }
 }
 
 impl Allow {
     /// As the generator takes it; `args` replace the image's own.
-    pub fn options(&self, args: &[String]) -> GenerateOptions {
+    ///
+    /// # Errors
+    /// A volume cannot be read.
+    pub fn options(&self, args: &[String]) -> Result<GenerateOptions> {
         let Self {
             env,
             allow_exec,
@@ -65,8 +79,9 @@ impl Allow {
             allow_new_privileges,
             allow_memory_scratch,
             allow_network,
+            volume: _,
         } = self;
-        GenerateOptions {
+        Ok(GenerateOptions {
             args: (!args.is_empty()).then(|| args.to_vec()),
             env: env.clone(),
             exec: allow_exec.clone(),
@@ -75,8 +90,17 @@ impl Allow {
             no_new_privileges: !allow_new_privileges,
             memory_scratch: *allow_memory_scratch,
             network: *allow_network,
+            volumes: self.volumes()?.iter().map(Volume::data).collect(),
             ..GenerateOptions::default()
-        }
+        })
+    }
+
+    /// The read-only data volumes.
+    ///
+    /// # Errors
+    /// One cannot be read.
+    pub fn volumes(&self) -> Result<Vec<Volume>> {
+        self.volume.iter().map(|(file, path)| Volume::open(file, path)).collect()
     }
 }
 
@@ -309,7 +333,7 @@ pub fn of_pod(
 pub fn main(command: Command) -> Result<ExitCode> {
     match command {
         Command::Generate(Generate { reference, file, image, allow, output, args }) => {
-            let options = allow.options(&args);
+            let options = allow.options(&args)?;
             let wanted = match (reference, file) {
                 (Some(reference), _) => vec![(reference, options)],
                 (None, Some(file)) => {

@@ -40,6 +40,7 @@ const INTERRUPTED: i32 = 130;
   parma run -v --policy p.rego oci:python:latest
   echo hello | parma run -q -i oci:busybox -- cat
   parma run -p 8080:80 oci:nginx
+  parma run --volume model.img:/model oci:python
   parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
   parma run --name web --allow-exec 'nginx -s reload' oci:nginx")]
 pub struct Arguments {
@@ -106,7 +107,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     if !image.emulated {
         parma_vmm::snp::require()?;
     }
-    let mut options = arguments.allow.options(&arguments.args);
+    let mut options = arguments.allow.options(&arguments.args)?;
     // Whether a name is right is known before anything is done.
     arguments.name.as_deref().map(check_name).transpose()?;
     let scratch = match arguments.scratch {
@@ -134,7 +135,8 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     };
     let plan = match (&arguments.image, &arguments.file) {
         (Some(reference), _) => {
-            let workload = Workload::prepare(reference, &options, "layer", progress)?;
+            let mut workload = Workload::prepare(reference, &options, "layer", progress)?;
+            workload.volumes = arguments.allow.volumes()?;
             let member = Member::single("container".into(), reference.to_string(), workload, stdio);
             Plan { name: digits, members: vec![member], grace: STOP_TIMEOUT, prefix: false }
         }

@@ -26,7 +26,7 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     let mut devices = 0;
     for (number, container) in containers.iter().enumerate() {
         let (life, end) = honest_life(container, &id_of(number), devices);
-        devices += container.layers.len();
+        devices += container.layers.len() + container.volumes.len();
         lives.extend(life);
         ends.push(end);
     }
@@ -49,17 +49,18 @@ type Requests = Vec<(Point, Value)>;
 /// Those of a container's life, and of its end. Its devices are numbered from `first`.
 fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requests) {
     let device = |number: usize| format!("/run/mounts/scsi/m{}", first + number);
-    let devices = 0..container.layers.len();
+    let devices = 0..container.layers.len() + container.volumes.len();
     let rootfs = format!("/run/gcs/c/{id}/rootfs");
     let mut life = Vec::new();
-    for (number, layer) in container.layers.iter().enumerate() {
+    let volumes = container.volumes.iter().map(|volume| &volume.root_hash);
+    for (number, root_hash) in container.layers.iter().chain(volumes).enumerate() {
         let target = device(number);
         life.push((
             Point::MountDevice,
-            json!({"target": target, "deviceHash": hex(layer), "mountPathRegex": "/run/mounts/scsi/m[0-9]+"}),
+            json!({"target": target, "deviceHash": hex(root_hash), "mountPathRegex": "/run/mounts/scsi/m[0-9]+"}),
         ));
     }
-    let layers: Vec<String> = devices.clone().rev().map(device).collect();
+    let layers: Vec<String> = (0..container.layers.len()).rev().map(device).collect();
     let scratch = format!("/run/gcs/c/{id}");
     let writable = format!("{scratch}/scratch/{id}");
     life.push((
@@ -74,9 +75,10 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
         Point::ScratchMount,
         json!({"target": writable, "encrypted": true, "memory": container.memory_scratch}),
     ));
-    life.push((Point::CreateContainer, process(container, id, &container.args)));
+    let volumes: Vec<String> = devices.clone().skip(container.layers.len()).map(device).collect();
+    life.push((Point::CreateContainer, process(container, id, &volumes, &container.args)));
     for command in &container.exec {
-        life.push((Point::ExecInContainer, process(container, id, command)));
+        life.push((Point::ExecInContainer, process(container, id, &volumes, command)));
     }
     for &signal in &container.signals {
         let request = |args: &[String], init: bool| json!({"containerID": id, "signal": signal, "isInitProcess": init, "argList": args});
@@ -105,7 +107,8 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
 }
 
 /// The start of a process, with the fields of both enforcement points that start one.
-fn process(container: &Container, id: &str, args: &[String]) -> Value {
+/// `volumes`: where its data volumes are mounted in the guest.
+fn process(container: &Container, id: &str, volumes: &[String], args: &[String]) -> Value {
     let id_name = |id: u32| json!({"id": id.to_string(), "name": ""});
     let sets = container.capabilities();
     let names = |set: u64| -> Vec<&str> {
@@ -116,6 +119,7 @@ fn process(container: &Container, id: &str, args: &[String]) -> Value {
         let source = format!("/run/gcs/c/{id}/sandboxMounts/tmp/atlas/emptydir/{}", mount.volume);
         json!({"type": "bind", "source": source, "destination": mount.destination, "options": mount.options()})
     });
+    let volumes = container.volumes.iter().zip(volumes).map(|(volume, source)| volume.mount(source));
     json!({
         "containerID": id,
         "argList": args,
@@ -123,7 +127,7 @@ fn process(container: &Container, id: &str, args: &[String]) -> Value {
         "workingDir": container.working_dir,
         "sandboxDir": format!("/run/gcs/c/{id}/sandboxMounts"),
         "hugePagesDir": format!("/run/gcs/c/{id}/hugepages"),
-        "mounts": mounts.collect::<Vec<_>>(),
+        "mounts": mounts.chain(volumes).collect::<Vec<_>>(),
         "devices": [],
         "privileged": false,
         "noNewPrivileges": container.no_new_privileges,
