@@ -276,7 +276,7 @@ fn what_entries_oblige_to_is_met_in_every_state() {
 	data.framework.no_new_privileges_ok(one)
 	one.seccomp_profile_sha256 == input.seccompProfileSHA256
 	data.framework.mounts_ok(one)
-	data.framework.environment_ok(one.env_rules, input.envList)
+	data.framework.equips({}, one.env_rules, input.envList)
 	data.framework.capabilities_ok(one.capabilities, input.capabilities)
 	CONDITION
 }"#;
@@ -360,7 +360,7 @@ fn a_mixture_of_two_entries_is_found_with_the_field_that_each_refuses() {
 	one.seccomp_profile_sha256 == input.seccompProfileSHA256
 	data.framework.mounts_ok(one)
 	some other in possible
-	data.framework.environment_ok(other.env_rules, input.envList)
+	data.framework.equips({}, other.env_rules, input.envList)
 	data.framework.capabilities_ok(other.capabilities, input.capabilities)
 }"#;
     let message = finds("create_container", rule, Invariant::OneEntryAllowsAll, 4);
