@@ -3,7 +3,8 @@
 //! ```text
 //! peer → guest   nonce (32 bytes), ephemeral key (P-256, 65 bytes)
 //! guest → peer   ephemeral key, attestation report with REPORT_DATA = transcript
-//! both           transcript = SHA-512("parma channel v1" ‖ 00 ‖ nonce ‖ peer's key ‖ guest's key)
+//!                and the head of its audit log
+//! both           transcript = SHA-512("parma channel v1" ‖ 00 ‖ nonce ‖ peer's key ‖ guest's key ‖ audit head)
 //!                key to guest ‖ key from guest = SHA-512(00000001 ‖ Z ‖ transcript)
 //! then           message n each way: AES-256-GCM, nonce = n as 96 bits, big-endian
 //! ```
@@ -11,7 +12,7 @@
 //! Z is the shared secret of the two keys (SP 800-56A, section 5.7.1.2); the derivation is the one-step one of SP 800-56C, with
 //! the transcript as its fixed info. What follows:
 //!
-//! - the report vouches for the guest's key and for nothing else, and is made for this nonce and this peer: a relayed or a repeated
+//! - the report vouches for the guest's key and for the history that led there ([`super::audit`]), and for nothing else, and is made for this nonce and this peer: a relayed or a repeated
 //!   report is of another transcript (attacks K01, K02), and REPORT_DATA is never a value of the host's choosing;
 //! - only that guest and that peer know the keys; they are gone with the channel;
 //! - a message that was changed, repeated, left out or sent back does not open, and nothing after it does.
@@ -81,8 +82,13 @@ impl Ephemeral {
 }
 
 /// What the report vouches for.
-pub fn transcript(nonce: &[u8; 32], peer: &[u8; KEY], guest: &[u8; KEY]) -> [u8; 64] {
-    let hash = Sha512::new().chain_update(LABEL).chain_update(nonce).chain_update(peer).chain_update(guest);
+pub fn transcript(nonce: &[u8; 32], peer: &[u8; KEY], guest: &[u8; KEY], audit: &[u8; 32]) -> [u8; 64] {
+    let hash = Sha512::new()
+        .chain_update(LABEL)
+        .chain_update(nonce)
+        .chain_update(peer)
+        .chain_update(guest)
+        .chain_update(audit);
     hash.finalize().into()
 }
 
@@ -146,7 +152,7 @@ mod tests {
 
     fn pair_with(change: impl Fn(&mut [u8; 64])) -> (Channel, Channel) {
         let (guest, peer) = (Ephemeral::new(&[1; 32]).unwrap(), Ephemeral::new(&[2; 32]).unwrap());
-        let transcript = transcript(&[3; 32], &peer.public(), &guest.public());
+        let transcript = transcript(&[3; 32], &peer.public(), &guest.public(), &[6; 32]);
         let mut theirs = transcript;
         change(&mut theirs);
         let (guest_key, peer_key) = (guest.public(), peer.public());
@@ -194,9 +200,10 @@ mod tests {
         let (mut guest, mut peer) = pair_with(|transcript| transcript[63] ^= 1);
         assert!(guest.open(&mut peer.seal(b"one".to_vec()).unwrap()).is_none());
         let (peer, guest) = ([4; KEY], [5; KEY]);
-        let own = transcript(&[3; 32], &peer, &guest);
-        assert_ne!(own, transcript(&[2; 32], &peer, &guest));
-        assert_ne!(own, transcript(&[3; 32], &guest, &peer));
+        let own = transcript(&[3; 32], &peer, &guest, &[6; 32]);
+        assert_ne!(own, transcript(&[2; 32], &peer, &guest, &[6; 32]));
+        assert_ne!(own, transcript(&[3; 32], &peer, &guest, &[7; 32]));
+        assert_ne!(own, transcript(&[3; 32], &guest, &peer, &[6; 32]));
     }
 
     #[test]

@@ -21,6 +21,8 @@ const MAX_CHANNELS: usize = 4;
 pub(super) struct Channels {
     open: heapless::Vec<(u32, Channel), MAX_CHANNELS>,
     last: u32,
+    /// The head of the audit log when the last one was opened.
+    audit: [u8; 32],
     /// What the last reply consists of.
     reply: Vec<u8>,
 }
@@ -47,7 +49,8 @@ impl Gate {
         random.zeroize();
         let own = own.ok_or_else(invalid)?;
         let key = own.public();
-        let transcript = transcript(nonce, peer, &key);
+        let audit = self.audit.head();
+        let transcript = transcript(nonce, peer, &key, &audit);
         let channel = own.agree(End::Guest, peer, &transcript).ok_or_else(invalid)?;
         let report = actor.report(&transcript)?;
         let channels = &mut self.channels;
@@ -59,13 +62,14 @@ impl Gate {
             channels.open.remove(0);
         }
         channels.open.push((channels.last, channel)).map_err(|_| memory::OutOfMemory)?;
+        channels.audit = audit;
         Ok(Completed::Channel)
     }
 
     /// The channel that was just opened.
     pub(super) fn opened(&self) -> Reply<'_> {
         let (key, report) = self.channels.reply.split_at_checked(KEY).unwrap_or_default();
-        Reply::Channel { channel: self.channels.last, key, report }
+        Reply::Channel { channel: self.channels.last, key, report, audit: self.channels.audit }
     }
 
     /// The answer to the message that was just taken.

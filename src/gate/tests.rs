@@ -672,9 +672,11 @@ fn k01_k14_what_comes_sealed_is_decided_as_in_the_open_and_what_does_not_open_en
     let own = Ephemeral::new(&[9; 32]).unwrap();
     let key = own.public();
     let open = Request::OpenChannel { nonce: [5; 32], key: &key };
-    let Ok(Reply::Channel { channel, key: guest, report }) = gate.handle(&mut actor, &open) else { panic!() };
+    let Ok(Reply::Channel { channel, key: guest, report, audit }) = gate.handle(&mut actor, &open) else {
+        panic!()
+    };
     let guest: [u8; 65] = guest.try_into().unwrap();
-    let transcript = transcript(&[5; 32], &key, &guest);
+    let transcript = transcript(&[5; 32], &key, &guest, &audit);
     assert_eq!(report[0x50..0x90], transcript);
     let mut peer = own.agree(End::Peer, &guest, &transcript).unwrap();
     let mut ask = |order: Order<'_>, actor: &mut Recorder| {

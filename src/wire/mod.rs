@@ -511,6 +511,8 @@ pub enum Reply<'a> {
         /// The attestation report that vouches for it.
         #[serde(borrow)]
         report: &'a [u8],
+        /// The head of the audit log before this request, for which the report vouches, too.
+        audit: [u8; 32],
     },
     /// What came of an [`Order`], sealed.
     Sealed {

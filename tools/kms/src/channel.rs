@@ -66,7 +66,8 @@ impl Offer {
         (self.nonce, self.own.public())
     }
 
-    /// The channel with the guest that has this key, if its evidence is as `expected` and vouches for that key and this offer.
+    /// The channel with the guest that has this key, if its evidence is as `expected` and vouches for that key, this head of its
+    /// audit log, and this offer.
     /// An offer is used up by this, whatever comes of it (attack K02).
     ///
     /// # Errors
@@ -74,12 +75,13 @@ impl Offer {
     pub fn accept(
         self,
         guest: &[u8; KEY],
+        audit: &[u8; 32],
         evidence: &Evidence<'_>,
         expected: &Expected,
         roots: &Roots,
         now: Moment,
     ) -> Result<(Peer, Checklist), Refused> {
-        let transcript = transcript(&self.nonce, &self.own.public(), guest);
+        let transcript = transcript(&self.nonce, &self.own.public(), guest, audit);
         let expected = Expected { report_data: Some(ReportData::Exactly(transcript)), ..expected.clone() };
         let list = verify(evidence, &expected, roots, now);
         if !list.passed() {

@@ -138,6 +138,8 @@ pub struct SealedRequest {
     name: String,
     /// The guest's ephemeral key.
     key: String,
+    /// The head of its audit log.
+    audit: String,
     report: String,
     #[serde(default)]
     certificates: Vec<String>,
@@ -283,7 +285,10 @@ impl Service {
     fn try_release_sealed(&self, request: &SealedRequest, report: &[u8]) -> Result<Value, Failure> {
         let id = crate::verify::from_hex(&request.offer);
         let guest: Result<[u8; KEY], _> = decode(&BASE64, "the key", &request.key)?.try_into();
-        let (Some(id), Ok(guest)) = (id, guest) else { return malformed("an offer has 16 bytes, a key 65") };
+        let audit: Result<[u8; 32], _> = decode(&BASE64, "the audit head", &request.audit)?.try_into();
+        let (Some(id), Ok(guest), Ok(audit)) = (id, guest, audit) else {
+            return malformed("an offer has 16 bytes, a key 65, an audit head 32");
+        };
         let certificates = request
             .certificates
             .iter()
@@ -305,12 +310,12 @@ impl Service {
             revocation_lists: &self.bundle.revocation_lists,
             endorsement: endorsement.as_deref(),
         };
-        let (mut peer, _) = match offer.accept(&guest, &evidence, &rule.expected, &self.roots, Moment::now())
-        {
-            Ok(accepted) => accepted,
-            Err(Refused::Evidence(list)) => return Err(of_list(list)),
-            Err(Refused::Key) => return malformed("the guest's key is no point of P-256"),
-        };
+        let (mut peer, _) =
+            match offer.accept(&guest, &audit, &evidence, &rule.expected, &self.roots, Moment::now()) {
+                Ok(accepted) => accepted,
+                Err(Refused::Evidence(list)) => return Err(of_list(list)),
+                Err(Refused::Key) => return malformed("the guest's key is no point of P-256"),
+            };
         let Some(key) = self.store.key(&request.name)? else {
             return refused("there is no key of this name");
         };

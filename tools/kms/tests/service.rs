@@ -81,9 +81,9 @@ impl Stage {
         let own = Ephemeral::new(&[3; 32]).unwrap();
         let peer = bytes::<65>(&offer["key"]);
         let key = own.public();
-        let transcript = transcript(&bytes(&offer["nonce"]), &peer, &key);
+        let transcript = transcript(&bytes(&offer["nonce"]), &peer, &key, &[8; 32]);
         let answer = json!({
-            "offer": offer["offer"], "name": "data", "key": STANDARD.encode(key),
+            "offer": offer["offer"], "name": "data", "key": STANDARD.encode(key), "audit": STANDARD.encode([8; 32]),
             "report": STANDARD.encode(self.guest.psp.report(&transcript)), "certificates": self.certificates(),
         });
         (answer, own.agree(End::Guest, &peer, &transcript).unwrap())
@@ -211,9 +211,14 @@ fn k02_an_offer_serves_once_and_its_answer_serves_no_other() {
     let (mut relayed, _) = stage.answer(&offer());
     relayed["key"] = json!(STANDARD.encode(Ephemeral::new(&[4; 32]).unwrap().public()));
     assert!(release(&relayed).unwrap_err().starts_with("report-data: "));
-    for (name, value) in
-        [("offer", "00"), ("key", "AAAA"), ("report", "!"), ("report", "AAAA"), ("name", "other")]
-    {
+    for (name, value) in [
+        ("offer", "00"),
+        ("key", "AAAA"),
+        ("report", "!"),
+        ("report", "AAAA"),
+        ("audit", "AAAA"),
+        ("name", "other"),
+    ] {
         let (mut answer, _) = stage.answer(&offer());
         answer[name] = json!(value);
         assert!(release(&answer).is_err(), "{name}");

@@ -2,11 +2,20 @@
 
 mod support;
 
-use parma_guest::wire::{Field, List, Order, Reason, Reply as Told, Request};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use parma_guest::wire::{Field, List, Order, Reason, Reply as Told, Request, Step};
+use parma_kms::bundle::Bundle;
 use parma_kms::channel::{Offer, Refused};
+use parma_kms::rules::Rules;
+use parma_kms::service::{Failure, SealedRequest, Service};
+use parma_kms::store::Store;
 use parma_kms::verify::{Check, Evidence, Expected, Moment, Roots};
 use parma_policy::generate::GenerateOptions;
-use parma_vmm::Reply;
+use parma_psp::Platform;
+use parma_psp::layout::{LAUNCH_POLICY, POLICY_DEBUG, TCB};
+use parma_vmm::{Disk, Opened, Reply, ScriptedDisk};
+use serde_json::json;
 use support::{Guest, Peer, Stage, Workload, stage};
 
 /// A guest under the policy of this command.
@@ -86,34 +95,116 @@ fn k01_k02_k05_a_report_of_another_guest_offer_or_policy_opens_no_channel() {
     let chain = first.machine.chain().to_der().unwrap();
     let roots = Roots::amd().with_emulated(&chain[2]).unwrap();
     let open = |guest: &Guest, (nonce, key): ([u8; 32], [u8; 65])| {
-        let Reply::Channel(_, key, report) = guest.done(Request::OpenChannel { nonce, key: &key }) else {
+        let Reply::Channel(_, opened) = guest.done(Request::OpenChannel { nonce, key: &key }) else {
             panic!()
         };
-        (key, report)
+        opened
     };
-    let accept = |offer: Offer, key: &[u8; 65], report: &[u8]| {
-        let evidence = Evidence { report, certificates: &chain, ..Evidence::default() };
-        match offer.accept(key, &evidence, &expected, &roots, Moment::now()) {
+    let accept = |offer: Offer, opened: &Opened| {
+        let evidence = Evidence { report: &opened.report, certificates: &chain, ..Evidence::default() };
+        match offer.accept(&opened.key, &opened.audit, &evidence, &expected, &roots, Moment::now()) {
             Ok(_) => None,
             Err(Refused::Evidence(list)) => list.first_failure().map(|item| item.check),
             Err(Refused::Key) => panic!(),
         }
     };
     let offer = Offer::new().unwrap();
-    let (key, report) = open(&first, offer.parts());
-    assert_eq!(accept(offer, &key, &report[..]), None, "the honest one");
+    let honest = open(&first, offer.parts());
+    assert_eq!(accept(offer, &honest), None, "the honest one");
     // K02: the same answer to another offer.
-    assert_eq!(accept(Offer::new().unwrap(), &key, &report[..]), Some(Check::ReportData));
-    // K01: the host puts its own key beside the guest's report.
+    assert_eq!(accept(Offer::new().unwrap(), &honest), Some(Check::ReportData));
+    // K01: the host puts its own key, or another history, beside the guest's report.
     let (offer, host) = (Offer::new().unwrap(), Offer::new().unwrap());
-    let (_, report) = open(&first, offer.parts());
-    assert_eq!(accept(offer, &host.parts().1, &report[..]), Some(Check::ReportData));
+    let opened = open(&first, offer.parts());
+    assert_eq!(accept(offer, &Opened { key: host.parts().1, ..*opened }), Some(Check::ReportData));
+    let offer = Offer::new().unwrap();
+    let opened = open(&first, offer.parts());
+    assert_eq!(accept(offer, &Opened { audit: [0; 32], ..*opened }), Some(Check::ReportData));
     // The host offers itself to the guest, and the guest's answer to the peer.
     let (offer, host) = (Offer::new().unwrap(), Offer::new().unwrap());
-    let (key, report) = open(&first, (offer.parts().0, host.parts().1));
-    assert_eq!(accept(offer, &key, &report[..]), Some(Check::ReportData));
+    let opened = open(&first, (offer.parts().0, host.parts().1));
+    assert_eq!(accept(offer, &opened), Some(Check::ReportData));
     // Another processor's report.
     let offer = Offer::new().unwrap();
-    let (key, report) = open(&second, offer.parts());
-    assert!(matches!(accept(offer, &key, &report[..]), Some(Check::Chip | Check::Signature)));
+    let opened = open(&second, offer.parts());
+    assert!(matches!(accept(offer, &opened), Some(Check::Chip | Check::Signature)));
+}
+
+/// The workflow of the paper with the key service in it: the volume opens in the guest that the key's rule is about, and in no
+/// guest under another policy, on a platform that can be debugged or has old firmware, or with another's answer.
+#[test]
+fn k02_k05_a_volume_opens_only_in_the_guest_that_its_keys_rule_is_about() {
+    let Some(stage) = stage() else { return };
+    let key = [7; 32];
+    let volume = parma_guest::target::volume::id(&key);
+    let path = stage.file("unused", b"").with_file_name("volume.img");
+    let owners = parma_layer::volume::Key::read(&mut &key[..]).unwrap();
+    parma_layer::volume::Volume::create(&path, 20 << 20, &owners).unwrap();
+    let entry = format!(
+        r#"{{"type": "bind", "source": "volume://{}", "destination": "/data", "options": ["rbind", "rshared", "rw"]}}"#,
+        parma::output::hex(&volume)
+    );
+    let workload = |args: &[&str]| {
+        stage.workload_with("python", args, GenerateOptions::default(), |policy| {
+            policy.replace("\"mounts\": []", &format!("\"mounts\": [{entry}]"))
+        })
+    };
+    let (right, wrong) = (workload(&["true"]), workload(&["false"]));
+    let expected = stage.expected(&right);
+    let hex = |bytes: &[u8]| parma::output::hex(bytes);
+    let rules = json!({"issuer": "https://kms.example", "keys": {"data": {
+        "measurements": [hex(&expected.measurements[0])], "host_data": [hex(&expected.policies[0])],
+        "minimum_tcb": "bootloader=10,snp=24,microcode=84",
+    }}});
+    let debug = Platform { policy: LAUNCH_POLICY | POLICY_DEBUG, ..Platform::default() };
+    let old = Platform { tcb: parma_psp::Tcb { snp: 23, ..TCB }, ..Platform::default() };
+    let cases = [
+        (&right, Platform::default(), None),
+        (&wrong, Platform::default(), Some("host-data: ")),
+        (&right, debug, Some("debug: ")),
+        (&right, old, Some("minimum-tcb: ")),
+    ];
+    for (workload, platform, refused) in cases {
+        let disk = Disk::scripted(&ScriptedDisk::copy_of(&path).unwrap(), support::serial("volume"));
+        let mut config = stage.config(workload.policy.host_data(), vec![disk]);
+        config.platform = platform;
+        let guest = stage.launch(&config);
+        guest.accept(&workload.policy.image);
+        let open = Request::MountVolume { volume, device: "volume" };
+        let closed = Reason::Failed { step: Step::ReleaseKey, errno: 126 };
+        assert_eq!(guest.refused(open.clone()), closed, "no key, no volume");
+
+        let chain = guest.machine.chain().to_der().unwrap();
+        let store = Store::open(&path.with_extension("db")).unwrap();
+        let _ = store.import("data", &key);
+        let roots = Roots::amd().with_emulated(&chain[2]).unwrap();
+        let rules = Rules::parse(rules.to_string().as_bytes()).unwrap();
+        let service = Service::new(store, rules, roots, Bundle::default()).unwrap();
+        let base64 = |bytes: &[u8]| STANDARD.encode(bytes);
+        let offer = service.offer().unwrap();
+        let part = |name: &str| STANDARD.decode(offer[name].as_str().unwrap()).unwrap();
+        let nonce = part("nonce").try_into().unwrap();
+        let Reply::Channel(channel, opened) = guest.done(Request::OpenChannel { nonce, key: &part("key") })
+        else {
+            panic!("no channel")
+        };
+        let answer: SealedRequest = serde_json::from_value(json!({
+            "offer": offer["offer"], "name": "data", "key": base64(&opened.key), "audit": base64(&opened.audit),
+            "report": base64(&opened.report), "certificates": chain.iter().map(|der| base64(der)).collect::<Vec<_>>(),
+        }))
+        .unwrap();
+        match (service.release_sealed(&answer), refused) {
+            (Ok(released), None) => {
+                let message = STANDARD.decode(released["message"].as_str().unwrap()).unwrap();
+                guest.done(Request::Sealed { channel, message: &message });
+                guest.done(open);
+                assert!(service.release_sealed(&answer).is_err(), "a replayed answer");
+            }
+            (Err(Failure::Refused(why, Some(_))), Some(check)) => {
+                assert!(why.starts_with(check), "{why}");
+                assert_eq!(guest.refused(open), closed);
+            }
+            (other, _) => panic!("{other:?}"),
+        }
+    }
 }

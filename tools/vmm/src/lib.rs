@@ -37,6 +37,6 @@ pub use network::{Forward, Network};
 pub use refusal::Refused;
 pub use runtime::cache_dir;
 pub use scripted::ScriptedDisk;
-pub use session::{Outcome, ProcessState, Properties, Reply, Session};
+pub use session::{Opened, Outcome, ProcessState, Properties, Reply, Session};
 pub use text::escape;
 pub use vsock::Connector;

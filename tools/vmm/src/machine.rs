@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::vsock::{Connector, Vsock};
 use anyhow::{Context as _, Result, anyhow, bail};
 use parma_guest::wire::{CONTROL_PORT, FromGuest, PROTOCOL, Phase};
-use parma_psp::{Chain, HostData, Psp};
+use parma_psp::{Chain, HostData, Platform, Psp};
 use qapi::qmp::{Event, block_resize, device_del};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -56,6 +56,8 @@ pub struct Config {
     pub ports: u32,
     /// Its network interface; `None`: it has none.
     pub network: Option<Network>,
+    /// What the emulated PSP's platform is like: for tests that play an old or a debuggable one.
+    pub platform: Platform,
     /// What executes the guest; `None`: whatever works best, see [`Accel::choose`].
     pub accel: Option<Accel>,
     /// Further arguments of QEMU: for tests that play a hostile host.
@@ -74,6 +76,7 @@ impl Config {
             disks: Vec::new(),
             ports: 0,
             network: None,
+            platform: Platform::default(),
             accel: None,
             extra_args: Vec::new(),
         }
@@ -146,7 +149,11 @@ impl Machine {
     pub fn launch(config: &Config) -> Result<Self> {
         let accel = config.accel.map_or_else(|| Accel::choose(&config.image), Ok)?;
         let runtime = Runtime::new()?;
-        let psp = Arc::new(Psp::new(HostData(config.host_data), config.image.measurement(config.vcpus)?)?);
+        let psp = Arc::new(Psp::on(
+            &config.platform,
+            HostData(config.host_data),
+            config.image.measurement(config.vcpus)?,
+        )?);
 
         let (qmp, qmp_fd) = UnixStream::pair().context("socketpair")?;
         let (console, console_fd) = UnixStream::pair().context("socketpair")?;

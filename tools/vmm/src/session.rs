@@ -43,14 +43,25 @@ pub enum Reply {
     Properties(Properties),
     /// What a container has used.
     Usage(Usage),
-    /// A sealed channel of this number is open; the guest's ephemeral key, and the report that vouches for it.
-    Channel(u32, Box<[u8; KEY]>, Box<Report>),
+    /// A sealed channel of this number is open.
+    Channel(u32, Box<Opened>),
     /// What came of a sealed message, sealed.
     Sealed(Vec<u8>),
     /// A part of the audit log.
     Audit(Box<audit::Excerpt>),
     /// What processes are doing.
     Stacks(Vec<Doing>),
+}
+
+/// What a guest says of a sealed channel that it opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// Its ephemeral key.
+    pub key: [u8; KEY],
+    /// The report that vouches for the key and the head.
+    pub report: Report,
+    /// The head of its audit log.
+    pub audit: [u8; 32],
 }
 
 /// What exists in the guest, in the order in which it came to be.
@@ -292,10 +303,10 @@ fn owned(result: Result<wire::Reply<'_>, Refusal>) -> Result<Outcome> {
         }
         Ok(wire::Reply::Properties(properties)) => Reply::Properties(checked(&properties)?),
         Ok(wire::Reply::Usage(usage)) => Reply::Usage(usage),
-        Ok(wire::Reply::Channel { channel, key, report }) => {
+        Ok(wire::Reply::Channel { channel, key, report, audit }) => {
             let key: [u8; KEY] = key.try_into().context("a key of the wrong length from the guest")?;
             let report: Report = report.try_into().context("a report of the wrong length from the guest")?;
-            Reply::Channel(channel, Box::new(key), Box::new(report))
+            Reply::Channel(channel, Box::new(Opened { key, report, audit }))
         }
         Ok(wire::Reply::Sealed { message }) => Reply::Sealed(message.to_vec()),
     };

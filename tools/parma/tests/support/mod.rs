@@ -455,14 +455,14 @@ impl Peer {
         use parma_kms::verify::{Evidence, Moment, Roots};
         let offer = parma_kms::channel::Offer::new().unwrap();
         let (nonce, key) = offer.parts();
-        let Reply::Channel(channel, key, report) = guest.done(Request::OpenChannel { nonce, key: &key })
-        else {
+        let Reply::Channel(channel, opened) = guest.done(Request::OpenChannel { nonce, key: &key }) else {
             panic!("no channel")
         };
         let chain = guest.machine.chain().to_der().unwrap();
         let roots = Roots::amd().with_emulated(&chain[2]).unwrap();
-        let evidence = Evidence { report: &report[..], certificates: &chain, ..Evidence::default() };
-        let (peer, _) = offer.accept(&key, &evidence, expected, &roots, Moment::now())?;
+        let evidence = Evidence { report: &opened.report, certificates: &chain, ..Evidence::default() };
+        let (peer, _) =
+            offer.accept(&opened.key, &opened.audit, &evidence, expected, &roots, Moment::now())?;
         Ok(Self { channel, peer })
     }
 
