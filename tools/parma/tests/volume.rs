@@ -242,7 +242,7 @@ fn a_container_reads_a_verified_volume_at_its_place() {
     flip(&place.path("model.img"), at as u64);
     let output = run("model.img:/model", "cat /model/weights");
     assert!(!output.status.success() && stdout(&output).is_empty(), "{}", stdout(&output));
-    assert!(stderr(&output).contains("I/O error"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("Input/output error"), "{}", stderr(&output));
 
     let output = run("model.tar:/model", "true");
     assert_eq!(output.status.code(), Some(1));
