@@ -20,7 +20,7 @@ use tar::{EntryType, Header};
 /// Makes container images (OCI layouts) from Debian packages; prints the directory that holds them.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print this image's layout instead: busybox, python or nginx
+    /// Print this image's layout instead: busybox, python, nginx, redis, sqlite, node, cpython or postgres
     #[arg(value_name = "IMAGE", conflicts_with = "out")]
     name: Option<String>,
     /// Copy them there: one directory an image
@@ -47,6 +47,8 @@ struct Image {
 /// A layer: packages with all they depend on (less what lower layers have), and files beside them.
 struct Layer {
     packages: &'static [&'static str],
+    /// Of what they depend on, packages that only their scripts or what is turned off need.
+    without: &'static [&'static str],
     extra: &'static [Extra],
 }
 
@@ -78,7 +80,7 @@ const GROUP: Extra = Extra::File(
 const HOME: Extra = Extra::Directory("home/app", 0o755, 1000);
 
 /// C library, shell, the usual directories and users.
-const BASE: Layer = Layer { packages: &["base-files", "dash"], extra: &[PASSWD, GROUP, HOME] };
+const BASE: Layer = Layer { packages: &["base-files", "dash"], without: &[], extra: &[PASSWD, GROUP, HOME] };
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -88,6 +90,7 @@ const IMAGES: &[Image] = &[
         layers: &[
             Layer {
                 packages: &[],
+                without: &[],
                 extra: &[
                     Extra::Directory("dev", 0o755, 0),
                     Extra::Directory("etc", 0o755, 0),
@@ -107,7 +110,11 @@ const IMAGES: &[Image] = &[
                     HOME,
                 ],
             },
-            Layer { packages: &["busybox-static"], extra: &[Extra::Applets("usr/bin/busybox")] },
+            Layer {
+                packages: &["busybox-static"],
+                without: &[],
+                extra: &[Extra::Applets("usr/bin/busybox")],
+            },
         ],
         command: &["sh"],
         environment: &[PATH],
@@ -116,7 +123,7 @@ const IMAGES: &[Image] = &[
     },
     Image {
         name: "python",
-        layers: &[BASE, Layer { packages: &["python3-minimal"], extra: &[] }],
+        layers: &[BASE, Layer { packages: &["python3-minimal"], without: &[], extra: &[] }],
         command: &["python3"],
         environment: &[PATH, "LANG=C.UTF-8", "PYTHONUNBUFFERED=1"],
         directory: "/home/app",
@@ -126,10 +133,11 @@ const IMAGES: &[Image] = &[
         name: "nginx",
         layers: &[
             BASE,
-            Layer { packages: &["nginx"], extra: &[] },
+            Layer { packages: &["nginx"], without: &[], extra: &[] },
             Layer {
                 // With a client: `busybox wget`.
                 packages: &["busybox-static"],
+                without: &[],
                 extra: &[
                     Extra::File("etc/nginx/nginx.conf", NGINX),
                     Extra::Directory("srv/www", 0o755, 33),
@@ -141,6 +149,66 @@ const IMAGES: &[Image] = &[
         environment: &[PATH],
         directory: "/srv/www",
         user: "www-data:www-data",
+    },
+    Image {
+        name: "redis",
+        layers: &[BASE, Layer { packages: &["redis-server"], without: &[], extra: &[] }],
+        command: &["redis-server", "--bind", "0.0.0.0", "--protected-mode", "no"],
+        environment: &[PATH],
+        directory: "/home/app",
+        user: "app",
+    },
+    Image {
+        name: "sqlite",
+        layers: &[BASE, Layer { packages: &["sqlite3"], without: &[], extra: &[] }],
+        command: &["sqlite3"],
+        environment: &[PATH],
+        directory: "/home/app",
+        user: "app",
+    },
+    Image {
+        name: "node",
+        layers: &[BASE, Layer { packages: &["nodejs"], without: &[], extra: &[] }],
+        command: &["node"],
+        environment: &[PATH],
+        directory: "/home/app",
+        user: "app",
+    },
+    Image {
+        name: "cpython",
+        layers: &[
+            BASE,
+            Layer { packages: &["python3-minimal"], without: &[], extra: &[] },
+            Layer { packages: &["python3", "libpython3.13-testsuite"], without: &[], extra: &[] },
+        ],
+        command: &["python3"],
+        environment: &[PATH, "LANG=C.UTF-8"],
+        directory: "/home/app",
+        user: "app",
+    },
+    Image {
+        name: "postgres",
+        layers: &[
+            BASE,
+            Layer {
+                packages: &["postgresql-17"],
+                // Its compiler of expressions is turned off; the rest administers clusters.
+                without: &[
+                    "libllvm19",
+                    "libz3-4",
+                    "postgresql-common",
+                    "locales",
+                    "ssl-cert",
+                    "perl",
+                    "openssl",
+                ],
+                extra: &[],
+            },
+        ],
+        command: &["postgres"],
+        environment: &["PATH=/usr/lib/postgresql/17/bin:/usr/bin:/bin"],
+        directory: "/home/app",
+        user: "app",
     },
 ];
 
@@ -330,7 +398,9 @@ fn layer_tar(
     let mut names = Vec::new();
     if !layer.packages.is_empty() {
         for package in root.closure(layer.packages)? {
-            if below.insert(package.file.clone()) {
+            // A file is called name_version_architecture.
+            let name = package.file.split('_').next().unwrap_or_default();
+            if !layer.without.contains(&name) && below.insert(package.file.clone()) {
                 unpack(&apt::fetch(&package)?, &mut files)
                     .with_context(|| format!("cannot unpack {}", package.file))?;
                 names.push(package.file);

@@ -65,8 +65,14 @@ pub const ORACLES: Need = Need(&[
     ),
 ]);
 
+/// To load the servers of the tests with.
+pub const CLIENTS: Need = Need(&[
+    package("redis-tools", "redis-benchmark", "the client of the Redis test"),
+    package("wrk", "wrk", "the client of the nginx test"),
+]);
+
 pub fn main(arguments: Arguments) -> Result<()> {
-    let all = [DEBIAN, KERNEL, VM, ORACLES];
+    let all = [DEBIAN, KERNEL, VM, ORACLES, CLIENTS];
     if arguments.check {
         let missing: Vec<_> = all.iter().flat_map(missing).collect();
         for package in &missing {

@@ -9,10 +9,8 @@ use parma_guest::wire::{
 };
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::Network;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
-use support::{Guest, LONG, OUTPUT, Stage, Workload, id, list, read_all, read_until, stage};
+use std::net::IpAddr;
+use support::{OUTPUT, fetch, forwarding, id, list, read_all, read_until, stage};
 
 fn address(text: &str) -> Address {
     match text.parse().unwrap() {
@@ -21,43 +19,8 @@ fn address(text: &str) -> Address {
     }
 }
 
-/// A port of this machine that nobody uses just now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-fn forwarding(guest: u16) -> (Network, SocketAddr) {
-    let host = free_port();
-    let network = Network { outbound: false, forwards: vec![format!("{host}:{guest}").parse().unwrap()] };
-    (network, SocketAddr::from(([127, 0, 0, 1], host)))
-}
-
-/// A machine with a network interface, its policy in force.
-fn start(stage: &Stage, workload: &Workload, network: Network) -> Guest {
-    let mut config = stage.config(workload.policy.host_data(), workload.disks());
-    config.network = Some(network);
-    let guest = stage.launch(&config);
-    guest.accept(&workload.policy.image);
-    guest
-}
-
 fn networked() -> GenerateOptions {
     GenerateOptions { network: true, ..GenerateOptions::default() }
-}
-
-/// QEMU accepts connections to a forwarded port before anybody listens behind it, and then ends them.
-fn fetch(address: SocketAddr) -> String {
-    loop {
-        let mut stream = TcpStream::connect_timeout(&address, LONG).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let mut page = String::new();
-        if stream.write_all(b"GET / HTTP/1.0\r\n\r\n").is_ok()
-            && stream.read_to_string(&mut page).is_ok()
-            && !page.is_empty()
-        {
-            return page;
-        }
-    }
 }
 
 #[test]
@@ -66,7 +29,7 @@ fn a_server_in_a_container_is_reached_through_a_forwarded_port() {
     let command = ["nginx", "-e", "stderr", "-g", "daemon off;"];
     let workload = stage.workload("nginx", &command, networked());
     let (network, address) = forwarding(8080);
-    let guest = start(&stage, &workload, network.clone());
+    let guest = stage.start_with_network(&workload, network.clone());
     guest.done(Request::SetUpNetwork(network_request(&network)));
     let server = guest.run(&workload, &id('1'), OUTPUT);
     let mut log = guest.attach(server, Stream::Stdout);
@@ -87,7 +50,7 @@ const LOOK: &str = "busybox ip -o addr; busybox ip route; cat /etc/resolv.conf /
 fn b11_a_container_has_the_network_that_was_decided_on_and_cannot_change_it() {
     let Some(stage) = stage() else { return };
     let workload = stage.workload("busybox", &["sh", "-c", LOOK], networked());
-    let guest = start(&stage, &workload, Network { outbound: true, forwards: Vec::new() });
+    let guest = stage.start_with_network(&workload, Network { outbound: true, forwards: Vec::new() });
     let mut set_up = network_request(&Network { outbound: true, forwards: Vec::new() });
     set_up.search.push("example.com").unwrap();
     set_up.search.push("svc").unwrap();
@@ -119,7 +82,7 @@ fn b11_containers_that_were_given_no_network_have_loopback_alone() {
     let Some(stage) = stage() else { return };
     let workload =
         stage.workload("busybox", &["sh", "-c", "cat /proc/net/dev; ip route; sleep 600"], networked());
-    let guest = start(&stage, &workload, Network::default());
+    let guest = stage.start_with_network(&workload, Network::default());
     guest.mount_layers(&workload);
     for container in ['1', '2'] {
         guest.mount_overlay(&workload, &id(container));
@@ -135,7 +98,7 @@ fn containers_share_the_network_whenever_they_were_created() {
     let Some(stage) = stage() else { return };
     let script = "readlink /proc/self/ns/net; read line; ip -o addr; wc -l </etc/resolv.conf";
     let workload = stage.workload("busybox", &["sh", "-c", script], networked());
-    let guest = start(&stage, &workload, Network::default());
+    let guest = stage.start_with_network(&workload, Network::default());
     guest.mount_layers(&workload);
     let stdio = Stdio { stdin: true, ..OUTPUT };
     let mut namespaces = Vec::new();
@@ -162,7 +125,7 @@ fn containers_share_the_network_whenever_they_were_created() {
 fn b11_addresses_routes_and_sizes_that_mislead_are_refused_before_anything_happens() {
     let Some(stage) = stage() else { return };
     let workload = stage.workload("busybox", &["true"], networked());
-    let guest = start(&stage, &workload, Network::default());
+    let guest = stage.start_with_network(&workload, Network::default());
     let prefix = |text: &str, length| Prefix { address: address(text), length };
     let honest = network_request(&Network { outbound: true, forwards: Vec::new() });
     let with = |edit: &dyn Fn(&mut SetUp<'static>)| {
@@ -200,7 +163,7 @@ fn b11_a_policy_that_does_not_ask_for_a_network_has_none_and_a_machine_without_o
     let Some(stage) = stage() else { return };
     let set_up = network_request(&Network::default());
     let workload = stage.workload("busybox", &["true"], GenerateOptions::default());
-    let guest = start(&stage, &workload, Network::default());
+    let guest = stage.start_with_network(&workload, Network::default());
     let reason = guest.refused(Request::SetUpNetwork(set_up.clone()));
     assert!(
         matches!(reason, Reason::Denied { point: Point::HostNetwork, how: Denied::No, .. }),
@@ -231,7 +194,7 @@ fn b11_a_policy_can_say_which_addresses_and_name_servers_it_takes() {
              \tinput.nameServers == [\"10.0.2.3\"]\n\tinput.search == []\n\tinput.mtu == 1500\n}\n",
         )
     });
-    let guest = start(&stage, &workload, Network::default());
+    let guest = stage.start_with_network(&workload, Network::default());
     let honest = network_request(&Network { outbound: true, forwards: Vec::new() });
     let other = wire::Network { name_servers: List::new(), ..honest.clone() };
     assert!(matches!(guest.refused(Request::SetUpNetwork(other)), Reason::Denied { how: Denied::No, .. }));

@@ -11,12 +11,13 @@ use parma_guest::wire::{ExitStatus, List, MAX_LAYERS, Process, Reason, Refusal, 
 use parma_layer::oci::{self, Reference};
 use parma_policy::generate::{Container, GenerateOptions};
 use parma_policy::{Compiled, Inputs, compile};
-use parma_vmm::{Config, Disk, Image, Machine, Outcome, Reply, Session};
+use parma_vmm::{Config, Disk, Image, Machine, Network, Outcome, Reply, Session};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -177,6 +178,15 @@ impl Stage {
     /// A machine with a workload's disks, its policy in force.
     pub fn start(&self, workload: &Workload) -> Guest {
         let guest = self.boot(workload.policy.host_data(), workload.disks());
+        guest.accept(&workload.policy.image);
+        guest
+    }
+
+    /// As [`Self::start`], with a network interface in the machine.
+    pub fn start_with_network(&self, workload: &Workload, network: Network) -> Guest {
+        let mut config = self.config(workload.policy.host_data(), workload.disks());
+        config.network = Some(network);
+        let guest = self.launch(&config);
         guest.accept(&workload.policy.image);
         guest
     }
@@ -494,5 +504,31 @@ impl Peer {
     pub fn release(&mut self, guest: &Guest, key: [u8; 32], least_generation: u64) {
         let mut message = self.ask(guest, &parma_guest::wire::Order::Key { key, least_generation });
         assert_eq!(self.open(&mut message), Ok(parma_guest::wire::Reply::Done));
+    }
+}
+
+/// A port of this machine that nobody uses just now.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+pub fn forwarding(guest: u16) -> (Network, SocketAddr) {
+    let host = free_port();
+    let network = Network { outbound: false, forwards: vec![format!("{host}:{guest}").parse().unwrap()] };
+    (network, SocketAddr::from(([127, 0, 0, 1], host)))
+}
+
+/// QEMU accepts connections to a forwarded port before anybody listens behind it, and then ends them.
+pub fn fetch(address: SocketAddr) -> String {
+    loop {
+        let mut stream = TcpStream::connect_timeout(&address, LONG).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let mut page = String::new();
+        if stream.write_all(b"GET / HTTP/1.0\r\n\r\n").is_ok()
+            && stream.read_to_string(&mut page).is_ok()
+            && !page.is_empty()
+        {
+            return page;
+        }
     }
 }
