@@ -8,7 +8,7 @@ mod support;
 
 use parma_guest::point::Point;
 use parma_guest::wire::frame::encode;
-use parma_guest::wire::{Denied, List, Phase, Problem, Reason, Request, ToGuest};
+use parma_guest::wire::{Denied, Field, List, Phase, Problem, Reason, Request, Stdio, Step, ToGuest};
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::Reply;
 use support::{id, list, policy, stage};
@@ -279,5 +279,83 @@ fn p10_an_old_version_opens_nothing_that_the_policy_does_not_name() {
     denied(Point::ExecInContainer, Request::ExecInContainer { container: &container, process: exec });
     denied(Point::ShutdownContainer, Request::ShutdownContainer { container: &container });
     denied(Point::GetProperties, Request::GetProperties);
+    denied(Point::GetProperties, Request::ReadAudit { first: 1 });
+    denied(Point::DumpStacks, Request::DumpStacks);
     denied(Point::RuntimeLogging, Request::RuntimeLogging { enabled: true });
+}
+
+/// What other guests offer a host and this one does not is still the policy's to decide, and is not done even where it is
+/// allowed. The policy here has the reference's most generous flags and rules.
+#[test]
+fn c17_what_the_guest_does_not_offer_is_asked_of_the_policy_and_never_done() {
+    let Some(stage) = stage() else { return };
+    let container = id('1');
+    let external = |args: &'static [&'static str]| Request::ExecExternal {
+        args: support::list(args.iter().copied()),
+        env: List::new(),
+        working_dir: "/",
+    };
+    let strict = stage.workload("busybox", &["sleep", "600"], GenerateOptions::default());
+    let open = stage.workload_with("busybox", &["sleep", "600"], GenerateOptions::default(), |policy| {
+        let mut policy = policy.replace("allow_dump_stacks := false", "allow_dump_stacks := true");
+        for point in Point::UNOFFERED {
+            policy += &format!("{} := {{\"allowed\": true}}\n", point.name());
+        }
+        policy + "exec_external := {\"allowed\": true, \"env_list\": [], \"allow_stdio_access\": false}\n"
+    });
+    let guest = stage.start(&strict);
+    for point in Point::UNOFFERED {
+        let reason = guest.refused(Request::Unoffered { point, container: &container });
+        assert!(matches!(reason, Reason::Denied { point: at, .. } if at == point), "{point:?}: {reason:?}");
+    }
+    let reason = guest.refused(external(&["/init"]));
+    assert!(matches!(reason, Reason::Denied { point: Point::ExecExternal, .. }), "{reason:?}");
+    let reason = guest.refused(Request::DumpStacks);
+    assert!(matches!(reason, Reason::Denied { point: Point::DumpStacks, .. }), "{reason:?}");
+    drop(guest);
+
+    let guest = stage.start(&open);
+    for point in Point::UNOFFERED {
+        let reason = guest.refused(Request::Unoffered { point, container: &container });
+        assert_eq!(reason, Reason::Failed { step: Step::Unoffered, errno: 0 }, "{point:?}");
+    }
+    let reason = guest.refused(Request::Unoffered { point: Point::MountDevice, container: &container });
+    assert_eq!(reason, Reason::Unknown { field: Field::Point });
+    let reason = guest.refused(external(&["/init"]));
+    assert_eq!(reason, Reason::Failed { step: Step::Execute, errno: 2 });
+    // The twin: what it can do.
+    let process = guest.run(&open, &container, Stdio::default());
+    let Reply::Stacks(doing) = guest.done(Request::DumpStacks) else { panic!("no stacks") };
+    assert_eq!(doing.len(), 1);
+    assert!(doing[0].process == process && b"RSD".contains(&doing[0].state), "{doing:?}");
+}
+
+/// C17: everything that goes to a host of its own accord: the console, replies, the audit log. What a container has in its
+/// environment, writes to files or is given as arguments is not in it.
+#[test]
+fn c17_nothing_of_a_containers_secrets_crosses_to_the_host() {
+    let Some(stage) = stage() else { return };
+    const CANARY: &str = "canary-5d41402abc4b2a76";
+    let variable = format!("TOKEN={CANARY}");
+    let options =
+        GenerateOptions { env: vec![variable], stdio: false, logging: true, ..GenerateOptions::default() };
+    let script = "echo $TOKEN; echo $TOKEN >&2; echo $TOKEN >/tmp/file; echo $TOKEN >/dev/console; \
+                  echo $TOKEN >/dev/kmsg; echo $TOKEN >/proc/1/comm; kill -SEGV $$";
+    let workload = stage.workload("busybox", &["sh", "-c", script], options);
+    let guest = stage.start(&workload);
+    guest.done(Request::RuntimeLogging { enabled: true });
+    let container = id('1');
+    let process = guest.run(&workload, &container, Stdio::default());
+    guest.wait(process);
+    let mut said = format!("{:?}", guest.done(Request::GetProperties));
+    said += &format!("{:?}", guest.done(Request::ReadAudit { first: 1 }));
+    let mut asked = workload.process(Stdio::default());
+    asked.no_new_privileges = false;
+    said +=
+        &format!("{:?}", guest.refused(Request::ExecInContainer { container: &container, process: asked }));
+    said += &guest.console();
+    assert!(said.contains("create container"), "the guest's own log is on: {said}");
+    assert!(!said.contains("canary"), "{said}");
+    let unprintable = |c: char| c.is_control() && !matches!(c, '\n' | '\r');
+    assert!(!guest.console().contains(unprintable), "{:?}", guest.console());
 }
