@@ -1,6 +1,6 @@
 //! The reference monitor: request → decision → permit → act → commit.
 //!
-//! Everything that a host can make the guest do goes through [`Gate::handle`], one request at a time. It
+//! Everything that a host can make the guest do goes through [`Gate::serve`], one request at a time. It
 //!
 //! 1. looks up whether this [`Phase`] accepts the request at all ([`Phase::accepts`], one table);
 //! 2. turns the request's fields into checked values ([`fields`]), refusing the first that is not valid;

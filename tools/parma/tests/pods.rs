@@ -89,17 +89,17 @@ fn containers_of_a_pod_start_in_order_and_share_network_host_name_and_volumes_bu
   initContainers:
   - name: first
     image: BUSYBOX
-    command: [sh, -c, "echo one > /work/steps; hostname > /work/host; echo done"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, "echo one > /shared/steps; hostname > /shared/host; echo done"]
+    volumeMounts: [{name: work, mountPath: /shared}]
   - name: second
     image: BUSYBOX
-    command: [sh, -c, "echo two >> /work/steps"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, "echo two >> /shared/steps"]
+    volumeMounts: [{name: work, mountPath: /shared}]
   containers:
   - name: serve
     image: BUSYBOX
-    command: [sh, -c, "cat /work/steps; echo index > /work/index.html; httpd -p 127.0.0.1:8080 -h /work; until [ -e /work/seen ]; do usleep 50000; done"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, "cat /shared/steps; echo index > /shared/index.html; httpd -p 127.0.0.1:8080 -h /shared; until [ -e /shared/seen ]; do usleep 50000; done"]
+    volumeMounts: [{name: work, mountPath: /shared}]
     resources: {limits: {memory: 64Mi, cpu: 500m}}
   - name: client
     image: BUSYBOX
@@ -107,8 +107,8 @@ fn containers_of_a_pod_start_in_order_and_share_network_host_name_and_volumes_bu
     volumeMounts: [{name: work, mountPath: /data, readOnly: true}]
   - name: witness
     image: BUSYBOX
-    command: [sh, -c, "sleep 3; touch /work/seen; grep . /sys/fs/cgroup/memory.max"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, "sleep 3; touch /shared/seen; grep . /sys/fs/cgroup/memory.max"]
+    volumeMounts: [{name: work, mountPath: /shared}]
 "#;
     let Some(stage) = Stage::new(spec) else { return };
     let output = stage.run(&[]).output().unwrap();
