@@ -15,6 +15,7 @@ mod hardware;
 #[cfg(feature = "guest")]
 pub mod keys;
 mod report;
+pub mod service;
 
 pub use report::{InvalidReport, Report};
 
