@@ -97,6 +97,7 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::ExecExternal { .. } => "exec external",
         Request::DumpStacks => "dump stacks",
         Request::Unoffered { point, .. } => point.name(),
+        Request::ResizeTerminal { .. } => "resize terminal",
     }
 }
 

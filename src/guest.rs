@@ -4,9 +4,9 @@ use crate::attest::{self, AttestError, Report};
 use crate::container::Containers;
 use crate::gate::action::{
     ActError, Actor, CreateContainer, DumpStack, ExecExternal, ExecInContainer, GetUsage, KeepKey,
-    MountDevice, MountOverlay, MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork,
-    ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume,
-    UpdateContainer, User,
+    MountDevice, MountOverlay, MountScratch, MountVolume, Permit, ProcessId, ResizeTerminal, SetLogging,
+    SetUpNetwork, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch,
+    UnmountVolume, UpdateContainer, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
 use crate::linux::{Errno, console};
@@ -71,6 +71,10 @@ impl Actor for Guest {
 
     fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError> {
         self.containers.signal_process(permit)
+    }
+
+    fn resize_terminal(&mut self, permit: Permit<ResizeTerminal>) -> Result<(), ActError> {
+        self.containers.resize_terminal(permit)
     }
 
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {

@@ -26,7 +26,7 @@ use core::ops::Range;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, fchown, openat};
-use rustix::process::{Pid, fchdir, setsid, umask};
+use rustix::process::{Pid, fchdir, ioctl_tiocsctty, setsid, umask};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
@@ -126,6 +126,8 @@ pub enum Place<'a> {
     New {
         /// Its root filesystem.
         rootfs: &'a CStr,
+        /// Its filesystem of terminals.
+        terminals: BorrowedFd<'a>,
         /// What is mounted in it beside that.
         binds: &'a [Bind],
     },
@@ -160,29 +162,30 @@ fn become_program(
     report: &OwnedFd,
 ) -> Result<Infallible, Failure> {
     let number = |fd: Option<BorrowedFd<'_>>| fd.map_or(-1, |fd| fd.as_raw_fd());
-    let [stdin, stdout, stderr] =
-        [&stdio.stdin, &stdio.stdout, &stdio.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd));
-    let init = match place {
-        Place::New { .. } => None,
-        Place::Running { init, .. } => Some(init),
+    let [stdin, stdout, stderr, terminal] =
+        [&stdio.stdin, &stdio.stdout, &stdio.stderr, &stdio.terminal].map(|fd| fd.as_ref().map(AsFd::as_fd));
+    let place_fd = match place {
+        Place::New { terminals, .. } => terminals,
+        Place::Running { init, .. } => init,
     };
     if let Place::New { .. } = place {
         pod.join().at(Step::EnterNamespaces)?;
     }
-    close_all_but([report.as_raw_fd(), number(stdin), number(stdout), number(stderr), number(init)])
-        .at(Step::Descriptors)?;
+    let kept = [Some(report.as_fd()), stdin, stdout, stderr, terminal, Some(place_fd)];
+    close_all_but(kept.map(number)).at(Step::Descriptors)?;
     reset_signal_actions();
     signal::set_blocked(0).at(Step::Clone)?;
     umask(Mode::empty());
     match place {
-        Place::New { rootfs, binds } => {
+        Place::New { rootfs, terminals, binds } => {
             // Only now: the root of a control group namespace is the group of the process that makes it.
             unshare(NewNamespaces::CONTROL_GROUP).at(Step::Clone)?;
             rustix::system::sethostname(pod.hostname().as_bytes()).at(Step::Clone)?;
             let names = pod.names.as_ref().map(|names| (names.resolv_conf(), names.hosts(pod.hostname())));
             let files =
                 names.as_ref().map(|(resolv_conf, hosts)| [("resolv.conf", *resolv_conf), ("hosts", hosts)]);
-            rootfs::enter(rootfs, binds, files.as_ref().map_or(&[], |files| files)).at(Step::Rootfs)?;
+            let files = files.as_ref().map_or(&[][..], |files| files);
+            rootfs::enter(rootfs, terminals, terminal, binds, files).at(Step::Rootfs)?;
         }
         Place::Running { init, .. } => {
             let all = ThreadNameSpaceType::MOUNT
@@ -195,8 +198,8 @@ fn become_program(
             move_into_thread_name_spaces(init, all).at(Step::EnterNamespaces)?;
         }
     }
-    connect([stdin, stdout, stderr], &program.privileges).at(Step::Descriptors)?;
-    close_all_but([report.as_raw_fd()]).at(Step::Descriptors)?;
+    connect([stdin, stdout, stderr], terminal, &program.privileges).at(Step::Descriptors)?;
+    close_all_but([report.as_raw_fd(), number(terminal)]).at(Step::Descriptors)?;
     enter_working_dir(place, &program.working_dir).at(Step::WorkingDir)?;
     let command = program.command.settle().at(Step::Memory)?;
     program.privileges.apply().at(Step::Privileges)?;
@@ -204,6 +207,9 @@ fn become_program(
         step_in(secrets, report).at(Step::Clone)?;
     }
     setsid().at(Step::Clone)?;
+    if let Some(terminal) = terminal {
+        ioctl_tiocsctty(terminal).at(Step::Descriptors)?;
+    }
     rustix::io::write(report, &encode(Message::Executing)).at(Step::Execute)?;
     Err(Failure { step: Step::Execute, errno: run_first(&command) })
 }
@@ -236,8 +242,19 @@ fn step_in(secrets: &[Range<usize>], report: &OwnedFd) -> Result<(), Errno> {
     }
 }
 
-/// Makes the streams descriptors 0, 1 and 2. Those that the host does not get are a null device.
-fn connect(streams: [Option<BorrowedFd<'_>>; 3], privileges: &Privileges) -> Result<(), Errno> {
+/// Makes the streams, or the terminal, descriptors 0, 1 and 2. Those that the host does not get are a null device.
+fn connect(
+    streams: [Option<BorrowedFd<'_>>; 3],
+    terminal: Option<BorrowedFd<'_>>,
+    privileges: &Privileges,
+) -> Result<(), Errno> {
+    if let Some(terminal) = terminal {
+        // Its group is that of all terminals.
+        fchown(terminal, Some(privileges.uid()), None)?;
+        dup2_stdin(terminal)?;
+        dup2_stdout(terminal)?;
+        return dup2_stderr(terminal);
+    }
     for pipe in streams.into_iter().flatten() {
         // So that the program can open /dev/stdout and its like again.
         fchown(pipe, Some(privileges.uid()), Some(privileges.gid()))?;

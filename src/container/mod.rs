@@ -14,16 +14,19 @@ mod launch;
 mod path;
 mod pod;
 mod privileges;
+mod relay;
 mod rootfs;
 mod stdio;
+mod terminal;
 #[cfg(test)]
 mod tests;
 mod time;
 mod user;
 
 use crate::gate::action::{
-    ActError, CreateContainer, DumpStack, ExecInContainer, GetUsage, Mount, Permit, ProcessId, SetUpNetwork,
-    ShutdownContainer, SignalProcess, Source, StartProcess, UpdateContainer, User,
+    ActError, CreateContainer, DumpStack, ExecInContainer, GetUsage, Mount, Permit, ProcessId,
+    ResizeTerminal, SetUpNetwork, ShutdownContainer, SignalProcess, Source, StartProcess, UpdateContainer,
+    User,
 };
 use crate::gate::fields::{ContainerId, Resources, Signal, UserSpec};
 use crate::gate::input::directory;
@@ -105,6 +108,8 @@ pub struct Containers {
 #[derive(Debug)]
 struct Container {
     cgroup: Cgroup,
+    /// Its filesystem of terminals.
+    terminals: OwnedFd,
     init: ProcessId,
     /// What it may use.
     resources: Resources,
@@ -147,11 +152,18 @@ impl Containers {
         let cgroup =
             self.cgroups.make(&container).at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
         self.pod.name_after(&container);
-        let place = Place::New { rootfs: &rootfs, binds: &binds };
-        match self.start(container, &cgroup, place, &init) {
-            Ok(()) => {
+        let started = rootfs::new_terminals()
+            .at(Step::Rootfs)
+            .map_err(|failure| failure.into_error(true))
+            .and_then(|terminals| {
+                let place = Place::New { rootfs: &rootfs, terminals: terminals.as_fd(), binds: &binds };
+                self.start(container, &cgroup, terminals.as_fd(), place, &init).map(|()| terminals)
+            });
+        match started {
+            Ok(terminals) => {
                 let (init, resources) = (init.process, Resources::default());
-                self.containers.insert(container, Container { cgroup, init, resources, out_of_memory: 0 });
+                let entry = Container { cgroup, terminals, init, resources, out_of_memory: 0 };
+                self.containers.insert(container, entry);
                 Ok(())
             }
             Err(error) => {
@@ -179,7 +191,7 @@ impl Containers {
             Ok(init) => {
                 let secrets = self.secrets.clone();
                 let place = Place::Running { init: init.as_fd(), secrets: &secrets };
-                self.start(container, &entry.cgroup, place, &process)
+                self.start(container, &entry.cgroup, entry.terminals.as_fd(), place, &process)
             }
             Err(errno) => Err(Failure { step: Step::EnterNamespaces, errno }.into_error(true)),
         };
@@ -202,6 +214,12 @@ impl Containers {
             }
         };
         sent.at(Step::Signal).map_err(|failure| failure.into_error(true))
+    }
+
+    /// See [`crate::gate::action::Actor::resize_terminal`].
+    pub fn resize_terminal(&self, permit: Permit<ResizeTerminal>) -> Result<(), ActError> {
+        let ResizeTerminal { process, size } = permit.into_action();
+        self.streams.resize(process, size).at(Step::Descriptors).map_err(|failure| failure.into_error(true))
     }
 
     /// See [`crate::gate::action::Actor::shutdown_container`]. The exits of the processes that it killed are
@@ -349,12 +367,13 @@ impl Containers {
         &mut self,
         container: ContainerId,
         cgroup: &Cgroup,
+        terminals: BorrowedFd<'_>,
         place: Place<'_>,
         process: &StartProcess<'_>,
     ) -> Result<(), ActError> {
         let prepare = || {
             let program = Program::new(process)?;
-            let (child_ends, our_ends) = stdio::pipes(process.stdio).at(Step::Descriptors)?;
+            let (child_ends, our_ends) = stdio::open(process.stdio, terminals).at(Step::Descriptors)?;
             let (reader, writer) = stdio::pipe().at(Step::Descriptors)?;
             Ok((program, child_ends, our_ends, reader, writer))
         };

@@ -46,12 +46,7 @@ const FILESYSTEMS: [Filesystem; 7] = [
         // The only one that has device nodes; which ones can be opened, the device program says.
         attributes: NOSUID.union(NOEXEC),
     },
-    Filesystem {
-        target: c"dev/pts",
-        kind: c"devpts",
-        options: &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],
-        attributes: NOSUID.union(NOEXEC),
-    },
+    TERMINALS,
     Filesystem {
         target: c"dev/shm",
         kind: c"tmpfs",
@@ -60,6 +55,13 @@ const FILESYSTEMS: [Filesystem; 7] = [
     },
     Filesystem { target: c"dev/mqueue", kind: c"mqueue", options: &[], attributes: INERT },
 ];
+
+const TERMINALS: Filesystem = Filesystem {
+    target: c"dev/pts",
+    kind: c"devpts",
+    options: &[(c"ptmxmode", c"0666"), (c"mode", c"0620"), (c"gid", c"5")],
+    attributes: NOSUID.union(NOEXEC),
+};
 
 /// Symbolic links in `/dev`, and where they lead.
 const LINKS: [(&CStr, &CStr); 5] = [
@@ -108,10 +110,23 @@ pub struct Bind {
     pub read_only: bool,
 }
 
+/// A container's filesystem of terminals, which [`enter`] mounts.
+pub fn new_terminals() -> Result<OwnedFd, Errno> {
+    let mount = new_mount(TERMINALS.kind, TERMINALS.options, TERMINALS.attributes)?;
+    fcntl_dupfd_cloexec(&mount, 3)
+}
+
 /// Makes `rootfs`, a mount, the root of everything that this process and its children can reach.
 ///
-/// `files` are names in `/etc` and contents, written over what the image has there.
-pub fn enter(rootfs: &CStr, binds: &[Bind], files: &[(&str, &str)]) -> Result<(), Errno> {
+/// `console` is the terminal of the container's first process, if it has one. `files` are names in `/etc` and contents,
+/// written over what the image has there.
+pub fn enter(
+    rootfs: &CStr,
+    terminals: BorrowedFd<'_>,
+    console: Option<BorrowedFd<'_>>,
+    binds: &[Bind],
+    files: &[(&str, &str)],
+) -> Result<(), Errno> {
     // Nothing that is mounted here is to appear in the init's own namespace, nor the reverse.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -121,10 +136,19 @@ pub fn enter(rootfs: &CStr, binds: &[Bind], files: &[(&str, &str)]) -> Result<()
     add_attributes(root, NODEV)?;
     for filesystem in &FILESYSTEMS {
         let target = path::mount_target(root, filesystem.target)?;
+        if filesystem.kind == TERMINALS.kind {
+            attach(terminals, target.as_fd())?;
+            continue;
+        }
         let mount = new_mount(filesystem.kind, filesystem.options, filesystem.attributes)?;
         attach(mount.as_fd(), target.as_fd())?;
     }
     populate_dev(root)?;
+    if let Some(console) = console {
+        let dev = path::handle(root, c"dev")?;
+        mknodat(&dev, c"console", FileType::RegularFile, Mode::empty(), 0)?;
+        attach(clone_mount(console)?.as_fd(), path::handle(root, c"dev/console")?.as_fd())?;
+    }
     for (name, content) in files {
         write_etc(root, name, content)?;
     }

@@ -1,39 +1,32 @@
 //! Standard streams: pipes to the processes, sockets to the host, and bytes between them.
 //!
-//! Nothing is buffered here: splice(2) moves bytes from the one to the other, and where one is full, the pipe is what
-//! is bounded. So a host that does not read, or floods, blocks or feeds exactly one stream of one process, and the init
-//! never (C12). What a process wrote before it ended is still in the pipe and is delivered; when the reader goes away,
-//! output is thrown away, so that the process neither blocks nor dies of it.
+//! A host that does not read, or floods, blocks or feeds exactly one stream of one process, and the init never (C12). What a
+//! process wrote before it ended is still in the pipe and is delivered; when the reader goes away, output is thrown
+//! away, so that the process neither blocks nor dies of it.
+//!
+//! A terminal has a pipe for each direction too, between it and the socket, so that to the host it is a pair of streams
+//! like any other.
 //!
 //! Both descriptors of a stream are in the epoll set, edge-triggered; each event moves all that can be moved.
-//!
-//! The end of output is a full shutdown of the connection that leaves it open, so that the kernel does not reset it
-//! under a slow reader as it does eight seconds after a close. `vhost-device-vsock` takes no notice of a shutdown while
-//! it still holds bytes itself, so the peer is reminded until it agrees.
 
+use super::relay::{Progress, Relay, State};
+use super::terminal;
 use crate::gate::action::ProcessId;
+use crate::gate::fields::{Stdio, WindowSize};
 use crate::linux::Errno;
-use crate::wire::{Field, Reason, Stdio, Step, Stream};
+use crate::wire::{Field, Reason, Step, Stream};
 use alloc::collections::BTreeMap;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{fcntl_dupfd_cloexec, ioctl_fionbio};
-use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
-use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// Most bytes of one splice.
-const CHUNK: usize = crate::linux::vsock::MAX_SEND;
-/// Most chunks of one event, so that a busy stream leaves the others their turn.
-const CHUNKS: usize = 8;
-
 /// Time between two reminders of a connection's end, in nanoseconds.
 const REMINDER: i64 = 100_000_000;
-/// Reminders until a connection is closed whatever its peer says: after a minute.
-const REMINDERS: u16 = 600;
 
 /// A pipe whose ends are both closed on exec and neither of which is among descriptors 0–2.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -41,11 +34,12 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     Ok((above_stdio(reader)?, above_stdio(writer)?))
 }
 
-fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+/// The same, not among descriptors 0–2.
+pub fn above_stdio(fd: OwnedFd) -> Result<OwnedFd, Errno> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { fcntl_dupfd_cloexec(&fd, 3) }
 }
 
-/// The process's ends of its pipes; where there is none it gets a null device.
+/// The process's ends of its pipes, or its terminal; where there is neither it gets a null device.
 #[derive(Debug, Default)]
 pub struct ChildEnds {
     /// To read from.
@@ -54,6 +48,8 @@ pub struct ChildEnds {
     pub stdout: Option<OwnedFd>,
     /// To write to.
     pub stderr: Option<OwnedFd>,
+    /// In place of all three.
+    pub terminal: Option<OwnedFd>,
 }
 
 /// The init's ends.
@@ -62,10 +58,15 @@ pub struct OurEnds {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    /// From the host to a terminal: the pipe's other end, and the terminal.
+    typed: Option<(OwnedFd, OwnedFd)>,
+    /// From a terminal to the host.
+    shown: Option<(OwnedFd, OwnedFd)>,
 }
 
-/// Makes a pipe for each stream that was decided on.
-pub fn pipes(stdio: Stdio) -> Result<(ChildEnds, OurEnds), Errno> {
+/// Makes a pipe for each stream that was decided on, or the terminal, in the container's own filesystem of terminals.
+pub fn open(stdio: Stdio, terminals: BorrowedFd<'_>) -> Result<(ChildEnds, OurEnds), Errno> {
+    let stdio = stdio.get();
     let (mut child, mut ours) = (ChildEnds::default(), OurEnds::default());
     if stdio.stdin {
         let (reader, writer) = pipe()?;
@@ -81,6 +82,17 @@ pub fn pipes(stdio: Stdio) -> Result<(ChildEnds, OurEnds), Errno> {
         let (reader, writer) = pipe()?;
         ioctl_fionbio(&reader, true)?;
         (child.stderr, ours.stderr) = (Some(writer), Some(reader));
+    }
+    if let Some(size) = stdio.terminal {
+        let (inner, outer) = terminal::open(terminals, size)?;
+        // What would have been the process's ends are the terminal's.
+        for (pipe, place) in [(child.stdin.take(), &mut ours.typed), (child.stdout.take(), &mut ours.shown)] {
+            if let Some(pipe) = pipe {
+                ioctl_fionbio(&pipe, true)?;
+                *place = Some((pipe, fcntl_dupfd_cloexec(&outer, 3)?));
+            }
+        }
+        child.terminal = Some(inner);
     }
     Ok((child, ours))
 }
@@ -109,8 +121,12 @@ impl From<NotAttachable> for Reason {
     }
 }
 
-/// Which stream, for an epoll token. Bit 63 is set; 34–3: process; 2–1: stream; 0: socket (1) or pipe (0).
-type Key = (u32, u8);
+/// Which stream, for an epoll token. Bit 63 is set; 35–4: process; 3–1: stream; 0: the peer (1) or the pipe (0).
+pub type Key = (u32, u8);
+
+/// The streams between a terminal and its pipes, which the host does not see.
+const TYPED: u8 = 3;
+const SHOWN: u8 = 4;
 
 fn key(process: ProcessId, stream: Stream) -> Key {
     let stream = match stream {
@@ -121,10 +137,9 @@ fn key(process: ProcessId, stream: Stream) -> Key {
     (process.get(), stream)
 }
 
-fn token((process, stream): Key, socket: bool) -> EventData {
-    EventData::new_u64(
-        super::TOKEN_BIT | u64::from(process) << 3 | u64::from(stream) << 1 | u64::from(socket),
-    )
+/// The token of one side of a stream.
+pub fn token((process, stream): Key, peer: bool) -> EventData {
+    EventData::new_u64(super::TOKEN_BIT | u64::from(process) << 4 | u64::from(stream) << 1 | u64::from(peer))
 }
 
 /// All streams of all processes.
@@ -152,23 +167,37 @@ impl Streams {
 
     /// The streams of a process that started, for the host to attach to.
     pub fn add(&mut self, process: ProcessId, ends: OurEnds) {
-        let OurEnds { stdin, stdout, stderr } = ends;
+        let OurEnds { stdin, stdout, stderr, typed, shown } = ends;
         for (stream, pipe) in [(Stream::Stdin, stdin), (Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
             if let Some(pipe) = pipe {
-                let state = State::Unattached;
-                self.streams.insert(key(process, stream), Relay { pipe: Some(pipe), socket: None, state });
+                self.streams.insert(key(process, stream), Relay::unattached(pipe));
+            }
+        }
+        for (number, state, ends) in [(TYPED, State::Typing, typed), (SHOWN, State::Input, shown)] {
+            let Some((pipe, terminal)) = ends else { continue };
+            let (key, mut relay) = ((process.get(), number), Relay::unattached(pipe));
+            // Where the kernel has no memory for it, this is a terminal that is hung up.
+            if relay.start(terminal, state, &self.epoll, key).is_ok() {
+                self.streams.insert(key, relay);
             }
         }
     }
 
+    /// Says how large a process's terminal is. Nothing is to be done where nothing has it open any more.
+    pub fn resize(&self, process: ProcessId, size: WindowSize) -> Result<(), Errno> {
+        let relay = self.streams.get(&(process.get(), SHOWN));
+        relay.and_then(Relay::terminal).map_or(Ok(()), |terminal| terminal::resize(terminal, size.get()))
+    }
+
     /// Forgets what was never attached; what was, is still delivered.
     pub fn remove_unattached(&mut self, process: ProcessId) {
-        self.streams.retain(|&(owner, _), relay| owner != process.get() || relay.state != State::Unattached);
+        self.streams
+            .retain(|&(owner, _), relay| owner != process.get() || relay.state() != State::Unattached);
     }
 
     /// Whether [`Streams::attach`] would be accepted.
     pub fn attachable(&self, process: ProcessId, stream: Stream) -> Result<(), NotAttachable> {
-        match self.streams.get(&key(process, stream)).map(|relay| relay.state) {
+        match self.streams.get(&key(process, stream)).map(Relay::state) {
             Some(State::Unattached) => Ok(()),
             Some(_) => Err(NotAttachable::Again),
             None => Err(NotAttachable::Unknown),
@@ -185,9 +214,8 @@ impl Streams {
         self.attachable(process, stream)?;
         let key = key(process, stream);
         let relay = self.streams.get_mut(&key).ok_or(NotAttachable::Unknown)?;
-        relay.socket = Some(socket);
-        relay.state = if stream == Stream::Stdin { State::Input } else { State::Output };
-        relay.register(&self.epoll, key).map_err(|errno| {
+        let state = if stream == Stream::Stdin { State::Input } else { State::Output };
+        relay.start(socket, state, &self.epoll, key).map_err(|errno| {
             // Closing both takes them out of the epoll set. The process sees the end of its input, or of its reader.
             self.streams.remove(&key);
             NotAttachable::Failed(errno)
@@ -199,11 +227,11 @@ impl Streams {
         if token == TIMER {
             return self.remind();
         }
-        let socket = token & 1 == 1;
+        let peer = token & 1 == 1;
         // What is shifted out is the stream and the side; what is cut off, the bit that made it ours.
-        let key = ((token >> 3) as u32, (token >> 1) as u8 & 3);
+        let key = ((token >> 4) as u32, (token >> 1) as u8 & 7);
         let Some(relay) = self.streams.get_mut(&key) else { return };
-        let gone = socket && flags.intersects(EventFlags::HUP | EventFlags::ERR);
+        let gone = peer && flags.intersects(EventFlags::HUP | EventFlags::ERR);
         let done = match relay.advance(gone, &self.null) {
             Progress::Waiting => false,
             Progress::Done => true,
@@ -222,7 +250,7 @@ impl Streams {
         // How often it expired does not matter, only that it is not readable any more.
         let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
         self.streams.retain(|_, relay| !relay.remind());
-        if !self.streams.values().any(|relay| matches!(relay.state, State::Flushed { .. })) {
+        if !self.streams.values().any(|relay| matches!(relay.state(), State::Flushed { .. })) {
             // A timer that goes on is of no harm.
             let _ = self.set_timer(0);
         }
@@ -233,119 +261,5 @@ impl Streams {
         let interval = Timespec { tv_sec: 0, tv_nsec: interval };
         let setting = Itimerspec { it_interval: interval, it_value: interval };
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &setting).map(drop)
-    }
-}
-
-/// What becomes of a stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Nobody came yet. What the process writes waits in the pipe.
-    Unattached,
-    /// From the socket to the pipe.
-    Input,
-    /// From the pipe to the socket.
-    Output,
-    /// The reader went away: from the pipe to nowhere.
-    Drain,
-    /// All was written to the socket, and the peer was told this often that nothing follows.
-    Flushed { reminders: u16 },
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Progress {
-    /// Nothing more can be moved until the next event.
-    Waiting,
-    /// More can be moved at once.
-    More,
-    /// All was moved; the peer has yet to agree.
-    Flushed,
-    /// Both ends are done with.
-    Done,
-}
-
-/// A pipe and a socket.
-#[derive(Debug)]
-struct Relay {
-    pipe: Option<OwnedFd>,
-    socket: Option<OwnedFd>,
-    state: State,
-}
-
-const INTEREST: EventFlags =
-    EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
-
-impl Relay {
-    fn register(&self, epoll: &OwnedFd, key: Key) -> Result<(), Errno> {
-        let (Some(pipe), Some(socket)) = (&self.pipe, &self.socket) else { return Err(Errno::BADF) };
-        ioctl_fionbio(socket, true)?;
-        epoll::add(epoll, pipe, token(key, false), INTEREST)?;
-        epoll::add(epoll, socket, token(key, true), INTEREST)
-    }
-
-    /// Has the pipe reported again if there is still something to move.
-    fn rearm(&self, epoll: &OwnedFd, key: Key) -> Result<(), Errno> {
-        match (&self.pipe, &self.socket) {
-            (Some(pipe), _) if self.state != State::Input => {
-                epoll::modify(epoll, pipe, token(key, false), INTEREST)
-            }
-            (_, Some(socket)) => epoll::modify(epoll, socket, token(key, true), INTEREST),
-            _ => Ok(()),
-        }
-    }
-
-    /// One event's worth of work. `gone`: the peer of the socket neither reads nor writes any more.
-    fn advance(&mut self, gone: bool, null: &OwnedFd) -> Progress {
-        if gone {
-            match self.state {
-                State::Output => self.drain(),
-                State::Flushed { .. } if self.is_over() => return Progress::Done,
-                // What the host sent before it went is still to be read.
-                State::Flushed { .. } | State::Input | State::Drain | State::Unattached => {}
-            }
-        }
-        for _ in 0..CHUNKS {
-            let (from, to) = match (self.state, &self.pipe, &self.socket) {
-                (State::Input, Some(pipe), Some(socket)) => (socket.as_fd(), pipe.as_fd()),
-                (State::Output, Some(pipe), Some(socket)) => (pipe.as_fd(), socket.as_fd()),
-                (State::Drain, Some(pipe), _) => (pipe.as_fd(), null.as_fd()),
-                _ => return Progress::Waiting,
-            };
-            match splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
-                Ok(0) if self.state == State::Output => {
-                    self.pipe = None;
-                    self.state = State::Flushed { reminders: 0 };
-                    return if self.remind() { Progress::Done } else { Progress::Flushed };
-                }
-                // The end of the host's input, or of output that nobody reads.
-                Ok(0) => return Progress::Done,
-                Ok(_) | Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Progress::Waiting,
-                Err(_) if self.state == State::Output => self.drain(),
-                // The process closed its standard input, or the host its connection.
-                Err(_) => return Progress::Done,
-            }
-        }
-        Progress::More
-    }
-
-    /// Tells the peer of a flushed stream that nothing follows. Whether it is over now; never that of another stream.
-    fn remind(&mut self) -> bool {
-        let State::Flushed { reminders } = &mut self.state else { return false };
-        *reminders += 1;
-        let told = self.socket.as_ref().map(|socket| shutdown(socket, Shutdown::Both));
-        *reminders > REMINDERS || told != Some(Ok(())) || self.is_over()
-    }
-
-    /// Whether the peer of a connection that was shut down here has let go of it too.
-    fn is_over(&self) -> bool {
-        let Some(socket) = &self.socket else { return true };
-        // After a full shutdown neither poll nor read tells. But vsock_connectible_recvmsg looks whether there is still
-        // a connection before it says that it has no urgent data.
-        recv(socket, &mut [0u8; 1], RecvFlags::OOB | RecvFlags::DONTWAIT).map(drop) != Err(Errno::OPNOTSUPP)
-    }
-
-    fn drain(&mut self) {
-        self.socket = None;
-        self.state = State::Drain;
     }
 }

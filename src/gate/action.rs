@@ -6,11 +6,11 @@
 
 use super::fields::{
     Args, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, MountPoint, Resources, RootHash,
-    ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
+    ScratchBlocks, Serial, Signal, Slot, Stdio, Umask, UserSpec, VolumeId, WindowSize, WorkingDir,
 };
 use super::network::Network;
 use crate::point::Point;
-use crate::wire::{Stdio, Step, Tags, Usage};
+use crate::wire::{Step, Tags, Usage};
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -222,6 +222,15 @@ pub struct SignalProcess {
     pub signal: Signal,
 }
 
+/// Tell a process's terminal how large its window is.
+#[derive(Debug, Clone, Copy)]
+pub struct ResizeTerminal {
+    /// The process, which was started with a terminal.
+    pub process: ProcessId,
+    /// The size.
+    pub size: WindowSize,
+}
+
 /// Kill what runs in a container and remove it.
 #[derive(Debug, Clone, Copy)]
 pub struct ShutdownContainer {
@@ -349,6 +358,8 @@ pub trait Actor {
     fn exec_in_container(&mut self, permit: Permit<ExecInContainer<'_>>) -> Result<(), ActError>;
     /// Does it. A process that has just ended is not an error.
     fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError>;
+    /// Does it. A terminal that nothing has open any more is not an error.
+    fn resize_terminal(&mut self, permit: Permit<ResizeTerminal>) -> Result<(), ActError>;
     /// Does it; when it returns, no process of the container is left.
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError>;
     /// Does it. What runs may be held still only some time after this returns.

@@ -359,6 +359,56 @@ impl Resources {
     }
 }
 
+/// The size of a terminal's window: 1 to 4096 rows and columns.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WindowSize(wire::WindowSize);
+
+impl WindowSize {
+    /// Rows or columns.
+    pub const RANGE: RangeInclusive<u16> = 1..=4096;
+
+    /// This size.
+    pub fn new(size: wire::WindowSize) -> Result<Self, Invalid<'static>> {
+        if Self::RANGE.contains(&size.rows) && Self::RANGE.contains(&size.columns) {
+            Ok(Self(size))
+        } else {
+            invalid(Field::Stdio, Rule::Range, "")
+        }
+    }
+
+    /// The size.
+    pub fn get(self) -> wire::WindowSize {
+        self.0
+    }
+}
+
+/// Standard streams that can be had together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stdio(wire::Stdio);
+
+impl Stdio {
+    /// These streams. A terminal shows both outputs of what runs on it as one.
+    pub fn new(stdio: wire::Stdio) -> Result<Self, Invalid<'static>> {
+        if let Some(size) = stdio.terminal {
+            WindowSize::new(size)?;
+            if !stdio.stdout || stdio.stderr {
+                return invalid(Field::Stdio, Rule::Terminal, "");
+            }
+        }
+        Ok(Self(stdio))
+    }
+
+    /// The streams.
+    pub fn get(self) -> wire::Stdio {
+        self.0
+    }
+
+    /// Whether there is any.
+    pub fn any(self) -> bool {
+        self.0.stdin || self.0.stdout || self.0.stderr
+    }
+}
+
 /// One half of an OCI user: a number or a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IdOrName<'a> {

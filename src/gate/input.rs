@@ -134,7 +134,7 @@ fn mount(input: &mut Arena<'_>, scratch: &ContainerId, mount: &Mount<'_>) -> Res
 }
 
 /// Most fields of an input.
-const FIELDS: usize = 16;
+const FIELDS: usize = 24;
 
 /// The fields that creating a container and starting a further process in it have in common.
 fn process<'k>(
@@ -187,6 +187,7 @@ fn process<'k>(
         ("umask", umask),
         ("capabilities", capabilities),
         ("noNewPrivileges", Value::bool(start.no_new_privileges)),
+        ("terminal", Value::bool(start.stdio.get().terminal.is_some())),
     ]))
 }
 

@@ -36,9 +36,9 @@ use crate::wire::{
 };
 use action::{
     ActError, Actor, CreateContainer, DumpStack, ExecExternal, ExecInContainer, GetUsage, Mount, MountDevice,
-    MountOverlay, MountScratch, MountVolume, Permit, ProcessId, SetLogging, SetUpNetwork, ShutdownContainer,
-    SignalProcess, Source, StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch, UnmountVolume,
-    Unoffered, UpdateContainer, User,
+    MountOverlay, MountScratch, MountVolume, Permit, ProcessId, ResizeTerminal, SetLogging, SetUpNetwork,
+    ShutdownContainer, SignalProcess, Source, StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch,
+    UnmountVolume, Unoffered, UpdateContainer, User,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -46,7 +46,8 @@ use alloc::vec::Vec;
 use channel::Channels;
 use fields::{
     Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, Invalid, MountPoint,
-    Resources, RootHash, ScratchBlocks, Serial, Signal, Slot, Umask, UserSpec, VolumeId, WorkingDir,
+    Resources, RootHash, ScratchBlocks, Serial, Signal, Slot, Stdio, Umask, UserSpec, VolumeId, WindowSize,
+    WorkingDir,
 };
 use fragment::Fragments;
 use memory::OutOfMemory;
@@ -310,6 +311,9 @@ impl Gate {
             }
             Request::DumpStacks => return self.dump_stacks(actor),
             Request::Unoffered { point, container } => self.unoffered(actor, point, container)?,
+            Request::ResizeTerminal { container, process, size } => {
+                self.resize_terminal(actor, container, process, size)?;
+            }
         }
         Ok(Completed::Done)
     }
@@ -584,6 +588,7 @@ impl Gate {
         let (mounts, layers, volumes) = self.mounts(mounts)?;
         let mut start = self.start_process(actor, &container, process)?;
         let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
+        let terminal = start.stdio.get().terminal.is_some();
         if !self.objects.can_burn() {
             return limit(Field::Container);
         }
@@ -601,7 +606,14 @@ impl Gate {
             (overlay.created, overlay.stdio) = (true, stdio);
             (overlay.mounts, overlay.volumes) = (layers, volumes);
         }
-        self.objects.processes.push(objects::Process { id, container, init: true, args, exited: None });
+        self.objects.processes.push(objects::Process {
+            id,
+            container,
+            init: true,
+            args,
+            terminal,
+            exited: None,
+        });
         Ok(Completed::Started(id))
     }
 
@@ -622,6 +634,7 @@ impl Gate {
         }
         let mut start = self.start_process(actor, &container, process)?;
         let (id, args) = (start.process, memory::texts(start.args.as_slice())?);
+        let terminal = start.stdio.get().terminal.is_some();
         let decision =
             self.decide(Point::ExecInContainer, &|reason| input::value(reason, process), &|input| {
                 input::exec_in_container(input, &container, &start)
@@ -632,7 +645,14 @@ impl Gate {
         self.make_room(actor);
         let action = ExecInContainer { container, process: start };
         self.perform(decision.delta, || actor.exec_in_container(Permit::granted(action)))?;
-        self.objects.processes.push(objects::Process { id, container, init: false, args, exited: None });
+        self.objects.processes.push(objects::Process {
+            id,
+            container,
+            init: false,
+            args,
+            terminal,
+            exited: None,
+        });
         Ok(Completed::Started(id))
     }
 
@@ -656,6 +676,28 @@ impl Gate {
         })?;
         let action = SignalProcess { process: id, signal };
         self.perform(decision.delta, || actor.signal_process(Permit::granted(action)))
+    }
+
+    /// Nothing more is asked of the policy: it has allowed this process a terminal, and how large that is, is as much the
+    /// host's to say as what is typed on it.
+    fn resize_terminal(
+        &mut self,
+        actor: &mut impl Actor,
+        container: &str,
+        process: u32,
+        size: wire::WindowSize,
+    ) -> Result<(), Refusal> {
+        let container = ContainerId::parse(container)?;
+        let size = WindowSize::new(size)?;
+        let id = match self.objects.process(&container, process) {
+            Some(process) if process.exited.is_some() => return unknown(Field::Process),
+            None => return unknown(Field::Process),
+            // SECURITY (C10): no signal, and SIGWINCH is one, reaches a process that was not started on a terminal.
+            Some(process) if !process.terminal => return unknown(Field::Stdio),
+            Some(process) => process.id,
+        };
+        let action = ResizeTerminal { process: id, size };
+        self.perform(Delta::default(), || actor.resize_terminal(Permit::granted(action)))
     }
 
     fn shutdown_container(&mut self, actor: &mut impl Actor, container: &str) -> Result<(), Refusal> {
@@ -844,6 +886,7 @@ impl Gate {
         let user = UserSpec::parse(process.user)?;
         let umask = Umask::new(process.umask)?;
         let capabilities = CapabilitySets::new(process.capabilities)?;
+        let stdio = Stdio::new(process.stdio)?;
         if self.objects.is_full() || self.objects.processes.try_reserve(1).is_err() {
             return limit(Field::Process);
         }
@@ -859,7 +902,7 @@ impl Gate {
             umask,
             capabilities,
             no_new_privileges,
-            stdio: process.stdio,
+            stdio,
         })
     }
 
@@ -982,7 +1025,7 @@ fn narrow(
             Err(_) => return deny(policy::Reason::InvalidCapabilities),
         }
     }
-    if (start.stdio.stdin || start.stdio.stdout || start.stdio.stderr) && !stdio {
+    if start.stdio.any() && !stdio {
         return deny(policy::Reason::StdioNotAllowed);
     }
     Ok(())

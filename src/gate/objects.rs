@@ -74,6 +74,8 @@ pub(super) struct Process {
     pub init: bool,
     /// Its command, for the policy's decisions on signals.
     pub args: Vec<String>,
+    /// Whether it was started on a terminal.
+    pub terminal: bool,
     pub exited: Option<ExitStatus>,
 }
 

@@ -89,6 +89,10 @@ impl Actor for Recorder {
         let action = permit.into_action();
         self.act(format!("signal {} {}", action.process.get(), action.signal.number()))
     }
+    fn resize_terminal(&mut self, permit: Permit<ResizeTerminal>) -> Result<(), ActError> {
+        let ResizeTerminal { process, size } = permit.into_action();
+        self.act(format!("resize {} {}", process.get(), size.get().rows))
+    }
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
         self.act(format!("shutdown {:.4}", permit.into_action().container.as_str()))
     }
@@ -596,6 +600,38 @@ fn c12_standard_streams_need_the_policys_word() {
     assert!(
         matches!(refused, Reason::Denied { failed, .. } if failed[..] == [policy::Reason::StdioNotAllowed])
     );
+}
+
+#[test]
+fn c10_a_terminal_is_whole_and_only_one_that_was_decided_on_changes_its_size() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let container = id('1');
+    let size = |rows, columns| wire::WindowSize { rows, columns };
+    let on = |terminal, stdout, stderr| {
+        let stdio = Stdio { stdin: true, stdout, stderr, terminal: Some(terminal) };
+        Request::ExecInContainer { container: &container, process: Process { stdio, ..process(&["/bin/b"]) } }
+    };
+    let mut ask = |request: &Request<'_>| gate.handle(&mut actor, request).map(drop).map_err(|r| r.reason);
+    let invalid = |rule| Err(Reason::Invalid { field: Field::Stdio, rule, value: Excerpt::default() });
+    for (rows, columns) in [(0, 80), (24, 0), (4097, 80), (24, u16::MAX)] {
+        assert_eq!(ask(&on(size(rows, columns), true, false)), invalid(Rule::Range));
+        let resize = Request::ResizeTerminal { container: &container, process: 1, size: size(rows, columns) };
+        assert_eq!(ask(&resize), invalid(Rule::Range));
+    }
+    for (stdout, stderr) in [(false, false), (true, true), (false, true)] {
+        assert_eq!(ask(&on(size(24, 80), stdout, stderr)), invalid(Rule::Terminal));
+    }
+    // The policy says nothing of standard streams.
+    let denied = ask(&on(size(24, 80), true, false)).unwrap_err();
+    assert!(
+        matches!(denied, Reason::Denied { failed, .. } if failed[..] == [policy::Reason::StdioNotAllowed])
+    );
+    let resize = |container, process| Request::ResizeTerminal { container, process, size: size(1, 4096) };
+    assert_eq!(ask(&resize(&container, 1)), Err(Reason::Unknown { field: Field::Stdio }), "it has pipes");
+    for (container, process) in [(&container, 2), (&id('2'), 1)] {
+        assert_eq!(ask(&resize(container, process)), Err(Reason::Unknown { field: Field::Process }));
+    }
 }
 
 #[test]

@@ -77,6 +77,7 @@ reasons! {
     ShareNotMounted "share not mounted",
     StacksNotAllowed "stacks not allowed",
     StdioNotAllowed "standard streams not allowed",
+    TerminalNotAllowed "terminal not allowed",
     TooManyInstances "too many instances",
     UnencryptedScratch "unencrypted scratch not allowed",
     VolumeNotAllowed "volume not allowed",

@@ -237,6 +237,15 @@ pub enum Request<'a> {
         /// The container whose share it would be.
         container: &'a str,
     },
+    /// Tell a process's terminal how large its window is. What runs in the foreground there is sent SIGWINCH if that is new.
+    ResizeTerminal {
+        /// The container's id.
+        container: &'a str,
+        /// The process that was started with the terminal.
+        process: u32,
+        /// The size.
+        size: WindowSize,
+    },
 }
 
 /// How the machine's one network interface is set up. What comes in through it is the host's in any case.
@@ -438,6 +447,18 @@ pub struct Stdio {
     pub stdout: bool,
     /// Bytes from the process to the host.
     pub stderr: bool,
+    /// A terminal in place of the pipes, its window of this size. What is typed on it is `stdin`, what it shows is `stdout`;
+    /// `stderr` is false.
+    pub terminal: Option<WindowSize>,
+}
+
+/// The size of a terminal's window, in characters: 1 to 4096 each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub columns: u16,
 }
 
 /// One message of the guest on the control connection.
@@ -634,7 +655,7 @@ pub type Attached = Result<(), Refusal>;
 /// A standard stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stream {
-    /// Closing the connection's sending side closes the process's standard input.
+    /// Closing the connection's sending side closes the process's standard input; on a terminal, types its end of file.
     Stdin,
     /// Ends when every writer in the container has closed it.
     Stdout,
@@ -837,6 +858,8 @@ pub enum Rule {
     Domain,
     /// A point of P-256, uncompressed: 65 bytes.
     PublicKey,
+    /// A terminal comes with standard output and without standard error.
+    Terminal,
 }
 
 /// The step of an allowed action that failed.

@@ -181,7 +181,7 @@ impl Play {
         }
         let scratch = self.pod.guest.mount_scratch(&self.id, &self.scratch)?;
         self.pod.guest.mount_overlay(&self.id, &self.workload.layers, scratch)?;
-        let stdio = Stdio { stdin: true, stdout: true, stderr: false };
+        let stdio = Stdio { stdin: true, stdout: true, stderr: false, terminal: None };
         let process = self.pod.guest.create(&self.id, &self.workload, stdio)?;
         let attach = |stream| -> Result<UnixStream> {
             let stream = self.pod.guest.session.attach(process, stream)??;

@@ -305,7 +305,7 @@ fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
 
     eprintln!("disks of a container");
     let id = new_container_id()?;
-    let stdio = Stdio { stdin: false, stdout: true, stderr: true };
+    let stdio = Stdio { stdin: false, stdout: true, stderr: true, terminal: None };
     let config = Config::new(image.clone(), policy.host_data());
     let (pod, process) =
         Pod::start(config.clone(), &policy, &workload, &Scratch::disk(SCRATCH)?, &id, stdio, unobserved())?;
@@ -375,7 +375,7 @@ fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
     let writable = dir.join("writable.img");
     File::create(&writable)?.set_len(SCRATCH)?;
     run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "^has_journal"]).arg(&writable))?;
-    config.disks.push(Disk::writable(&writable, Serial::parse("writable").ok().context("a serial")?));
+    config.disks.push(Disk::scratch(&writable, Serial::parse("writable").ok().context("a serial")?));
     let mut machine = Machine::launch(&config)?;
     machine.wait(PATIENCE)?.context("the machine with the raw disks does not end")?;
     let console = String::from_utf8_lossy(&machine.console()?).into_owned();

@@ -4,12 +4,13 @@
 
 mod life;
 mod streams;
+mod terminals;
 mod view;
 
 use super::*;
 use crate::gate::action::Group;
-use crate::gate::fields::{Args, CapabilitySets, Env, Umask, WorkingDir};
-use crate::wire::{Capabilities, Stdio};
+use crate::gate::fields::{Args, CapabilitySets, Env, Stdio, Umask, WorkingDir};
+use crate::wire::{self, Capabilities, WindowSize};
 use rustix::event::epoll::{self, EventData};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{WaitOptions, wait as wait_any};
@@ -63,6 +64,7 @@ struct Spec<'a> {
     caps: Capabilities,
     no_new_privileges: bool,
     stdin: bool,
+    terminal: Option<WindowSize>,
 }
 
 fn caps(set: u64) -> Capabilities {
@@ -81,6 +83,7 @@ impl<'a> Spec<'a> {
             caps: caps(DOCKER),
             no_new_privileges: true,
             stdin: false,
+            terminal: None,
         }
     }
 
@@ -98,7 +101,13 @@ impl<'a> Spec<'a> {
             umask: Umask::new(0o027).unwrap(),
             capabilities: CapabilitySets::new(self.caps).unwrap(),
             no_new_privileges: self.no_new_privileges,
-            stdio: Stdio { stdin: self.stdin, stdout: true, stderr: true },
+            stdio: Stdio::new(wire::Stdio {
+                stdin: self.stdin,
+                stdout: true,
+                stderr: self.terminal.is_none(),
+                terminal: self.terminal,
+            })
+            .unwrap(),
         }
     }
 }

@@ -10,3 +10,4 @@ pub mod service;
 pub mod store;
 pub mod token;
 pub mod verify;
+pub mod wrap;

@@ -4,7 +4,7 @@
 //! what is done here is what an honest host does, and the guest refuses everything else.
 
 use crate::pod::{Guest, Scratch, new_container_id};
-use crate::workload::{Content, Encrypted, Layer, Workload};
+use crate::workload::{Layer, Workload};
 use anyhow::{Context as _, Result, bail, ensure};
 use parma_guest::gate::fields::ContainerId;
 use parma_guest::wire::{ExitStatus, Resources, Stdio, Stream};
@@ -88,34 +88,16 @@ pub fn share_layers(workloads: &mut [&mut Workload]) {
     }
 }
 
-/// The disks of these workloads' layers and read-only volumes, each once.
+/// The disks of these workloads' layers and volumes, each once.
 pub fn distinct_layers<'a>(workloads: impl Iterator<Item = &'a Workload>) -> Vec<&'a Layer> {
     let mut layers: Vec<&Layer> = Vec::new();
-    let volumes = |workload: &'a Workload| {
-        workload.volumes.iter().filter_map(|volume| match &volume.content {
-            Content::Verified(layer) => Some(layer),
-            Content::Encrypted(_) => None,
-        })
-    };
+    let volumes = |workload: &'a Workload| workload.volumes.iter().map(|volume| &volume.layer);
     for layer in workloads.flat_map(|workload| workload.layers.iter().chain(volumes(workload))) {
         if !layers.iter().any(|other| other.serial == layer.serial) {
             layers.push(layer);
         }
     }
     layers
-}
-
-/// These workloads' encrypted volumes, each once.
-pub fn distinct_volumes<'a>(workloads: impl Iterator<Item = &'a Workload>) -> Vec<&'a Encrypted> {
-    let mut volumes: Vec<&Encrypted> = Vec::new();
-    for volume in workloads.flat_map(|workload| &workload.volumes) {
-        if let Content::Encrypted(volume) = &volume.content
-            && !volumes.iter().any(|other| other.id == volume.id)
-        {
-            volumes.push(volume);
-        }
-    }
-    volumes
 }
 
 /// A pod that runs.
@@ -431,13 +413,13 @@ impl Group {
         if let Some(command) = &member.post_start
             && !self.execute(index, command, None)
         {
-            return self.end(index, process);
+            return self.end(index, process, self.grace);
         }
         if let Some(probe) = &member.startup
             && !self.probe(index, process, probe, true, |_| {})
         {
             let gone = over(&self.lock());
-            return if gone { drop(self) } else { self.end(index, process) };
+            return if gone { drop(self) } else { self.end(index, process, self.grace) };
         }
         let Some(readiness) = member.readiness.clone() else {
             self.change(index, |life| life.ready = life.runs(process));
@@ -458,7 +440,7 @@ impl Group {
         if !self.probe(index, process, probe, false, |_| {})
             && !self.pause(Duration::ZERO, |state| state.stopping || !state.lives[index].runs(process))
         {
-            self.end(index, process);
+            self.end(index, process, self.grace);
         }
     }
 
@@ -510,32 +492,22 @@ impl Group {
     }
 
     /// Asks a container to end, and ends it when its time is over.
-    fn end(&self, index: usize, process: u32) {
+    fn end(&self, index: usize, process: u32, grace: Duration) {
         let member = &self.members[index];
         let Ok((id, _)) = self.running(index) else { return };
         if let Some(command) = &member.pre_stop {
-            self.execute(index, command, Some(self.grace));
+            self.execute(index, command, Some(grace));
         }
         let asked = self.guest.signal(&id, process, member.workload.stop_signal);
         let ended = |timeout| matches!(self.guest.session.wait(process, Some(timeout)), Ok(Some(_)) | Err(_));
-        if (asked.is_err() || !ended(self.grace)) && self.guest.signal(&id, process, SIGKILL).is_ok() {
+        if (asked.is_err() || !ended(grace)) && self.guest.signal(&id, process, SIGKILL).is_ok() {
             ended(KILL_TIMEOUT);
         }
     }
 
-    /// Removes what is left of all containers, so that nothing that they had mounted is in use.
-    ///
-    /// # Errors
-    /// See [`Guest::ask`].
-    pub fn shut_down(&self) -> Result<()> {
-        for id in self.statuses().iter().filter_map(|status| status.id) {
-            self.guest.shutdown(&id)?;
-        }
-        Ok(())
-    }
-
-    /// Ends all containers, each in its time, and starts none again.
-    pub fn stop(self: &Arc<Self>) {
+    /// Ends all containers, each in its time or in `grace`, and starts none again.
+    pub fn stop(self: &Arc<Self>, grace: Option<Duration>) {
+        let grace = grace.unwrap_or(self.grace);
         self.lock().stopping = true;
         self.changed.notify_all();
         let lives: Vec<_> =
@@ -544,7 +516,7 @@ impl Group {
         let threads: Vec<_> = running
             .map(|(index, process)| {
                 let group = self.clone();
-                std::thread::spawn(move || group.end(index, process))
+                std::thread::spawn(move || group.end(index, process, grace))
             })
             .collect();
         for thread in threads {

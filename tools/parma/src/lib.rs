@@ -13,5 +13,4 @@ pub mod group;
 pub mod local;
 pub mod output;
 pub mod pod;
-pub mod release;
 pub mod workload;

@@ -7,7 +7,7 @@
 
 use crate::group::Group;
 use anyhow::{Context as _, Result, bail, ensure};
-use parma_guest::wire::{ExitStatus, Stdio};
+use parma_guest::wire::{ExitStatus, Stdio, WindowSize};
 use parma_vmm::{Connector, escape};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -16,6 +16,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Longest line, in bytes: as many arguments as a request to the guest can carry, and a log of which each byte is escaped
 /// twice.
@@ -34,8 +35,17 @@ pub enum Question {
         container: Option<String>,
         /// Its arguments.
         args: Vec<String>,
-        /// Whether it gets a standard input.
-        stdin: bool,
+        /// What is connected to the host.
+        stdio: Stdio,
+    },
+    /// Say how large a process's terminal is.
+    Resize {
+        /// The container.
+        container: Option<String>,
+        /// The process.
+        process: u32,
+        /// The size.
+        size: WindowSize,
     },
     /// Wait for the end of a process.
     Wait {
@@ -52,7 +62,10 @@ pub enum Question {
         signal: u8,
     },
     /// Ask all containers to stop; kill what does not in its time.
-    Stop,
+    Stop {
+        /// The time in seconds, in place of the run's own.
+        seconds: Option<u64>,
+    },
     /// Give the end of what a container wrote.
     Logs {
         /// The container.
@@ -259,10 +272,9 @@ impl Served {
     fn answer(&self, question: Question) -> Result<Answer> {
         let group = &self.group;
         match question {
-            Question::Exec { container, args, stdin } => {
+            Question::Exec { container, args, stdio } => {
                 let index = group.find(container.as_deref())?;
                 let (id, _) = group.running(index)?;
-                let stdio = Stdio { stdin, stdout: true, stderr: true };
                 let process =
                     group.guest.exec(&id, &group.members[index].workload.container, &args, stdio)?;
                 Ok(Answer::Started { process, connector: group.guest.session.connector().clone() })
@@ -276,8 +288,13 @@ impl Served {
                 group.guest.signal(&id, process.unwrap_or(init), signal)?;
                 Ok(Answer::Done)
             }
-            Question::Stop => {
-                group.stop();
+            Question::Resize { container, process, size } => {
+                let (id, _) = group.running(group.find(container.as_deref())?)?;
+                group.guest.resize(&id, process, size)?;
+                Ok(Answer::Done)
+            }
+            Question::Stop { seconds } => {
+                group.stop(seconds.map(Duration::from_secs));
                 Ok(Answer::Done)
             }
             Question::Logs { container } => {

@@ -329,7 +329,8 @@ fn c12_a_reader_that_goes_away_does_not_stop_the_process() {
     let script = "echo first; read go; i=0; while [ $i -lt 20000 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done; exit 7";
     let workload = stage.workload("busybox", &["sh", "-c", script], GenerateOptions::default());
     let guest = stage.start(&workload);
-    let process = guest.run(&workload, &id('1'), Stdio { stdin: true, stdout: true, stderr: false });
+    let process =
+        guest.run(&workload, &id('1'), Stdio { stdin: true, stdout: true, stderr: false, terminal: None });
     let mut output = guest.attach(process, Stream::Stdout);
     let mut input = guest.attach(process, Stream::Stdin);
     read_until(&mut output, "first\n");

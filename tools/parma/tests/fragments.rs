@@ -66,6 +66,9 @@ impl Actor for Willing {
     fn signal_process(&mut self, _: Permit<SignalProcess>) -> Result<(), ActError> {
         Ok(())
     }
+    fn resize_terminal(&mut self, _: Permit<ResizeTerminal>) -> Result<(), ActError> {
+        Ok(())
+    }
     fn shutdown_container(&mut self, _: Permit<ShutdownContainer>) -> Result<(), ActError> {
         Ok(())
     }

@@ -106,7 +106,8 @@ fn scratch<'a>(id: &'a str, device: &'a str, tags: Tags) -> Request<'a> {
 /// A container that writes to the scratch space of this id.
 fn clerk(guest: &Guest, workload: &Workload, container: &str, scratch: &str) -> Clerk {
     guest.mount_overlay_on(workload, container, Some(scratch));
-    let process = guest.create(workload, container, Stdio { stdin: true, stdout: true, stderr: false });
+    let process =
+        guest.create(workload, container, Stdio { stdin: true, stdout: true, stderr: false, terminal: None });
     Clerk { input: guest.attach(process, Stream::Stdin), output: guest.attach(process, Stream::Stdout) }
 }
 
@@ -446,7 +447,7 @@ fn clerk_with(
     mounts: &[Mount<'_>],
 ) -> Clerk {
     guest.mount_overlay_on(workload, container, Some(scratch));
-    let stdio = Stdio { stdin: true, stdout: true, stderr: false };
+    let stdio = Stdio { stdin: true, stdout: true, stderr: false, terminal: None };
     let process = guest.started(create_with(workload, container, mounts, stdio));
     Clerk { input: guest.attach(process, Stream::Stdin), output: guest.attach(process, Stream::Stdout) }
 }
@@ -495,7 +496,7 @@ fn protection_from_roll_back_takes_28_bytes_of_memory_a_block() {
         let path = stage.file(name, b"");
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len((blocks + blocks / 64) * BLOCK).unwrap();
-        Disk::writable(&path, serial(name))
+        Disk::scratch(&path, serial(name))
     });
     let guest = stage.boot(workload.policy.host_data(), workload.disks().into_iter().chain(disks).collect());
     guest.accept(&workload.policy.image);

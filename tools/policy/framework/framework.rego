@@ -365,6 +365,7 @@ create_container := {
 		user_ok(container.user)
 		privileged_ok(container)
 		no_new_privileges_ok(container)
+		terminal_ok(container)
 		container.seccomp_profile_sha256 == input.seccompProfileSHA256
 		mounts_ok(container)
 	]
@@ -482,6 +483,7 @@ exec_in_container := {
 		container.working_dir == input.workingDir
 		user_ok(container.user)
 		no_new_privileges_ok(container)
+		terminal_ok(container)
 	]
 	offers := environments(fitting)
 	env_list := environment_of(offers)
@@ -870,6 +872,11 @@ no_new_privileges_ok(container) if {
 	container.no_new_privileges == true
 	input.noNewPrivileges == true
 }
+
+# The keys of a terminal send signals to what runs on it, whatever `signals` says. So it is allowed by itself.
+terminal_ok(_) if not input.terminal == true
+
+terminal_ok(container) if container.allow_terminal == true
 
 # --- Environment ----------------------------------------------------------------------------------------
 
@@ -1325,6 +1332,11 @@ own_capabilities_ok(container) if {
 errors contains "no_new_privileges is required" if {
 	process_request
 	count([container | some container in possible; no_new_privileges_ok(container)]) == 0
+}
+
+errors contains "terminal not allowed" if {
+	process_request
+	count([container | some container in possible; terminal_ok(container)]) == 0
 }
 
 errors contains "privileged container not allowed" if {

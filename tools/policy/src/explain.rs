@@ -37,7 +37,7 @@ answers := [answer |
 
 checks := {
 	"command", "working_dir", "user", "umask", "env_rules", "capabilities",
-	"no_new_privileges", "allow_elevated", "seccomp_profile_sha256", "mounts", "signals",
+	"no_new_privileges", "allow_terminal", "allow_elevated", "seccomp_profile_sha256", "mounts", "signals",
 	"after", "max_instances",
 }
 
@@ -65,6 +65,7 @@ passes("env_rules", entry) if data.framework.own_environment_ok(entry)
 passes("capabilities", _) if data.framework.capability_dropping
 passes("capabilities", entry) if data.framework.own_capabilities_ok(entry)
 passes("no_new_privileges", entry) if data.framework.no_new_privileges_ok(entry)
+passes("allow_terminal", entry) if data.framework.terminal_ok(entry)
 passes("allow_elevated", entry) if data.framework.privileged_ok(entry)
 passes("seccomp_profile_sha256", entry) if entry.seccomp_profile_sha256 == input.seccompProfileSHA256
 passes("mounts", entry) if data.framework.mounts_ok(entry)
@@ -232,7 +233,7 @@ whole := {"refused": refused, "answers": other_answers, "running": running, "ins
 "#;
 
 /// The checks of each point that keeps entries: the field of the entry, the field of the request.
-const CREATE: [(&str, &str); 12] = [
+const CREATE: [(&str, &str); 13] = [
     ("command", "argList"),
     ("working_dir", "workingDir"),
     ("user", "user"),
@@ -240,6 +241,7 @@ const CREATE: [(&str, &str); 12] = [
     ("env_rules", "envList"),
     ("capabilities", "capabilities"),
     ("no_new_privileges", "noNewPrivileges"),
+    ("allow_terminal", "terminal"),
     ("allow_elevated", "privileged"),
     ("seccomp_profile_sha256", "seccompProfileSHA256"),
     ("mounts", "mounts"),
@@ -247,7 +249,7 @@ const CREATE: [(&str, &str); 12] = [
     ("max_instances", ""),
 ];
 /// As [`CREATE`], without the last five.
-const EXEC: usize = 7;
+const EXEC: usize = 8;
 const SIGNAL: [(&str, &str); 1] = [("signals", "signal")];
 /// What a flag alone decides.
 const FLAGS: [(Point, &str); 4] = [

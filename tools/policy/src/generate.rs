@@ -87,7 +87,7 @@ pub struct GenerateOptions {
     pub capabilities: Option<Vec<String>>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
-    /// Data volumes that are mounted.
+    /// Read-only data volumes that are mounted.
     pub volumes: Vec<DataVolume>,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,
@@ -97,6 +97,8 @@ pub struct GenerateOptions {
     pub signals: Option<Vec<u8>>,
     /// Whether standard streams may be connected to the host.
     pub stdio: bool,
+    /// Whether they may be a terminal.
+    pub terminal: bool,
     /// Whether processes can never gain privileges, by a set-user-ID program for instance.
     pub no_new_privileges: bool,
     /// Whether the host may list devices, containers and processes.
@@ -143,6 +145,7 @@ impl Default for GenerateOptions {
             exec: Vec::new(),
             signals: None,
             stdio: true,
+            terminal: false,
             no_new_privileges: true,
             properties: true,
             logging: false,
@@ -181,41 +184,25 @@ impl Mount {
     }
 }
 
-/// A data volume that is mounted.
+/// A read-only data volume, which dm-verity checks as it does a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataVolume {
-    /// What it is known by.
-    pub content: VolumeContent,
+    /// Its dm-verity root hash.
+    pub root_hash: [u8; 32],
     /// Where it is mounted.
     pub destination: String,
-}
-
-/// What a data volume is known by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum VolumeContent {
-    /// Read-only content: the root hash, by which dm-verity checks it as it does a layer.
-    Verified([u8; 32]),
-    /// Encrypted content that can be written: the id, which follows from the key.
-    Encrypted([u8; 32]),
 }
 
 impl DataVolume {
     /// The constraint of a policy that allows it.
     fn constraint(&self) -> Value {
-        match &self.content {
-            VolumeContent::Verified(root_hash) => self.mount(&format!("verity://{}", hex(root_hash))),
-            VolumeContent::Encrypted(id) => self.mount(&format!("volume://{}", hex(id))),
-        }
+        self.mount(&format!("verity://{}", hex(&self.root_hash)))
     }
 
     /// The mount, as the guest gives it to the policy; `source` is where the disk is mounted.
     fn mount(&self, source: &str) -> Value {
-        let access = match self.content {
-            VolumeContent::Verified(_) => "ro",
-            VolumeContent::Encrypted(_) => "rw",
-        };
         json!({
-            "type": "bind", "source": source, "destination": self.destination, "options": ["rbind", "rshared", access],
+            "type": "bind", "source": source, "destination": self.destination, "options": ["rbind", "rshared", "ro"],
         })
     }
 }
@@ -245,7 +232,7 @@ pub struct Container {
     pub held: Vec<String>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
-    /// Data volumes that are mounted.
+    /// Read-only data volumes that are mounted.
     pub volumes: Vec<DataVolume>,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,
@@ -253,6 +240,8 @@ pub struct Container {
     pub no_new_privileges: bool,
     /// Whether standard streams may be connected.
     pub stdio: bool,
+    /// Whether they may be a terminal.
+    pub terminal: bool,
     /// Commands of further processes.
     pub exec: Vec<Vec<String>>,
     /// Signals to any process, ascending.
@@ -345,6 +334,7 @@ impl Container {
             after: options.after.clone(),
             no_new_privileges: options.no_new_privileges,
             stdio: options.stdio,
+            terminal: options.terminal,
             exec: options.exec.iter().cloned().map(command).collect::<Result<_>>()?,
             signals: signals(options.signals.as_deref(), config.stop_signal.as_deref())
                 .with_context(of_image)?,
@@ -401,7 +391,7 @@ impl Container {
         let mounts = lines(
             self.mounts.iter().map(Mount::constraint).chain(self.volumes.iter().map(DataVolume::constraint)),
         );
-        let obligations = self.obligations();
+        let further = self.further();
         let Self { no_new_privileges, stdio, .. } = self;
         format!(
             r#"  {{
@@ -434,16 +424,19 @@ impl Container {
     "mounts": {mounts},
     # Whether standard streams may be connected to the host.
     "allow_stdio_access": {stdio},
-{obligations}  }},
+{further}  }},
 "#
         )
     }
 }
 
 impl Container {
-    /// What its entry obliges the host to, a field a line.
-    fn obligations(&self) -> String {
+    /// Fields that only some entries have, one a line.
+    fn further(&self) -> String {
         let mut lines = String::new();
+        if self.terminal {
+            lines += "    # Standard streams may be a terminal, whose keys send signals: Ctrl-C, for instance.\n    \"allow_terminal\": true,\n";
+        }
         if self.required {
             lines += "    # The guest is not ready without it.\n    \"required\": true,\n";
         }

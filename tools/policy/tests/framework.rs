@@ -467,6 +467,38 @@ fn f07_each_decision_narrows_what_a_container_may_still_be() {
 }
 
 #[test]
+fn c10_a_terminal_is_allowed_by_itself() {
+    let mut on_terminal = container();
+    on_terminal["allow_terminal"] = true.into();
+    let asking = |mut request: Value| {
+        request["terminal"] = true.into();
+        request
+    };
+    let create = asking(create_container(&id('a')));
+    let exec = asking(exec_in_container(&id('a')));
+    each_prepared(&strict(), |guest| {
+        assert_eq!(guest.ask("create_container", &create).denied(), ["terminal not allowed"]);
+        guest.ask("create_container", &create_container(&id('a'))).allowed();
+        assert_eq!(guest.ask("exec_in_container", &exec).denied(), ["terminal not allowed"]);
+        guest.ask("exec_in_container", &exec_in_container(&id('a'))).allowed();
+    });
+    each_prepared(&policy(&[on_terminal.clone()], &json!({})), |guest| {
+        guest.ask("create_container", &create).allowed();
+        guest.ask("exec_in_container", &exec).allowed();
+        guest.ask("exec_in_container", &exec_in_container(&id('a'))).allowed();
+    });
+    // A value of another type is no yes, and neither is one of a framework that did not know it.
+    let mut text = container();
+    text["allow_terminal"] = "true".into();
+    let older = policy(&[on_terminal], &json!({"framework_version": "0.4.0"}));
+    for policy in [policy(&[text], &json!({})), older] {
+        each_prepared(&policy, |guest| {
+            assert_eq!(guest.ask("create_container", &create).denied(), ["terminal not allowed"]);
+        });
+    }
+}
+
+#[test]
 fn entries_that_disagree_about_the_standard_streams_start_nothing() {
     let silent = container_with("/allow_stdio_access", false);
     each_prepared(&policy(&[container(), silent.clone()], &json!({})), |guest| {

@@ -124,6 +124,7 @@ fn rule_name(rule: Rule) -> &'static str {
             "made of addresses that machines have, none of them loopback, multicast or reserved, and gateways next door"
         }
         Rule::Domain => "a domain: labels of A-Z a-z 0-9 - between dots",
+        Rule::Terminal => "with a terminal standard output, and no standard error",
     }
 }
 

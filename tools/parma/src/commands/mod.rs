@@ -10,6 +10,7 @@ pub mod policy;
 pub mod remote;
 pub mod run;
 mod streams;
+mod terminal;
 pub mod volume;
 
 use parma_policy::Warning;

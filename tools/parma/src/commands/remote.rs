@@ -1,6 +1,7 @@
 //! `parma exec`, `ps`, `logs`, `kill`, `stop`: commands for a `parma run` in another terminal.
 
-use super::streams::connect;
+use super::streams::{connect, streams};
+use super::terminal;
 use anyhow::{Result, bail};
 use clap::Args;
 use parma::local::{self, Answer, Client, Question};
@@ -10,7 +11,8 @@ use std::process::ExitCode;
 /// Start a further process in a running container, if the policy allows it
 #[derive(Args)]
 #[command(after_help = "Example:
-  parma exec web -- nginx -s reload")]
+  parma exec web -- nginx -s reload
+  parma exec -it web -- sh")]
 pub struct Exec {
     /// The name of the run
     name: String,
@@ -20,6 +22,9 @@ pub struct Exec {
     /// Connect standard input
     #[arg(short, long)]
     interactive: bool,
+    /// Give it a terminal, which this one then stands for; its output steers this one
+    #[arg(short, long)]
+    tty: bool,
     /// Let the process's output steer this terminal
     #[arg(long)]
     raw: bool,
@@ -66,27 +71,41 @@ pub struct Logs {
 
 /// Stop a run: each container gets its stop signal, and after ten seconds, or what its Pod says, its end
 #[derive(Args)]
+#[command(
+    after_help = "The stop signal is the image's own, SIGTERM where it names none. Both are signals of the host's, so the policy decides.
+
+Example:
+  parma stop --time 60 db"
+)]
 pub struct Stop {
     /// The name of the run
     name: String,
+    /// Seconds from the stop signal to the end, instead
+    #[arg(short, long, value_name = "SECONDS")]
+    time: Option<u32>,
 }
 
 /// Runs `exec`; gives the process's exit code.
 pub fn exec(arguments: Exec) -> Result<ExitCode> {
     let mut run = Client::connect(&arguments.name)?;
-    let question = Question::Exec {
-        container: arguments.container,
-        args: arguments.command,
-        stdin: arguments.interactive,
-    };
+    let stdio = streams(arguments.interactive, arguments.tty);
+    let question = Question::Exec { container: arguments.container.clone(), args: arguments.command, stdio };
     let Answer::Started { process, connector } = run.ask(&question)? else { bail!("an unexpected answer") };
-    let output = connect(&connector, process, arguments.interactive, arguments.raw)?;
+    let raw = (arguments.tty && arguments.interactive).then(terminal::Raw::new).transpose()?;
+    let output = connect(&connector, process, stdio, arguments.raw || arguments.tty)?;
+    if arguments.tty {
+        let (mut run, container) = (Client::connect(&arguments.name)?, arguments.container);
+        terminal::watch(move |size| {
+            run.ask(&Question::Resize { container: container.clone(), process, size }).map(drop)
+        })?;
+    }
     let Answer::Exited { code } = run.ask(&Question::Wait { process })? else {
         bail!("an unexpected answer")
     };
     for thread in output {
         let _ = thread.join();
     }
+    drop(raw);
     Ok(ExitCode::from(code))
 }
 
@@ -155,6 +174,7 @@ pub fn kill(arguments: Kill) -> Result<ExitCode> {
 
 /// Runs `stop`.
 pub fn stop(arguments: Stop) -> Result<ExitCode> {
-    Client::connect(&arguments.name)?.ask(&Question::Stop)?;
+    let seconds = arguments.time.map(u64::from);
+    Client::connect(&arguments.name)?.ask(&Question::Stop { seconds })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,23 +2,20 @@
 
 use super::policy::{Allow, named_image, of_pod, reference};
 use super::show_warnings;
-use super::streams::{Output, connect_input};
-use super::volume::read_key;
-use anyhow::{Context as _, Result, bail, ensure};
+use super::streams::{Output, connect_input, streams};
+use super::terminal;
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use parma::group::{Group, Member, Sink, distinct_layers, distinct_volumes, share_layers};
+use parma::group::{Group, Member, Sink, distinct_layers, share_layers};
 use parma::local::{Reserved, Served, check_name};
 use parma::output::hex;
 use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
-use parma::workload::{Encrypted, Policy, Workload};
+use parma::workload::{Policy, Workload};
 use parma_guest::wire::{Request, Stdio};
-use parma_kms::bundle::Bundle;
 use parma_layer::oci::Reference;
-use parma_layer::volume::Key;
 use parma_policy::generate::{GenerateOptions, policy_of};
 use parma_vmm::{Config, Forward, Image, Network, Outcome, escape};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,10 +39,10 @@ const INTERRUPTED: i32 = 130;
 #[command(after_help = "Examples:
   parma run oci:python -- python3 -c 'print(6*7)'
   parma run -v --policy p.rego oci:python:latest
+  parma run -it oci:busybox -- sh
   echo hello | parma run -q -i oci:busybox -- cat
   parma run -p 8080:80 oci:nginx
   parma run --volume model.img:/model oci:python
-  parma run --volume data.img:/data:$(cat data.id) --volume-key data.key oci:postgres
   parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
   parma run --name web --allow-exec 'nginx -s reload' oci:nginx")]
 pub struct Arguments {
@@ -53,7 +50,7 @@ pub struct Arguments {
     #[arg(value_parser = reference, required_unless_present = "file", conflicts_with = "file")]
     image: Option<Reference>,
     /// A Pod, in YAML. What is not supported of it is refused by name
-    #[arg(short, long, value_name = "POD", conflicts_with_all = ["env", "args", "interactive"])]
+    #[arg(short, long, value_name = "POD", conflicts_with_all = ["env", "args", "interactive", "tty"])]
     file: Option<PathBuf>,
     /// Where an image of the Pod is: its name there, and oci:DIR or oci:DIR:TAG
     #[arg(long, value_name = "NAME=IMAGE", value_parser = named_image, requires = "file")]
@@ -63,13 +60,6 @@ pub struct Arguments {
     policy: Option<PathBuf>,
     #[command(flatten)]
     allow: Allow,
-    /// A key of an encrypted volume, released to the guest once its report was judged: 32 bytes or 64 hexadecimal digits; and
-    /// the least generation of the volume that is accepted; may be repeated
-    #[arg(long, value_name = "FILE[@GENERATION]", value_parser = VolumeKey::parse)]
-    volume_key: Vec<VolumeKey>,
-    /// Certificates and revocation lists of the processor that vouches for the guest, where it is one; may be repeated
-    #[arg(long, value_name = "FILE", requires = "volume_key")]
-    chain: Vec<PathBuf>,
     /// The measured image of the guest [default: $PARMA_IMAGE, or target/image-emulated]
     #[arg(long = "image", value_name = "DIR", id = "guest_image")]
     guest_image: Option<PathBuf>,
@@ -94,6 +84,9 @@ pub struct Arguments {
     /// Connect standard input
     #[arg(short, long)]
     interactive: bool,
+    /// Give it a terminal, which this one then stands for; its output steers this one. A generated policy allows it
+    #[arg(short, long, conflicts_with = "no_stdio")]
+    tty: bool,
     /// Let the container's output steer this terminal
     #[arg(long)]
     raw: bool,
@@ -135,16 +128,13 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     let network = (arguments.network || !arguments.publish.is_empty())
         .then(|| Network { outbound: arguments.network, forwards: arguments.publish.clone() });
     options.network |= network.is_some();
+    options.terminal |= arguments.tty;
     let progress = |number, count, bytes| {
         bar.set_message(format!("layer {number} of {count}: {}", HumanBytes(bytes)));
     };
     let id = new_container_id()?;
     let digits: String = id.as_str().chars().take(12).collect();
-    let stdio = if options.stdio {
-        Stdio { stdin: arguments.interactive, stdout: true, stderr: true }
-    } else {
-        Stdio::default()
-    };
+    let stdio = if options.stdio { streams(arguments.interactive, arguments.tty) } else { Stdio::default() };
     let plan = match (&arguments.image, &arguments.file) {
         (Some(reference), _) => {
             let mut workload = Workload::prepare(reference, &options, "layer", progress)?;
@@ -155,9 +145,6 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         (None, Some(file)) => Plan::of_pod(file, &arguments.from, &options, stdio, digits, progress)?,
         (None, None) => bail!("there is no image: give one, or a Pod with -f"),
     };
-    let volumes = distinct_volumes(plan.members.iter().map(|member| &member.workload));
-    let volumes = with_keys(volumes.into_iter().cloned().collect(), &arguments.volume_key)?;
-    let certificates = bundle(&arguments.chain)?;
     bar.set_message("compiling the policy");
     let policy = match &arguments.policy {
         Some(path) => Policy::read(path)?,
@@ -181,8 +168,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     config.memory_mib = arguments.memory;
     config.vcpus = arguments.cpus;
     config.network = network;
-    let disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach());
-    config.disks = disks.chain(volumes.iter().map(|(volume, ..)| volume.disk())).collect();
+    config.disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach()).collect();
     bar.set_message("booting the guest");
     let observer = observer(arguments.verbose, arguments.json, bar.clone());
     let pod = Pod::boot(&config, observer)?;
@@ -193,37 +179,38 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     let on = Group::mount(&pod.guest, &layers, &id, &scratch)?;
     // The machine has the file open: it needs no name any more.
     drop(scratch);
-    if !volumes.is_empty() {
-        bar.set_message("releasing keys");
-        let mut owner = pod.owner(&policy, certificates)?.channel(&pod.guest)?;
-        for (volume, key, generation) in &volumes {
-            owner.release(key, *generation)?;
-            pod.guest.mount_volume(volume)?;
-        }
-    }
-    let sink = plan.sink(arguments.raw);
+    let sink = plan.sink(arguments.raw || arguments.tty);
     let group = Group::new(pod.guest.clone(), plan.members, on, plan.grace, sink)?;
     reserved.serve(Served { group: group.clone(), name })?;
     // The first Ctrl-C asks the containers to stop, the second ends this program and with it the machine.
     let (stopped, asked) = (group.clone(), AtomicBool::new(false));
     ctrlc::set_handler(move || {
         if asked.swap(true, Ordering::Relaxed) {
+            terminal::restore();
             std::process::exit(INTERRUPTED);
         }
         let stopped = stopped.clone();
-        std::thread::spawn(move || stopped.stop());
+        std::thread::spawn(move || stopped.stop(None));
     })
     .context("cannot handle signals")?;
 
+    let mut raw = None;
     let started = |group: &Group| {
         bar.finish_and_clear();
+        let (id, process) = group.running(0)?;
+        if stdio.terminal.is_some() {
+            raw = stdio.stdin.then(terminal::Raw::new).transpose()?;
+            let guest = group.guest.clone();
+            terminal::watch(move |size| guest.resize(&id, process, size))?;
+        }
         if stdio.stdin {
-            let (_, process) = group.running(0)?;
             connect_input(group.guest.session.connector(), process)?;
         }
         Ok(())
     };
-    let code = match group.run(started) {
+    let result = group.run(started);
+    drop(raw);
+    let code = match result {
         Ok(code) => code,
         // Only a guest that still answers has refused something.
         Err(error) if pod.guest.session.wait(0, Some(Duration::ZERO)).is_ok() => return Err(error),
@@ -235,12 +222,6 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         }
     };
     drop(reserved);
-    if !volumes.is_empty() {
-        group.shut_down()?;
-        for (volume, ..) in &volumes {
-            pod.guest.unmount_volume(volume)?;
-        }
-    }
     // The containers' end is what was waited for; a guest that does not end by itself is killed.
     if let (Err(error), true) = (pod.power_off(), arguments.verbose) {
         eprintln!("parma: {error:#}");
@@ -307,56 +288,6 @@ impl Plan {
             outputs[index].lock().unwrap_or_else(PoisonError::into_inner).write(stream, bytes)
         })
     }
-}
-
-/// What `--volume-key` says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct VolumeKey {
-    file: PathBuf,
-    least_generation: u64,
-}
-
-impl VolumeKey {
-    fn parse(text: &str) -> Result<Self, String> {
-        let (file, generation) = text.rsplit_once('@').map_or((text, Ok(0)), |(file, n)| (file, n.parse()));
-        let least_generation = generation.map_err(|_| "after @ comes a generation, a number")?;
-        Ok(Self { file: file.into(), least_generation })
-    }
-}
-
-/// Each volume with its key and least generation. A key says by itself which volume it opens.
-fn with_keys(volumes: Vec<Encrypted>, keys: &[VolumeKey]) -> Result<Vec<(Encrypted, Key, u64)>> {
-    let mut read = Vec::new();
-    for VolumeKey { file, least_generation } in keys {
-        let key = read_key(file)?;
-        ensure!(
-            volumes.iter().any(|volume| hex(&volume.id) == key.id()),
-            "the key {} opens none of the volumes, but the one with the id {}",
-            file.display(),
-            key.id()
-        );
-        read.push((key, *least_generation));
-    }
-    let of = |volume: Encrypted| {
-        let id = hex(&volume.id);
-        let found = read.iter().position(|(key, _)| key.id() == id);
-        let found = found.with_context(|| {
-            format!("{}: its key is needed, with --volume-key: the id is {id}", volume.path.display())
-        })?;
-        let (key, least_generation) = read.swap_remove(found);
-        Ok((volume, key, least_generation))
-    };
-    volumes.into_iter().map(of).collect()
-}
-
-/// The certificates and revocation lists in these files.
-fn bundle(files: &[PathBuf]) -> Result<Bundle> {
-    let mut bundle = Bundle::default();
-    for file in files {
-        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        bundle.add(&bytes).with_context(|| file.display().to_string())?;
-    }
-    Ok(bundle)
 }
 
 /// What `--scratch` says.

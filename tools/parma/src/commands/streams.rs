@@ -1,8 +1,9 @@
 //! A process's standard streams and this program's.
 
+use super::terminal;
 use anyhow::{Context as _, Result};
 use parma::output::Escaping;
-use parma_guest::wire::Stream;
+use parma_guest::wire::{Stdio, Stream};
 use parma_vmm::Connector;
 use std::io::{self, IsTerminal as _, Read as _, Write};
 use std::net::Shutdown;
@@ -96,12 +97,17 @@ pub fn connect_input(connector: &Connector, process: u32) -> Result<()> {
     Ok(())
 }
 
+/// What a process has of this program's streams: all output, and input if that is wanted; or a terminal for both.
+pub fn streams(stdin: bool, terminal: bool) -> Stdio {
+    Stdio { stdin, stdout: true, stderr: !terminal, terminal: terminal.then(terminal::size) }
+}
+
 /// Connects the streams of a process with this program's own; gives the threads that carry its output.
 ///
 /// # Errors
 /// The guest refuses, or is gone.
-pub fn connect(connector: &Connector, process: u32, stdin: bool, raw: bool) -> Result<Vec<JoinHandle<()>>> {
-    if stdin {
+pub fn connect(connector: &Connector, process: u32, stdio: Stdio, raw: bool) -> Result<Vec<JoinHandle<()>>> {
+    if stdio.stdin {
         connect_input(connector, process)?;
     }
     let output = Arc::new(Mutex::new(Output::new(None, raw)));
@@ -118,7 +124,8 @@ pub fn connect(connector: &Connector, process: u32, stdin: bool, raw: bool) -> R
             }
         }))
     };
-    Ok(vec![carry(Stream::Stdout)?, carry(Stream::Stderr)?])
+    let wanted = [(stdio.stdout, Stream::Stdout), (stdio.stderr, Stream::Stderr)];
+    wanted.into_iter().filter(|(wanted, _)| *wanted).map(|(_, stream)| carry(stream)).collect()
 }
 
 fn attach(connector: &Connector, process: u32, stream: Stream) -> Result<UnixStream> {

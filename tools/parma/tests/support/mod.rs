@@ -62,7 +62,7 @@ pub struct Workload {
 }
 
 /// Standard output and error, connected.
-pub const OUTPUT: Stdio = Stdio { stdin: false, stdout: true, stderr: true };
+pub const OUTPUT: Stdio = Stdio { stdin: false, stdout: true, stderr: true, terminal: None };
 
 impl Stage {
     /// A fixture with this command. The generator wrote its policy.

@@ -364,6 +364,7 @@ impl Reading {
                     items(&user["group_idnames"]).iter().any(|idname| self.is_user(idname, group))
                 }),
             ),
+            ("terminal", input["terminal"] != true || entry["allow_terminal"] == true),
             ("noNewPrivileges", *must == false || *must == true && input["noNewPrivileges"] == true),
             ("envList", self.environment_allowed(&entry["env_rules"], runs.env)),
             ("capabilities", SETS.iter().all(|set| same_set(&runs.capabilities[set], &allowed[set]))),

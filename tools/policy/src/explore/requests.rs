@@ -478,6 +478,7 @@ impl<'p> Requests<'p> {
                 "devices": [],
                 "privileged": privileged,
                 "noNewPrivileges": entry["no_new_privileges"] == true,
+                "terminal": entry["allow_terminal"] == true,
                 "user": self.person(&user["user_idname"]),
                 "groups": groups.collect::<Vec<_>>(),
                 "umask": user["umask"],
@@ -616,6 +617,7 @@ impl<'p> Requests<'p> {
         change("groups", longer_by(&base["groups"], json!({"id": "65533", "name": "foreign"})));
         change("umask", json!("0777"));
         change("noNewPrivileges", json!(base["noNewPrivileges"] != true));
+        change("terminal", json!(base["terminal"] != true));
         for set in SETS {
             let mut sets = base["capabilities"].clone();
             sets[set] = longer(&sets[set], "CAP_SYS_ADMIN");
@@ -763,6 +765,7 @@ fn execution_of(creation: &Json) -> Json {
         "umask",
         "capabilities",
         "noNewPrivileges",
+        "terminal",
     ];
     fields
         .iter()

@@ -5,7 +5,7 @@ use parma_guest::gate::fields::CAPABILITY_NAMES;
 use parma_guest::point::Point;
 use serde_json::{Value, json};
 
-use super::{Container, VolumeContent, hex};
+use super::{Container, hex};
 use crate::{Evaluation, Inputs, Session, compile};
 
 /// An id of the form that containers have.
@@ -26,7 +26,7 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     let mut devices = 0;
     for (number, container) in containers.iter().enumerate() {
         let (life, end) = honest_life(container, &id_of(number), devices);
-        devices += verified(container).count();
+        devices += container.layers.len() + container.volumes.len();
         lives.extend(life);
         ends.push(end);
     }
@@ -46,22 +46,14 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
 /// Requests in order, as the guest gives them to the policy.
 type Requests = Vec<(Point, Value)>;
 
-/// The root hashes of a container's layers, and then of its read-only data volumes.
-fn verified(container: &Container) -> impl Iterator<Item = &[u8; 32]> {
-    let volumes = container.volumes.iter().filter_map(|volume| match &volume.content {
-        VolumeContent::Verified(root_hash) => Some(root_hash),
-        VolumeContent::Encrypted(_) => None,
-    });
-    container.layers.iter().chain(volumes)
-}
-
 /// Those of a container's life, and of its end. Its devices are numbered from `first`.
 fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requests) {
     let device = |number: usize| format!("/run/mounts/scsi/m{}", first + number);
-    let devices = 0..verified(container).count();
+    let devices = 0..container.layers.len() + container.volumes.len();
     let rootfs = format!("/run/gcs/c/{id}/rootfs");
     let mut life = Vec::new();
-    for (number, root_hash) in verified(container).enumerate() {
+    let volumes = container.volumes.iter().map(|volume| &volume.root_hash);
+    for (number, root_hash) in container.layers.iter().chain(volumes).enumerate() {
         let target = device(number);
         life.push((
             Point::MountDevice,
@@ -83,27 +75,7 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
         Point::ScratchMount,
         json!({"target": writable, "encrypted": true, "memory": container.memory_scratch}),
     ));
-    let (mut volumes, mut opened) = (Vec::new(), Vec::new());
-    let mut places = devices.clone().skip(container.layers.len()).map(device);
-    for volume in &container.volumes {
-        let place = match &volume.content {
-            VolumeContent::Verified(_) => places.next().unwrap_or_default(),
-            VolumeContent::Encrypted(id) => {
-                let place = format!("/run/mounts/volumes/{}", hex(id));
-                life.push((
-                    Point::RwMountDevice,
-                    json!({
-                        "target": place, "volume": hex(id), "encrypted": true, "ensureFilesystem": false,
-                        "filesystem": "ext4", "mountPathRegex": "/run/mounts/volumes/[0-9a-f]{64}",
-                        "rollbackProtection": false,
-                    }),
-                ));
-                opened.push(place.clone());
-                place
-            }
-        };
-        volumes.push(place);
-    }
+    let volumes: Vec<String> = devices.clone().skip(container.layers.len()).map(device).collect();
     life.push((Point::CreateContainer, process(container, id, &volumes, &container.args)));
     for command in &container.exec {
         life.push((Point::ExecInContainer, process(container, id, &volumes, command)));
@@ -130,8 +102,6 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
         (Point::ScratchUnmount, json!({"unmountTarget": writable})),
         (Point::RwUnmountDevice, json!({"unmountTarget": scratch})),
     ];
-    let unmount = |place| (Point::RwUnmountDevice, json!({"unmountTarget": place}));
-    end.extend(opened.into_iter().map(unmount));
     end.extend(devices.map(|number| (Point::UnmountDevice, json!({"unmountTarget": device(number)}))));
     (life, end)
 }
@@ -161,6 +131,7 @@ fn process(container: &Container, id: &str, volumes: &[String], args: &[String])
         "devices": [],
         "privileged": false,
         "noNewPrivileges": container.no_new_privileges,
+        "terminal": container.terminal,
         "user": id_name(container.identity.uid),
         "groups": container.identity.gids.iter().map(|&gid| id_name(gid)).collect::<Vec<_>>(),
         "umask": format!("{:04o}", container.umask),
