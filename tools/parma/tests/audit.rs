@@ -160,6 +160,9 @@ impl Actor for Replayer {
     fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError> {
         self.act(permit)
     }
+    fn resize_terminal(&mut self, permit: Permit<ResizeTerminal>) -> Result<(), ActError> {
+        self.act(permit)
+    }
     fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
         self.act(permit)
     }
