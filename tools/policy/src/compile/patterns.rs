@@ -176,6 +176,26 @@ fn is_marker(c: char) -> bool {
     c >= Class::HOLE
 }
 
+/// Whether a value is a string with a hole in it.
+fn is_hole(value: &Constant) -> bool {
+    value.as_str().is_some_and(|text| text.contains(is_marker))
+}
+
+fn is_scalar(value: &Constant) -> bool {
+    !matches!(value, Constant::Array(_) | Constant::Object(_) | Constant::Set(_))
+}
+
+/// Whether a value is, or has in it, a hole or what was made of one.
+fn has_marker(value: &Constant) -> bool {
+    match value {
+        Constant::Str(_) => is_hole(value),
+        Constant::Array(items) => items.iter().any(has_marker),
+        Constant::Set(members) => members.iter().any(has_marker),
+        Constant::Object(fields) => fields.iter().any(|(key, value)| has_marker(key) || has_marker(value)),
+        _ => false,
+    }
+}
+
 impl<'p> Search<'p> {
     /// Notes what is in the functions that `roots` reach, and their matches against computed patterns.
     fn new(
@@ -333,8 +353,11 @@ impl<'p> Search<'p> {
         for (place, source) in sources {
             let values = match source {
                 Source::Is(node) => self.values(node, *place, fields, steps),
-                Source::ElementOf(node) => self.values(node, *place, &none, steps).and_then(elements),
-                Source::KeyOf(node) => self.values(node, *place, &none, steps).and_then(keys),
+                Source::ElementOf(node) => self.elements(node, *place, steps),
+                Source::KeyOf(node) => {
+                    let values = self.values(node, *place, &none, steps);
+                    values.filter(|values| !values.iter().any(is_hole)).and_then(keys)
+                }
                 Source::Parameter(index) => self.argument(*index, *place, steps),
             };
             told = values.or(told);
@@ -343,6 +366,54 @@ impl<'p> Search<'p> {
             }
         }
         told
+    }
+
+    /// Every value that an element of the expression's value can have. More is known of it than of the whole where the
+    /// whole is made of elements at run time.
+    fn elements(&self, node: &'p Node, place: Place, steps: usize) -> Values {
+        if steps == MAX_STEPS {
+            return None;
+        }
+        let (next, none) = (steps + 1, Fields::new());
+        let values = self.values(node, place, &none, steps);
+        if let Some(values) = values.filter(|values| !values.iter().any(is_hole)) {
+            return elements(values);
+        }
+        match &node.expr {
+            Expr::Comprehension(it) => self.values(&it.value, place, &none, next),
+            Expr::Array(items) | Expr::Set(items) => {
+                self.union(items.iter().map(|item| self.values(item, place, &none, next)))
+            }
+            Expr::Variable(variable) => {
+                let sources = self.bindings.get(&(place.function, place.chain, *variable))?;
+                sources.iter().find_map(|(place, source)| match source {
+                    Source::Is(node) => self.elements(node, *place, next),
+                    Source::Parameter(index) => {
+                        let calls = self.calls.get(&place.function)?;
+                        self.union(
+                            calls.iter().map(|(caller, arguments)| {
+                                self.elements(arguments.get(*index)?, *caller, next)
+                            }),
+                        )
+                    }
+                    Source::ElementOf(_) | Source::KeyOf(_) => None,
+                })
+            }
+            Expr::Call(id, _) => {
+                let function = &self.program.functions[*id];
+                let default = function.default.clone().map(|value| elements(BTreeSet::from([value])));
+                let chains = function.chains.iter().enumerate();
+                let branches = chains.flat_map(|(chain, content)| {
+                    content.branches.iter().enumerate().map(move |(at, branch)| {
+                        let literal = branch.body.len();
+                        (branch, Place { function: *id, chain, branch: at, literal })
+                    })
+                });
+                let values = branches.map(|(branch, place)| self.elements(&branch.value, place, next));
+                self.union(values.chain(default))
+            }
+            _ => None,
+        }
     }
 
     /// What callers give for a parameter, as far as that definition accepts their other arguments.
@@ -440,7 +511,14 @@ impl<'p> Search<'p> {
             if let Some(values) = self.called.borrow().get(&key) {
                 return values.clone();
             }
-            let values = match evaluate::call(self.program, id, &key.1) {
+            let outcome = evaluate::call(self.program, id, &key.1);
+            let values = match outcome {
+                // A hole stands for whatever it may be, a list for instance: that a function finds no elements in a string
+                // does not say that it finds none.
+                Outcome::Value(value) if has_marker(&value) || is_scalar(&value) => {
+                    Some(BTreeSet::from([value]))
+                }
+                _ if key.1.iter().any(has_marker) => None,
                 Outcome::Value(value) => Some(BTreeSet::from([value])),
                 Outcome::Undefined => Some(BTreeSet::new()),
                 Outcome::Unsupported | Outcome::Unknown => None,
@@ -509,7 +587,8 @@ impl<'p> Search<'p> {
             let field = last.as_constant().and_then(Constant::as_str)?;
             return self.known.get(field).cloned();
         }
-        let inside = self.part(base, front, place, &none, steps);
+        // A string has no parts: where a hole is asked for some, it stands for something else.
+        let inside = self.part(base, front, place, &none, steps).filter(|values| !values.iter().any(is_hole));
         let field = match last.as_constant() {
             Some(Constant::Str(field)) => field.clone(),
             Some(_) => return elements(inside?),
@@ -522,6 +601,7 @@ impl<'p> Search<'p> {
                     };
                     return Some(keys.iter().flat_map(found).collect());
                 }
+                _ if front.is_empty() => return self.elements(base, place, steps),
                 _ => return elements(inside?),
             },
         };
@@ -533,7 +613,8 @@ impl<'p> Search<'p> {
                 let fitting = values.iter().filter(|value| has_fields(value, &fields));
                 Some(fitting.filter_map(|value| value.get(&key).cloned()).collect())
             }
-            None => Some((*self.field(&field, &fields)).clone()),
+            // A field that nothing in the policy has can still be of something that is given at run time.
+            None => Some((*self.field(&field, &fields)).clone()).filter(|values| !values.is_empty()),
         }
     }
 
@@ -595,7 +676,7 @@ impl<'p> Search<'p> {
                 simple(node, &mut all) && all.len() == leaves.len()
             })
             .collect();
-        let mut results = BTreeSet::new();
+        let (mut results, mut holes) = (BTreeSet::new(), false);
         for assignment in &assignments {
             let fails = |check: &&Node| {
                 let outcome = evaluate::node(self.program, &substituted(check, &leaves, assignment));
@@ -606,11 +687,15 @@ impl<'p> Search<'p> {
             }
             match evaluate::node(self.program, &substituted(node, &leaves, assignment)) {
                 Outcome::Value(value) => results.insert(value),
-                Outcome::Undefined => continue,
+                Outcome::Undefined => {
+                    holes |= assignment.iter().any(has_marker);
+                    continue;
+                }
                 Outcome::Unsupported | Outcome::Unknown => return None,
             };
         }
-        Some(results)
+        // That nothing comes of a hole does not say that nothing comes of what it stands for.
+        Some(results).filter(|results| !(holes && results.is_empty()))
     }
 
     fn union(&self, values: impl Iterator<Item = Values>) -> Values {
