@@ -5,8 +5,9 @@
 
 use super::format::{Kind, MAX_DEPTH};
 use super::instruction::{Builtin, Collection};
+use super::intern;
 use super::machine::{Cells, Context};
-use super::value::{CELL, Fault, List, Text, Value};
+use super::value::{CELL, Fault, List, Text, Value, View};
 
 /// Calls a builtin with as many of `args` as it takes.
 pub(super) fn call(
@@ -135,6 +136,8 @@ pub(super) fn call(
             let end = context.find(text, separator, 0)?.unwrap_or(text.len());
             Some(V::String(text.part(0, end)))
         }
+        (B::CountBefore, _, V::String(separator)) if separator.is_empty() => None,
+        (B::CountBefore, list, V::String(separator)) => Some(V::Int(context.count_before(list, separator)?)),
         (B::Split, V::String(text), V::String(separator)) => Some(context.split(text, separator)?),
         (B::Sprintf, V::String(format), V::Array(args)) => Some(context.sprintf(format, args)?),
         (B::Substring, V::String(text), V::Int(start)) => match c {
@@ -158,6 +161,15 @@ pub(super) fn call(
         }
         _ => None,
     })
+}
+
+/// What is before the first separator, which is not empty: all of the text if there is none.
+fn before<'t>(text: &'t [u8], separator: &[u8]) -> &'t [u8] {
+    let end = match separator {
+        &[byte] => text.iter().position(|&other| other == byte),
+        _ => text.windows(separator.len()).position(|part| part == separator),
+    };
+    &text[..end.unwrap_or(text.len())]
 }
 
 impl Context<'_, '_> {
@@ -246,6 +258,49 @@ impl Context<'_, '_> {
         }
         self.fuel.bytes(text.len())?;
         Ok(None)
+    }
+
+    /// How many different parts the strings of a collection have before the first separator. The parts that came up
+    /// are found in a hash table in the arena's free memory: for each place an element's number plus one, and a tag.
+    fn count_before(&mut self, list: Value, separator: Text) -> Result<i64, Fault> {
+        let (Value::Array(all) | Value::Object(all) | Value::Set(all)) = list else { return Ok(0) };
+        let size = (2 * all.len()).next_power_of_two();
+        self.fuel.bytes(size * size_of::<u32>())?;
+        let (arena, memory) = self.arena.split();
+        let places = memory.get_mut(..size * size_of::<u32>()).ok_or(Fault::Arena)?.as_chunks_mut().0;
+        places.fill([0; size_of::<u32>()]);
+        let view = View { image: self.image, state: self.state, arena };
+        let separator = view.bytes(separator);
+        let part = |index: usize| match view.element(list, index) {
+            Some((_, Value::String(text))) => Some(before(view.bytes(text), separator)),
+            _ => None,
+        };
+        let mut count = 0;
+        for index in 0..all.len() {
+            self.fuel.take(1)?;
+            let Some(this) = part(index) else { continue };
+            self.fuel.bytes(this.len() + separator.len())?;
+            let (mut at, tag) = intern::places_of(this, size);
+            // At most half of the places are taken, so there is a free one.
+            loop {
+                self.fuel.take(1)?;
+                let Some(place) = places.get_mut(at) else { return Err(Fault::Arena) };
+                let found = u32::from_le_bytes(*place);
+                if found == 0 {
+                    *place = (tag | (index as u32 + 1) & intern::NUMBER).to_le_bytes();
+                    count += 1;
+                    break;
+                }
+                if found & !intern::NUMBER == tag {
+                    self.fuel.bytes(this.len() + separator.len())?;
+                    if part((found & intern::NUMBER) as usize - 1) == Some(this) {
+                        break;
+                    }
+                }
+                at = (at + 1) & (size - 1);
+            }
+        }
+        Ok(count)
     }
 
     fn concat(&mut self, separator: Text, list: List) -> Result<Option<Value>, Fault> {

@@ -33,7 +33,7 @@ use super::dfa::Dfa;
 /// The first bytes of every image.
 pub const MAGIC: [u8; 8] = *b"PARMAPOL";
 /// The version of this format. Any change of meaning is a new one.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// The largest image, in bytes.
 pub const MAX_IMAGE: usize = 1 << 20;
 /// Levels of nesting in a constant, and in any value.
@@ -679,6 +679,15 @@ impl<'p> Image<'p> {
         });
         let (name, of, pattern) = self.name(found)?;
         (of == class && self.string(name)? == text).then_some(pattern)
+    }
+
+    /// The same by the number of the text's string.
+    pub fn pattern_of_name(&self, class: Class, string: u32) -> Option<Option<u32>> {
+        let found = partition(self.words(Section::Named) / 2, |index| {
+            self.name(index).is_some_and(|(name, of, _)| (of, name) < (class, string))
+        });
+        let (name, of, pattern) = self.name(found)?;
+        ((of, name) == (class, string)).then_some(pattern)
     }
 
     /// Number of functions.

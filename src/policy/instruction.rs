@@ -610,4 +610,5 @@ builtins! {
     ToNumber = 34, "to_number", 1, "An integer of a number, a boolean, null or a decimal string; other numbers are a fault.";
     TrimPrefix = 35, "trim_prefix", 2, "The first string without the second in front.";
     Union = 36, "union", 1, "Union of a set of sets.";
+    CountBefore = 37, "internal.count_before", 2, "`count({part | some text in c; part := split(text, separator)[0]})` of any value `c`; undefined if the separator is no string or empty.";
 }

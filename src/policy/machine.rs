@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 use super::builtins;
 use super::format::{Class, Const, Image, ImageError, Pattern, Section};
 use super::instruction::{Args, Collection, Instruction, Reg, Relation, Target};
+use super::intern::Strings;
 use super::pattern::{self, Holes};
 use super::state::State;
 use super::value::{Arena, CELL, Fault, Fuel, List, Text, Value, View};
@@ -36,6 +37,7 @@ pub(super) struct Machine {
     /// Where the innermost body ends.
     end: usize,
     memos: Vec<Memo>,
+    strings: Strings,
     /// The list that was looked for last, in which table, and what the table has for it: most loops ask again.
     found: Option<(Const, List, Option<Value>)>,
 }
@@ -204,7 +206,19 @@ impl Machine {
         // Each active function has a body of its own.
         let controls = vec_of(controls + frames)?;
         let frames = vec_of(frames)?;
-        Ok(Machine { functions, registers, base: 0, frames, controls, at: 0, end: 0, memos, found: None })
+        let strings = Strings::new(image)?;
+        Ok(Machine {
+            functions,
+            registers,
+            base: 0,
+            frames,
+            controls,
+            at: 0,
+            end: 0,
+            memos,
+            strings,
+            found: None,
+        })
     }
 
     /// Evaluates a function without arguments. `None` is undefined.
@@ -218,6 +232,10 @@ impl Machine {
         self.controls.clear();
         self.memos.fill(Memo::Unknown);
         let code = context.image.section(Section::Code);
+        let input = match input {
+            Some(input) => Some(self.strings.intern(context.image, context.arena, input, context.fuel, 0)?),
+            None => None,
+        };
         let mut result = None;
         let mut flow = self.call(context, None, function, 0)?;
         loop {
@@ -683,7 +701,11 @@ impl Machine {
         let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
         let text = view.bytes(text);
         context.fuel.bytes(text.len())?;
-        if let Some(pattern) = context.image.pattern_named(class, text) {
+        let known = match self.strings.number(context.image, text, context.fuel)? {
+            Some(number) => context.image.pattern_of_name(class, number),
+            None => context.image.pattern_named(class, text),
+        };
+        if let Some(pattern) = known {
             return Ok(pattern);
         }
         let found = match class.with_holes().filter(|_| !holes.0.is_empty()) {

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod format;
 pub mod fragment;
 pub mod instruction;
+mod intern;
 mod machine;
 mod pattern;
 pub mod reason;

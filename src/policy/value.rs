@@ -97,6 +97,11 @@ impl Text {
         (self.0 >> PLACE_BITS & PLACE_MASK) as u32
     }
 
+    /// The string of the image whose bytes are there.
+    pub(super) fn constant(range: core::ops::Range<usize>) -> Text {
+        Text::new(Space::CONSTANT, range.start as u32, range.len() as u32)
+    }
+
     /// Length in bytes.
     #[inline(always)]
     pub fn len(self) -> usize {
@@ -530,7 +535,7 @@ impl<'a> View<'a> {
             Some(Kind::Int) => Value::Int(self.image.int(index).unwrap_or_default()),
             Some(Kind::String) => {
                 let range = self.image.range(Section::StringEnds, index).unwrap_or_default();
-                Value::String(Text::new(Space::CONSTANT, range.start as u32, range.len() as u32))
+                Value::String(Text::constant(range))
             }
             Some(kind @ (Kind::Array | Kind::Object | Kind::Set)) => {
                 let len = self.image.node(index).map_or(0, |(_, words)| words.len() as u32);
@@ -759,6 +764,12 @@ impl<'a> View<'a> {
                 bisect(len, |middle| {
                     fuel.take(1)?;
                     match at(middle) {
+                        // As in `compare_texts`, with the key's bytes at hand.
+                        Value::String(text)
+                            if (text.space(), key.space()) == (Space::CONSTANT, Space::CONSTANT) =>
+                        {
+                            Ok((text.at(), text.len()).cmp(&(key.at(), key.len())))
+                        }
                         Value::String(text) => {
                             fuel.bytes(text.len().min(key.len()))?;
                             Ok(self.bytes(text).cmp(bytes))

@@ -1116,6 +1116,18 @@ mod builtins {
             (B::Before, [V::Str(text), V::Str(separator)]) => {
                 Some(Value::string(text.split(&**separator).next().unwrap_or_default()))
             }
+            (B::CountBefore, [_, V::Str(separator)]) if separator.is_empty() => None,
+            (B::CountBefore, [from, V::Str(separator)]) => {
+                let texts: Vec<&Value> = match from {
+                    V::Array(items) => items.iter().collect(),
+                    V::Set(members) => members.iter().collect(),
+                    V::Object(fields) => fields.values().collect(),
+                    _ => Vec::new(),
+                };
+                let parts = texts.into_iter().filter_map(Value::as_str);
+                let parts: BTreeSet<_> = parts.map(|text| text.split(&**separator).next()).collect();
+                Some(V::Int(i64::try_from(parts.len()).unwrap_or(i64::MAX)))
+            }
             (B::Split, [V::Str(text), V::Str(separator)]) if separator.is_empty() => {
                 Some(array(text.chars().map(|c| Value::string(&c.to_string()))))
             }

@@ -703,6 +703,45 @@ fn every_builtin_in_use_is_there_and_answers_as_opa_does() {
     }
 }
 
+/// A set of first parts that is only counted is not made; the number is that of the set.
+#[test]
+fn parts_that_are_only_counted_are_as_many_as_the_set_has() {
+    let module = |separator: &str| {
+        format!(
+            "package t\nimport rego.v1\nmany(list) := count({{part | some text in list; part := split(text, {separator:?})[0]}})\n\
+             made(list) := {{part | some text in list; part := split(text, {separator:?})[0]}}\n\
+             r := [many(input.list), count(made(input.list))]\n"
+        )
+    };
+    let many: Vec<String> = (0..300).map(|number| format!("N{}={number}", number % 77)).collect();
+    let lists = [
+        json!([]),
+        json!(["A=1", "A=2", "B", "B=", "=", "", "=x", "A"]),
+        json!(["a", "ab", "abc", "abb", "abbb", "bb", "b"]),
+        json!([1, null, "A=1", ["A=1"], {"A": "A=1"}, "1"]),
+        json!({"x": "A=1", "y": "A=2", "z": "é=€"}),
+        json!("A=1"),
+        json!(null),
+        json!(many),
+    ];
+    for separator in ["=", "bb", "é", ""] {
+        let compiled = compile(&inputs(&module(separator), &["data.t.r"])).unwrap();
+        let counts = disassemble(&compiled.image).unwrap().contains("internal.count_before");
+        assert_eq!(counts, !separator.is_empty(), "{separator:?}");
+        let mut session = Session::new(&compiled.image).unwrap();
+        for list in &lists {
+            let input = json!({"list": list});
+            let ours = session.evaluate("data.t.r", Some(&input));
+            agree(&compiled.image, "data.t.r", &input, &ours);
+            let Evaluation::Value(counts) = &ours else { panic!("{ours:?}: {list}") };
+            assert_eq!(counts[0], counts[1], "{separator:?} {list}");
+        }
+        // A list that is not there has no count; neither has what is no list of the policy's.
+        let absent = session.evaluate("data.t.r", Some(&json!({})));
+        assert_eq!(absent, Evaluation::Undefined);
+    }
+}
+
 /// Faults deny: they are no value, and not undefined either, so no `not` around them holds.
 #[test]
 fn conflicts_and_overflows_are_faults() {

@@ -596,6 +596,37 @@ impl<'i, 'a> Emitter<'i, 'a> {
         (!needed && !pointless).then_some(group)
     }
 
+    /// Of `{part | some text in list; part := split(text, separator)[0]}`, a set that is only counted: the list, which
+    /// has a value here, and the separator. The set need not be made.
+    fn parts_counted<'n>(&self, counted: &'n [Node]) -> Option<(&'n Node, &'n Node)> {
+        let [Node { expr: Expr::Comprehension(set), .. }] = counted else { return None };
+        let [some, part] = set.body.as_slice() else { return None };
+        let LiteralKind::Some { key: None, value: text, collection: list } = &some.kind else { return None };
+        let LiteralKind::Unify(name, Node { expr: Expr::Ref(split, first), .. }) = &part.kind else {
+            return None;
+        };
+        let (Expr::Builtin(Builtin::Split, arguments), [first]) = (&split.expr, first.as_slice()) else {
+            return None;
+        };
+        let [of, separator] = arguments.as_slice() else { return None };
+        let (Expr::Variable(text), Expr::Variable(of)) = (&text.expr, &of.expr) else { return None };
+        let (Expr::Variable(name), Expr::Variable(yielded)) = (&name.expr, &set.value.expr) else {
+            return None;
+        };
+        let Expr::Variable(list_variable) = list.expr else { return None };
+        let inner = |variable: &Variable| set.inner.contains(variable);
+        let fits = set.kind == Collection::Set
+            && text == of
+            && name == yielded
+            && text != name
+            && inner(text)
+            && inner(name)
+            && self.variables[list_variable].is_some()
+            && first.as_constant() == Some(&Constant::Int(0))
+            && separator.as_constant().and_then(Constant::as_str).is_some_and(|text| !text.is_empty());
+        fits.then_some((list, separator))
+    }
+
     fn bound(&self) -> Bound {
         self.variables.iter().map(Option::is_some).collect()
     }
@@ -881,6 +912,14 @@ impl<'i, 'a> Emitter<'i, 'a> {
         }
         let pos = node.pos;
         match &node.expr {
+            Expr::Builtin(Builtin::Count, counted) if self.parts_counted(counted).is_some() => {
+                let Some((list, separator)) = self.parts_counted(counted) else { return self.value(node) };
+                let arguments = [self.value(list)?, self.value(separator)?];
+                let dst = self.register(pos)?;
+                let (builtin, args) = (Builtin::CountBefore, Args(&arguments));
+                self.code.emit(Instruction::Builtin { dst: Some(dst), builtin, args });
+                Ok(dst)
+            }
             Expr::Variable(variable) => self.variables[*variable].ok_or_else(|| unsafe_variable(pos)),
             Expr::Ref(base, path) => {
                 let (mut from, path) = match (&base.expr, path.as_slice()) {

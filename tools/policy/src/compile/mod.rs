@@ -38,7 +38,7 @@ use error::{Pos, Refusal};
 
 /// The compiler's version, as the image's header has it. It changes when the same sources compile to
 /// other bytes.
-pub const COMPILER_VERSION: u32 = 2;
+pub const COMPILER_VERSION: u32 = 3;
 
 /// The enforcement framework that policies alias as `data.framework`.
 pub const FRAMEWORK: &str = include_str!("../../framework/framework.rego");
