@@ -75,7 +75,11 @@ impl Inliner<'_> {
     fn body(&mut self, literals: &[Literal], open: bool) -> Vec<Literal> {
         let mut body = Vec::new();
         for (number, literal) in literals.iter().enumerate() {
-            if literals[number + 1..].iter().any(|after| implies(after, literal)) {
+            // Whether a text is a pattern need not be asked where it is matched afterwards: that fails, and faults, wherever
+            // the question does.
+            if let Some(pattern) = asked_to_be_a_pattern(literal)
+                && literals[number + 1..].iter().any(|after| matches_all_of_a_text(after, pattern))
+            {
                 continue;
             }
             match self.tested(literal, open) {
@@ -195,22 +199,26 @@ impl Inliner<'_> {
     }
 }
 
-/// Whether a literal asks of a text whether it is a pattern, and the other one, which is asked after it, matches with
-/// that pattern: that fails, and faults, wherever the first does.
-fn implies(after: &Literal, literal: &Literal) -> bool {
-    let (LiteralKind::Test(after), LiteralKind::Test(test)) = (&after.kind, &literal.kind) else {
-        return false;
+/// The variable of which a literal asks whether it is a pattern: `regex.match(pattern, "") in {true, false}`.
+fn asked_to_be_a_pattern(literal: &Literal) -> Option<Variable> {
+    let LiteralKind::Test(Node { expr: Expr::Builtin(Builtin::Member, parts), .. }) = &literal.kind else {
+        return None;
     };
-    let (Expr::Match { pattern: later, span: Span::Whole, .. }, Expr::Builtin(Builtin::Member, parts)) =
-        (&after.expr, &test.expr)
+    let [Node { expr: Expr::Match { pattern, text, .. }, .. }, any] = parts.as_slice() else { return None };
+    let Expr::Variable(pattern) = pattern.expr else { return None };
+    let either = BTreeSet::from([Constant::Bool(false), Constant::Bool(true)]);
+    let asks = text.as_constant() == Some(&Constant::string(""))
+        && any.as_constant() == Some(&Constant::Set(Rc::new(either)));
+    asks.then_some(pattern)
+}
+
+/// Whether a literal tests that the pattern that a variable is matches all of a text.
+fn matches_all_of_a_text(literal: &Literal, wanted: Variable) -> bool {
+    let LiteralKind::Test(Node { expr: Expr::Match { pattern, span: Span::Whole, .. }, .. }) = &literal.kind
     else {
         return false;
     };
-    let [Node { expr: Expr::Match { pattern, text, .. }, .. }, any] = parts.as_slice() else { return false };
-    let either = BTreeSet::from([Constant::Bool(false), Constant::Bool(true)]);
-    let same = matches!((&later.expr, &pattern.expr), (Expr::Variable(a), Expr::Variable(b)) if a == b);
-    same && text.as_constant() == Some(&Constant::string(""))
-        && any.as_constant() == Some(&Constant::Set(Rc::new(either)))
+    matches!(pattern.expr, Expr::Variable(pattern) if pattern == wanted)
 }
 
 /// The variables that some literals mention, in closures too.

@@ -12,7 +12,7 @@
 //! that is a template. At run time the pattern has to be a template with the string in its hole,
 //! exactly, so what is guessed here decides what can be answered, never what the answer is.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -26,9 +26,11 @@ use parma_guest::policy::instruction::Relation;
 use super::hir::{Cause, Expr, FunctionId, Literal, LiteralKind, Node, Program, Span, Variable};
 use super::tabulate;
 
-/// The most values that one expression may have, and steps of following where they come from.
+/// The most values that one expression may have, and steps of following where they come from: one after another, and in
+/// all for one question.
 const MAX_VALUES: usize = 20_000;
 const MAX_STEPS: usize = 40;
+const MAX_WORK: usize = 1 << 18;
 
 /// How far into the state names are those of the state and not of the policy's data: the map, the entry.
 const STATE_LEVELS: usize = 2;
@@ -96,6 +98,7 @@ pub(crate) fn arguments(
     wanted
         .iter()
         .map(|&(function, index)| {
+            search.work.set(MAX_WORK);
             search.argument(index, Place { function, chain: 0, branch: 0, literal: 0 }, 0)
         })
         .collect()
@@ -136,6 +139,8 @@ struct Search<'p> {
     known: &'p KnownInputs,
     /// Run-time strings that are put into patterns, by their number, and where they have a value.
     holes: RefCell<Vec<(Place, &'p Node)>>,
+    /// Steps that are left for this question.
+    work: Cell<usize>,
     /// What functions return for constants.
     called: RefCell<BTreeMap<(FunctionId, Vec<Constant>), Values>>,
 }
@@ -153,6 +158,7 @@ pub(crate) fn computed(program: &Program, roots: &[FunctionId], known: &KnownInp
             Expr::Submatches(parts) => (&parts[0], &parts[1], Span::Find),
             _ => continue,
         };
+        search.work.set(MAX_WORK);
         let Some(values) = search.leaf(pattern, place, 0) else { continue };
         let Some(patterns) = search.patterns(values, place) else { continue };
         if span == Span::Find && patterns.texts.is_empty() && !patterns.templates.is_empty() {
@@ -213,6 +219,7 @@ impl<'p> Search<'p> {
             fields: RefCell::default(),
             known,
             holes: RefCell::default(),
+            work: Cell::new(0),
             called: RefCell::default(),
         };
         for id in reached(program, roots) {
@@ -308,10 +315,17 @@ impl<'p> Search<'p> {
         node.children().into_iter().for_each(|child| self.node(child, place, wanted));
     }
 
+    /// Whether there is work left for this question; takes some.
+    fn goes_on(&self) -> bool {
+        let left = self.work.get();
+        self.work.set(left.saturating_sub(1));
+        left > 0
+    }
+
     /// Every value that the expression can have, or `None`. If it is a field of an object, then of one
     /// with these other `fields`.
     fn values(&self, node: &'p Node, place: Place, fields: &Fields, steps: usize) -> Values {
-        if steps == MAX_STEPS {
+        if steps == MAX_STEPS || !self.goes_on() {
             return None;
         }
         let next = steps + 1;
@@ -371,7 +385,7 @@ impl<'p> Search<'p> {
     /// Every value that an element of the expression's value can have. More is known of it than of the whole where the
     /// whole is made of elements at run time.
     fn elements(&self, node: &'p Node, place: Place, steps: usize) -> Values {
-        if steps == MAX_STEPS {
+        if steps == MAX_STEPS || !self.goes_on() {
             return None;
         }
         let (next, none) = (steps + 1, Fields::new());
@@ -546,7 +560,7 @@ impl<'p> Search<'p> {
 
     /// Whether an expression's value comes from the request and nowhere else.
     fn requested(&self, node: &'p Node, place: Place, steps: usize) -> bool {
-        if steps == MAX_STEPS {
+        if steps == MAX_STEPS || !self.goes_on() {
             return false;
         }
         let next = steps + 1;
