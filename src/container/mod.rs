@@ -403,7 +403,7 @@ impl Containers {
         match result {
             Ok(()) => {
                 self.processes.insert(process.process, Process { container, running: Some(running) });
-                self.streams.add(process.process, our_ends);
+                self.streams.add(process.process, our_ends, process.output_waits);
                 Ok(())
             }
             Err(failure) => {

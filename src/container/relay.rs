@@ -3,20 +3,25 @@
 //! Nothing is buffered here: splice(2) moves bytes from the one to the other, and where one is full, the pipe is what is
 //! bounded.
 //!
+//! Output that nobody attaches to in time holds its process up no longer (C12): the first of it moves to a second pipe,
+//! where it is kept, and what then does not fit is thrown away.
+//!
 //! The end of output is a full shutdown of the connection that leaves it open, so that the kernel does not reset it
 //! under a slow reader as it does eight seconds after a close. `vhost-device-vsock` takes no notice of a shutdown while
 //! it still holds bytes itself, so the peer is reminded until it agrees.
 
-use super::stdio::{Key, token};
+use super::stdio::{Key, pipe, token};
 use crate::linux::Errno;
 use rustix::event::epoll::{self, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::io::{ioctl_fionbio, write};
+use rustix::io::{ioctl_fionbio, read, write};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use rustix::pipe::{SpliceFlags, splice};
 
 /// Most bytes of one splice.
 const CHUNK: usize = crate::linux::vsock::MAX_SEND;
+/// Bytes that a pipe takes as a whole or not at all.
+const PIPE_BUF: usize = 4096;
 /// Most chunks of one event, so that a busy stream leaves the others their turn.
 const CHUNKS: usize = 8;
 /// Reminders until a connection is closed whatever its peer says: after a minute.
@@ -28,8 +33,10 @@ const END_OF_INPUT: [u8; 2] = [4, 4];
 /// What becomes of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Nobody came yet. What the process writes waits in the pipe.
-    Unattached,
+    /// Nobody came yet. What the process writes waits in the pipe: for so many ticks more, or for ever.
+    Unattached { left: Option<u16> },
+    /// Nobody came in time. From the pipe to where it is kept, and then to nowhere.
+    Absent,
     /// From the socket, or what a terminal shows, to the pipe.
     Input,
     /// From the pipe to the socket.
@@ -60,6 +67,8 @@ pub enum Progress {
 pub struct Relay {
     pipe: Option<OwnedFd>,
     peer: Option<OwnedFd>,
+    /// What was written before anybody came, and until it is full the way there.
+    kept: Option<(OwnedFd, Option<OwnedFd>)>,
     state: State,
 }
 
@@ -67,9 +76,40 @@ const INTEREST: EventFlags =
     EventFlags::IN.union(EventFlags::OUT).union(EventFlags::RDHUP).union(EventFlags::ET);
 
 impl Relay {
-    /// A non-blocking pipe whose peer has yet to come.
-    pub fn unattached(pipe: OwnedFd) -> Self {
-        Self { pipe: Some(pipe), peer: None, state: State::Unattached }
+    /// A non-blocking pipe whose peer has yet to come: in so many ticks, or ever.
+    pub fn unattached(pipe: OwnedFd, left: Option<u16>) -> Self {
+        Self { pipe: Some(pipe), peer: None, kept: None, state: State::Unattached { left } }
+    }
+
+    /// Whether nobody came yet.
+    pub fn is_unattached(&self) -> bool {
+        matches!(self.state, State::Unattached { .. } | State::Absent)
+    }
+
+    /// Whether [`Self::tick`] has anything to do.
+    pub fn ages(&self) -> bool {
+        matches!(self.state, State::Unattached { left: Some(_) } | State::Flushed { .. })
+    }
+
+    /// A moment has passed. Whether this is over now.
+    pub fn tick(&mut self, epoll: &OwnedFd, key: Key) -> bool {
+        match self.state {
+            State::Unattached { left: Some(0) } => self.keep(epoll, key).is_err(),
+            State::Unattached { left: Some(left) } => {
+                self.state = State::Unattached { left: Some(left - 1) };
+                false
+            }
+            _ => self.remind(),
+        }
+    }
+
+    /// Waits for nobody any more.
+    fn keep(&mut self, epoll: &OwnedFd, key: Key) -> Result<(), Errno> {
+        let (reader, writer) = pipe()?;
+        ioctl_fionbio(&writer, true)?;
+        ioctl_fionbio(&reader, true)?;
+        (self.kept, self.state) = (Some((reader, Some(writer))), State::Absent);
+        self.pipe.as_ref().map_or(Ok(()), |pipe| epoll::add(epoll, pipe, token(key, false), INTEREST))
     }
 
     /// What becomes of it.
@@ -85,9 +125,14 @@ impl Relay {
     /// Moves bytes between the pipe and this peer, from the next event on. It takes both into the epoll set.
     pub fn start(&mut self, peer: OwnedFd, state: State, epoll: &OwnedFd, key: Key) -> Result<(), Errno> {
         ioctl_fionbio(&peer, true)?;
-        let (Some(pipe), peer) = (&self.pipe, self.peer.insert(peer)) else { return Err(Errno::BADF) };
+        let peer = self.peer.insert(peer);
+        if let Some((_, writer)) = &mut self.kept {
+            *writer = None;
+        }
+        if let (Some(pipe), State::Unattached { .. }) = (&self.pipe, self.state) {
+            epoll::add(epoll, pipe, token(key, false), INTEREST)?;
+        }
         self.state = state;
-        epoll::add(epoll, pipe, token(key, false), INTEREST)?;
         epoll::add(epoll, peer, token(key, true), INTEREST)
     }
 
@@ -109,22 +154,23 @@ impl Relay {
                 State::Output | State::Typing => self.drain(),
                 State::Flushed { .. } if self.is_over() => return Progress::Done,
                 // What the host sent before it went is still to be read.
-                State::Flushed { .. } | State::Input | State::Drain | State::Unattached => {}
+                _ => {}
             }
         }
         for _ in 0..CHUNKS {
-            let (from, to) = match (self.state, &self.pipe, &self.peer) {
+            let kept = self.kept.as_ref().map(|(reader, _)| reader);
+            let (from, to) = match (self.state, kept.or(self.pipe.as_ref()), &self.peer) {
+                (State::Absent, ..) => return self.set_aside(),
+                (State::Output, None, _) => return self.flush(),
+                (State::Drain, None, _) => return Progress::Done,
                 (State::Input, Some(pipe), Some(peer)) => (peer.as_fd(), pipe.as_fd()),
                 (State::Output | State::Typing, Some(pipe), Some(peer)) => (pipe.as_fd(), peer.as_fd()),
                 (State::Drain, Some(pipe), _) => (pipe.as_fd(), null.as_fd()),
                 _ => return Progress::Waiting,
             };
             match splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
-                Ok(0) if self.state == State::Output => {
-                    self.pipe = None;
-                    self.state = State::Flushed { reminders: 0 };
-                    return if self.remind() { Progress::Done } else { Progress::Flushed };
-                }
+                Ok(0) if self.kept.is_some() => self.kept = None,
+                Ok(0) if self.state == State::Output => return self.flush(),
                 Ok(0) if self.state == State::Typing => {
                     // It is tried again when the terminal has taken what was typed before.
                     let typed = self.peer.as_ref().map(|terminal| write(terminal, &END_OF_INPUT));
@@ -142,8 +188,40 @@ impl Relay {
         Progress::More
     }
 
+    /// Takes from a pipe what nobody reads: it is kept while there is room. It is copied, so that short writes come to lie
+    /// next to each other.
+    fn set_aside(&mut self) -> Progress {
+        for _ in 0..CHUNKS {
+            let Some(pipe) = &self.pipe else { return Progress::Waiting };
+            let mut bytes = [0; PIPE_BUF];
+            match read(pipe, &mut bytes) {
+                // All that the process ever writes is there.
+                Ok(0) => self.pipe = None,
+                Ok(count) => {
+                    // So many bytes are written as a whole or not at all (pipe(7)).
+                    if let Some((_, way)) = &mut self.kept
+                        && let Some(writer) = way
+                        && write(writer, bytes.get(..count).unwrap_or_default()).is_err()
+                    {
+                        *way = None;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Progress::Waiting,
+                Err(_) => return Progress::Done,
+            }
+        }
+        Progress::More
+    }
+
+    /// All of the output is with the kernel.
+    fn flush(&mut self) -> Progress {
+        (self.pipe, self.state) = (None, State::Flushed { reminders: 0 });
+        if self.remind() { Progress::Done } else { Progress::Flushed }
+    }
+
     /// Tells the peer of a flushed stream that nothing follows. Whether it is over now; never that of another stream.
-    pub fn remind(&mut self) -> bool {
+    fn remind(&mut self) -> bool {
         let State::Flushed { reminders } = &mut self.state else { return false };
         *reminders += 1;
         let told = self.peer.as_ref().map(|socket| shutdown(socket, Shutdown::Both));
@@ -159,7 +237,6 @@ impl Relay {
     }
 
     fn drain(&mut self) {
-        self.peer = None;
-        self.state = State::Drain;
+        (self.peer, self.kept, self.state) = (None, None, State::Drain);
     }
 }

@@ -25,8 +25,10 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// Time between two reminders of a connection's end, in nanoseconds.
-const REMINDER: i64 = 100_000_000;
+/// A tick of the clock by which connections are reminded of their end, and readers are waited for, in nanoseconds.
+const TICK: i64 = 100_000_000;
+/// Ticks until output is not kept back any more for a reader that has not attached: ten seconds.
+const PATIENCE: u16 = if cfg!(test) { 5 } else { 100 };
 
 /// A pipe whose ends are both closed on exec and neither of which is among descriptors 0–2.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -147,8 +149,9 @@ pub fn token((process, stream): Key, peer: bool) -> EventData {
 pub struct Streams {
     epoll: OwnedFd,
     null: OwnedFd,
-    /// Runs while a stream is in [`State::Flushed`].
+    /// Ticks while `ticking`: while there is a stream that [`Relay::ages`].
     timer: OwnedFd,
+    ticking: bool,
     streams: BTreeMap<Key, Relay>,
 }
 
@@ -162,20 +165,28 @@ impl Streams {
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
         epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
-        Ok(Self { epoll, null, timer, streams: BTreeMap::new() })
+        Ok(Self { epoll, null, timer, ticking: false, streams: BTreeMap::new() })
     }
 
-    /// The streams of a process that started, for the host to attach to.
-    pub fn add(&mut self, process: ProcessId, ends: OurEnds) {
+    /// The streams of a process that started, for the host to attach to. `waits`: what nobody reads of its output waits for
+    /// ever.
+    pub fn add(&mut self, process: ProcessId, ends: OurEnds, waits: bool) {
+        let patience = (!waits).then_some(PATIENCE);
         let OurEnds { stdin, stdout, stderr, typed, shown } = ends;
-        for (stream, pipe) in [(Stream::Stdin, stdin), (Stream::Stdout, stdout), (Stream::Stderr, stderr)] {
+        for (stream, pipe, patience) in [
+            (Stream::Stdin, stdin, None),
+            (Stream::Stdout, stdout, patience),
+            (Stream::Stderr, stderr, patience),
+        ] {
             if let Some(pipe) = pipe {
-                self.streams.insert(key(process, stream), Relay::unattached(pipe));
+                self.streams.insert(key(process, stream), Relay::unattached(pipe, patience));
             }
         }
+        // Without the timer output waits, which is all that can be done.
+        let _ = self.set_ticking();
         for (number, state, ends) in [(TYPED, State::Typing, typed), (SHOWN, State::Input, shown)] {
             let Some((pipe, terminal)) = ends else { continue };
-            let (key, mut relay) = ((process.get(), number), Relay::unattached(pipe));
+            let (key, mut relay) = ((process.get(), number), Relay::unattached(pipe, None));
             // Where the kernel has no memory for it, this is a terminal that is hung up.
             if relay.start(terminal, state, &self.epoll, key).is_ok() {
                 self.streams.insert(key, relay);
@@ -191,14 +202,13 @@ impl Streams {
 
     /// Forgets what was never attached; what was, is still delivered.
     pub fn remove_unattached(&mut self, process: ProcessId) {
-        self.streams
-            .retain(|&(owner, _), relay| owner != process.get() || relay.state() != State::Unattached);
+        self.streams.retain(|&(owner, _), relay| owner != process.get() || !relay.is_unattached());
     }
 
     /// Whether [`Streams::attach`] would be accepted.
     pub fn attachable(&self, process: ProcessId, stream: Stream) -> Result<(), NotAttachable> {
-        match self.streams.get(&key(process, stream)).map(Relay::state) {
-            Some(State::Unattached) => Ok(()),
+        match self.streams.get(&key(process, stream)) {
+            Some(relay) if relay.is_unattached() => Ok(()),
             Some(_) => Err(NotAttachable::Again),
             None => Err(NotAttachable::Unknown),
         }
@@ -225,7 +235,7 @@ impl Streams {
     /// Moves what can be moved.
     pub fn on_event(&mut self, token: u64, flags: EventFlags) {
         if token == TIMER {
-            return self.remind();
+            return self.tick();
         }
         let peer = token & 1 == 1;
         // What is shifted out is the stream and the side; what is cut off, the bit that made it ours.
@@ -238,28 +248,33 @@ impl Streams {
             // There is more than its turn; it goes to the end of the queue.
             Progress::More => relay.rearm(&self.epoll, key).is_err(),
             // Without the timer the connection is closed at once, which is all that can be done.
-            Progress::Flushed => self.set_timer(REMINDER).is_err(),
+            Progress::Flushed => self.set_ticking().is_err(),
         };
         if done {
             self.streams.remove(&key);
         }
     }
 
-    /// Tells the peers of flushed streams once more, and forgets those that agree or never will.
-    fn remind(&mut self) {
+    /// Tells the peers of flushed streams once more, and forgets those that agree or never will; gives up waiting for readers
+    /// whose time is over.
+    fn tick(&mut self) {
         // How often it expired does not matter, only that it is not readable any more.
         let _ = rustix::io::read(&self.timer, &mut [0u8; 8]);
-        self.streams.retain(|_, relay| !relay.remind());
-        if !self.streams.values().any(|relay| matches!(relay.state(), State::Flushed { .. })) {
-            // A timer that goes on is of no harm.
-            let _ = self.set_timer(0);
-        }
+        let epoll = &self.epoll;
+        self.streams.retain(|&key, relay| !relay.tick(epoll, key));
+        // A timer that goes on is of no harm.
+        let _ = self.set_ticking();
     }
 
-    /// Nanoseconds between two events; 0 for none.
-    fn set_timer(&self, interval: i64) -> Result<(), Errno> {
-        let interval = Timespec { tv_sec: 0, tv_nsec: interval };
-        let setting = Itimerspec { it_interval: interval, it_value: interval };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &setting).map(drop)
+    /// Has the timer tick if there is a stream that it is for, and only then.
+    fn set_ticking(&mut self) -> Result<(), Errno> {
+        let wanted = self.streams.values().any(Relay::ages);
+        if wanted != self.ticking {
+            let interval = Timespec { tv_sec: 0, tv_nsec: if wanted { TICK } else { 0 } };
+            let setting = Itimerspec { it_interval: interval, it_value: interval };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &setting)?;
+            self.ticking = wanted;
+        }
+        Ok(())
     }
 }

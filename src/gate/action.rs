@@ -189,6 +189,8 @@ pub struct StartProcess<'a> {
     pub no_new_privileges: bool,
     /// Streams to keep for the host; the others are `/dev/null`.
     pub stdio: Stdio,
+    /// Whether output that nobody reads waits for ever, and the process with it.
+    pub output_waits: bool,
 }
 
 /// Create a container on its overlay and start its init process.

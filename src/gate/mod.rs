@@ -539,8 +539,17 @@ impl Gate {
         both(&mut decision.delta, writable.delta)?;
         self.perform(decision.delta, || actor.mount_overlay(Permit::granted(action)))?;
         let (mounts, volumes) = (Vec::new(), Vec::new());
-        let (created, stdio, paused) = (false, false, false);
-        let overlay = Overlay { container, layers: slots, scratch, mounts, volumes, created, stdio, paused };
+        let overlay = Overlay {
+            container,
+            layers: slots,
+            scratch,
+            mounts,
+            volumes,
+            created: false,
+            stdio: false,
+            output_waits: false,
+            paused: false,
+        };
         self.objects.overlays.push(overlay);
         Ok(())
     }
@@ -597,13 +606,15 @@ impl Gate {
                 input::create_container(input, &container, privileged, &scratch, &mounts, &start)
             })?;
         let stdio = decision.allow_stdio == Some(true);
+        start.output_waits = decision.output_waits == Some(true);
+        let output_waits = start.output_waits;
         narrow(Point::CreateContainer, &decision, stdio, &mut start)?;
         self.make_room(actor);
         self.objects.burn(container);
         let action = CreateContainer { container, scratch, mounts, init: start };
         self.perform(decision.delta, || actor.create_container(Permit::granted(action)))?;
         if let Some(overlay) = self.objects.overlay(&container) {
-            (overlay.created, overlay.stdio) = (true, stdio);
+            (overlay.created, overlay.stdio, overlay.output_waits) = (true, stdio, output_waits);
             (overlay.mounts, overlay.volumes) = (layers, volumes);
         }
         self.objects.processes.push(objects::Process {
@@ -640,7 +651,11 @@ impl Gate {
                 input::exec_in_container(input, &container, &start)
             })?;
         // As in the reference, what was decided on standard streams for the container holds for all its processes.
-        let stdio = self.objects.overlay(&container).is_some_and(|overlay| overlay.stdio);
+        let (stdio, output_waits) = match self.objects.overlay(&container) {
+            Some(overlay) => (overlay.stdio, overlay.output_waits),
+            None => (false, false),
+        };
+        start.output_waits = output_waits;
         narrow(Point::ExecInContainer, &decision, stdio, &mut start)?;
         self.make_room(actor);
         let action = ExecInContainer { container, process: start };
@@ -903,6 +918,7 @@ impl Gate {
             capabilities,
             no_new_privileges,
             stdio,
+            output_waits: false,
         })
     }
 

@@ -62,6 +62,8 @@ pub(super) struct Overlay {
     pub created: bool,
     /// Whether the policy allows that container's processes standard streams.
     pub stdio: bool,
+    /// Whether what nobody reads of their output waits, and they with it.
+    pub output_waits: bool,
     /// Whether its processes are held still.
     pub paused: bool,
 }

@@ -49,6 +49,8 @@ pub struct Decision {
     pub capabilities: Option<Capabilities>,
     /// `allow_stdio_access`.
     pub allow_stdio: Option<bool>,
+    /// `output_waits`: whether output that nobody reads waits, and the process with it.
+    pub output_waits: Option<bool>,
     /// `panic_on_corruption`: whether the machine ends when a block of the device does not match its root hash.
     pub panic_on_corruption: Option<bool>,
     /// `parameters`: what a fragment is to be worked out with, once for each; an array, still in the arena.
@@ -349,6 +351,7 @@ impl Decision {
             Some(_) => Err(Fault::Result),
         };
         decision.allow_stdio = flag("allow_stdio_access")?;
+        decision.output_waits = flag("output_waits")?;
         decision.panic_on_corruption = flag("panic_on_corruption")?;
         match view.field(result, "parameters") {
             None | Some(Value::Null) => {}

@@ -65,6 +65,7 @@ struct Spec<'a> {
     no_new_privileges: bool,
     stdin: bool,
     terminal: Option<WindowSize>,
+    output_waits: bool,
 }
 
 fn caps(set: u64) -> Capabilities {
@@ -84,6 +85,7 @@ impl<'a> Spec<'a> {
             no_new_privileges: true,
             stdin: false,
             terminal: None,
+            output_waits: false,
         }
     }
 
@@ -108,6 +110,7 @@ impl<'a> Spec<'a> {
                 terminal: self.terminal,
             })
             .unwrap(),
+            output_waits: self.output_waits,
         }
     }
 }

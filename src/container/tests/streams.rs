@@ -103,3 +103,35 @@ fn c12_a_host_that_floods_input_fills_one_pipe_and_no_more() {
         machine.shutdown(container).unwrap();
     });
 }
+
+#[test]
+fn c12_output_that_nobody_attaches_to_is_dropped_after_its_beginning_and_holds_up_nobody() {
+    alone(
+        "streams::c12_output_that_nobody_attaches_to_is_dropped_after_its_beginning_and_holds_up_nobody",
+        |machine| {
+            let container = id('d');
+            machine.rootfs(&container);
+            // Short writes, so that what is kept is bytes and not so many writes.
+            let script =
+                "i=0; while [ $i -lt 9000 ]; do echo 012345678901234567890$i; i=$((i+1)); done; exit 6";
+            let args = ["bash", "-c", script];
+            machine.create(container, &Spec::new(&["sleep", "1000"])).unwrap();
+            let process = machine.exec(container, &Spec::new(&args)).unwrap();
+            let waiting = Spec { output_waits: true, ..Spec::new(&args) };
+            let waiting = machine.exec(container, &waiting).unwrap();
+            assert_eq!(machine.exit_of(process), ExitStatus::Code(6));
+            let stdout = machine.attach(process, Stream::Stdout);
+            let kept = String::from_utf8(machine.read_all(stdout)).unwrap();
+            assert!((50_000..140_000).contains(&kept.len()), "{}", kept.len());
+            let (kept, _) = kept.rsplit_once('\n').unwrap();
+            let numbers = kept.lines().map(|line| line[21..].parse::<u32>().unwrap());
+            assert!(numbers.eq(0..kept.lines().count() as u32), "the first, and in order");
+            // Where the policy says so it waits, and nothing is lost.
+            assert!(machine.exits.iter().all(|&(other, _)| other != waiting));
+            let stdout = machine.attach(waiting, Stream::Stdout);
+            assert_eq!(String::from_utf8(machine.read_all(stdout)).unwrap().lines().count(), 9000);
+            assert_eq!(machine.exit_of(waiting), ExitStatus::Code(6));
+            machine.shutdown(container).unwrap();
+        },
+    );
+}

@@ -349,13 +349,7 @@ unmount_overlay := {"allowed": true, "metadata": [remove("overlayTargets", input
 default create_container := {"allowed": false}
 
 # The id is burned: `started` is never removed. The guest itself burns it if the creation then fails (D12).
-create_container := {
-	"allowed": true,
-	"env_list": env_list,
-	"caps_list": caps_list,
-	"allow_stdio_access": allow_stdio_access,
-	"metadata": created(containers),
-} if {
+create_container := object.union(answer, waiting(containers)) if {
 	not data.metadata.started[input.containerID]
 	input.devices == []
 	fitting := [container |
@@ -381,7 +375,35 @@ create_container := {
 	]
 	allow_stdio_access := containers[0].allow_stdio_access
 	every container in containers { container.allow_stdio_access == allow_stdio_access }
+	answer := {
+		"allowed": true,
+		"env_list": env_list,
+		"caps_list": caps_list,
+		"allow_stdio_access": allow_stdio_access,
+		"metadata": created(containers),
+	}
 }
+
+# Whether output that nobody reads waits for a reader, and the process with it. Where the entries that are left disagree,
+# nothing is started.
+waiting(_) := {} if not waits
+
+waiting(containers) := {} if {
+	waits
+	every container in containers { object.get(container, "output_waits", false) == false }
+}
+
+waiting(containers) := {"output_waits": true} if {
+	waits
+	every container in containers { container.output_waits == true }
+}
+
+waits if {
+	some container in candidates
+	container.output_waits == true
+}
+
+waits if extensible
 
 created(containers) := [
 	update("matches", input.containerID, containers),

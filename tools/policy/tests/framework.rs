@@ -499,6 +499,29 @@ fn c10_a_terminal_is_allowed_by_itself() {
 }
 
 #[test]
+fn c12_output_waits_only_where_every_entry_that_is_left_says_so() {
+    let with = |waits: Value| {
+        let mut entry = container();
+        entry["output_waits"] = waits;
+        entry
+    };
+    let create = create_container(&id('a'));
+    for (entries, waits) in [
+        (vec![container()], None),
+        (vec![with(false.into()), container()], None),
+        (vec![with(true.into()), with(true.into())], Some(json!(true))),
+    ] {
+        each_prepared(&policy(&entries, &json!({})), |guest| {
+            let result = guest.ask("create_container", &create).allowed();
+            assert_eq!(result.get("output_waits"), waits.as_ref());
+        });
+    }
+    each_prepared(&policy(&[with(true.into()), container()], &json!({})), |guest| {
+        guest.ask("create_container", &create).denied();
+    });
+}
+
+#[test]
 fn entries_that_disagree_about_the_standard_streams_start_nothing() {
     let silent = container_with("/allow_stdio_access", false);
     each_prepared(&policy(&[container(), silent.clone()], &json!({})), |guest| {
