@@ -112,11 +112,6 @@ impl Relay {
         self.pipe.as_ref().map_or(Ok(()), |pipe| epoll::add(epoll, pipe, token(key, false), INTEREST))
     }
 
-    /// What becomes of it.
-    pub fn state(&self) -> State {
-        self.state
-    }
-
     /// The terminal, where it has one.
     pub fn terminal(&self) -> Option<&OwnedFd> {
         self.peer.as_ref()
