@@ -375,7 +375,7 @@ fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
     let writable = dir.join("writable.img");
     File::create(&writable)?.set_len(SCRATCH)?;
     run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "^has_journal"]).arg(&writable))?;
-    config.disks.push(Disk::scratch(&writable, Serial::parse("writable").ok().context("a serial")?));
+    config.disks.push(Disk::writable(&writable, Serial::parse("writable").ok().context("a serial")?));
     let mut machine = Machine::launch(&config)?;
     machine.wait(PATIENCE)?.context("the machine with the raw disks does not end")?;
     let console = String::from_utf8_lossy(&machine.console()?).into_owned();

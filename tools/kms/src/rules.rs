@@ -90,7 +90,7 @@ impl Rules {
         ensure!(text.len() <= MAX_FILE, "a release policy has at most {MAX_FILE} bytes");
         let file: FileRules = serde_json::from_slice(text).context("not a release policy")?;
         let keys = file.keys.into_iter().map(|(name, rule)| {
-            ensure!(is_name(&name), "{name:?} is no name of a key: 1 to 64 of A-Z a-z 0-9 . _ -");
+            ensure!(is_name(&name), "{name:?} is no name of a key: {NAMES}");
             let rule = Rule::new(rule).with_context(|| format!("the key {name}"))?;
             Ok((name, rule))
         });
@@ -98,12 +98,20 @@ impl Rules {
     }
 }
 
+/// Most characters of a key's name.
+pub const MAX_NAME: usize = 3 * 64 + 2;
+/// What a key may be called, for those who are told that one is not.
+pub const NAMES: &str = "1 to 64 of A-Z a-z 0-9 . _ -, or three of that: REPOSITORY/TYPE/TAG";
+
 /// Whether this may name a key, in URLs and in the store.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
-        && !name.starts_with('.')
+    let is_part = |part: &str| {
+        (1..=64).contains(&part.len())
+            && part.bytes().all(|c| c.is_ascii_alphanumeric() || b"._-".contains(&c))
+            && !part.starts_with('.')
+    };
+    name.len() <= MAX_NAME && [1, 3].contains(&name.split('/').count()) && name.split('/').all(is_part)
 }
 
 impl Rule {

@@ -6,18 +6,22 @@
 //! | `GET /certs` | the keys of tokens, a JWK set |
 //! | `POST /attest/SevSnpVm` | evidence → token, as Microsoft's attestation service takes and gives them |
 //! | `POST /keys/NAME/release`, `POST /keys/NAME/VERSION/release` | token → wrapped key, as managed HSMs do |
+//! | `POST /kbs/v0/auth`, `POST /kbs/v0/attest`, `GET /kbs/v0/resource/REPOSITORY/TYPE/TAG` | a session, a token, an encrypted resource: RCAR 0.4.0 |
 //! | `POST /parma/v1/offer`, `POST /parma/v1/release` | a sealed channel's offer, and the guest's answer → sealed key |
 //!
 //! Errors are `{"error": {"code", "message", "checks"?}}`; `checks` lists each check with its outcome. 400: malformed, 403: refused, 413:
-//! too long, 429: too many, 503: busy.
+//! too long, 429: too many, 503: busy. Those of `/kbs/v0` are as RFC 7807 has them, `{"type", "detail", "checks"?}`; 401: refused.
 //!
 //! Nobody can make it wait or grow: connections, bodies, times, and requests of one address are bounded.
 
+use crate::service::kbs::{self, Holder};
 use crate::service::{AttestRequest, Failure, ReleaseRequest, SealedRequest, Service};
+use crate::verify::Checklist;
 use anyhow::{Context as _, Result};
 use axum::Router;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
-use axum::http::StatusCode;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, COOKIE, SET_COOKIE};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -103,12 +107,30 @@ fn error(status: StatusCode, code: &str, message: &str, checks: Option<Value>) -
     (status, Json(json!({"error": error}))).into_response()
 }
 
+fn checks(list: Checklist) -> Option<Value> {
+    serde_json::to_value(list.items).ok()
+}
+
+/// A failure as clients of KBS know them: 401, unless it is of another kind.
+fn problem(failure: Failure) -> Response {
+    let (status, kind, why, list) = match failure {
+        Failure::Request(why) => (StatusCode::BAD_REQUEST, "malformed", why, None),
+        Failure::Refused(why, list) => (StatusCode::UNAUTHORIZED, "refused", why, list),
+        failure @ Failure::Service(_) => return failure.into_response(),
+    };
+    let mut body = json!({"type": format!("urn:parma:kbs:{kind}"), "detail": why});
+    if let Some(checks) = list.and_then(checks) {
+        body["checks"] = checks;
+    }
+    (status, [(CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+}
+
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         match self {
             Self::Request(why) => error(StatusCode::BAD_REQUEST, "BadRequest", &why, None),
             Self::Refused(why, list) => {
-                let checks = list.and_then(|list| serde_json::to_value(list.items).ok());
+                let checks = list.and_then(checks);
                 error(StatusCode::FORBIDDEN, "Refused", &why, checks)
             }
             Self::Service(cause) => {
@@ -124,15 +146,25 @@ impl IntoResponse for Failure {
     }
 }
 
-/// Reads the body as JSON and has it served on a thread of its own.
-async fn serve<T: DeserializeOwned + Send + 'static>(
+/// Reads the body as JSON and has it served on a thread of its own; a failure is told in this form.
+async fn serve<T: DeserializeOwned + Send + 'static, A: IntoResponse + Send + 'static>(
     shared: Arc<Shared>,
     body: Bytes,
-    answer: impl FnOnce(&Service, &T) -> Result<Value, Failure> + Send + 'static,
+    tell: fn(Failure) -> Response,
+    answer: impl FnOnce(&Service, &T) -> Result<A, Failure> + Send + 'static,
 ) -> Response {
     let Ok(request) = serde_json::from_slice::<T>(&body) else {
-        return Failure::Request("the body is not the JSON that this endpoint takes".into()).into_response();
+        return tell(Failure::Request("the body is not the JSON that this endpoint takes".into()));
     };
+    judge(shared, tell, move |service| answer(service, &request)).await
+}
+
+/// Has something that takes a processor for a while done on a thread of its own.
+async fn judge<A: IntoResponse + Send + 'static>(
+    shared: Arc<Shared>,
+    tell: fn(Failure) -> Response,
+    answer: impl FnOnce(&Service) -> Result<A, Failure> + Send + 'static,
+) -> Response {
     let Ok(_permit) = shared.judgements.try_acquire() else {
         return error(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -142,11 +174,55 @@ async fn serve<T: DeserializeOwned + Send + 'static>(
         );
     };
     let theirs = shared.clone();
-    match tokio::task::spawn_blocking(move || answer(&theirs.service, &request)).await {
-        Ok(Ok(value)) => Json(value).into_response(),
-        Ok(Err(failure)) => failure.into_response(),
+    match tokio::task::spawn_blocking(move || answer(&theirs.service)).await {
+        Ok(Ok(answer)) => answer.into_response(),
+        Ok(Err(failure)) => tell(failure),
         Err(panic) => Failure::Service(panic.into()).into_response(),
     }
+}
+
+/// The endpoints of a KBS.
+fn broker() -> Router<Arc<Shared>> {
+    type S = State<Arc<Shared>>;
+    Router::new()
+        .route(
+            "/auth",
+            post(|State(shared): S, body: Bytes| {
+                serve(shared, body, problem, |service, request| {
+                    let begun = service.kbs_auth(request)?;
+                    Ok(([(SET_COOKIE, begun.cookie)], Json(begun.challenge)))
+                })
+            }),
+        )
+        .route(
+            "/attest",
+            post(|State(shared): S, headers: HeaderMap, body: Bytes| {
+                serve(shared, body, problem, move |service, request| {
+                    let session = text(&headers, COOKIE).and_then(kbs::session);
+                    service.kbs_attest(session, request).map(Json)
+                })
+            }),
+        )
+        .route(
+            "/resource/{repository}/{type}/{tag}",
+            get(
+                |State(shared): S,
+                 Path((repository, kind, tag)): Path<(String, String, String)>,
+                 headers: HeaderMap| {
+                    judge(shared, problem, move |service| {
+                        let token =
+                            text(&headers, AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer "));
+                        let session = text(&headers, COOKIE).and_then(kbs::session);
+                        let holder = token.map(Holder::Token).or(session.map(Holder::Session));
+                        service.kbs_resource(holder, &format!("{repository}/{kind}/{tag}")).map(Json)
+                    })
+                },
+            ),
+        )
+}
+
+fn text(headers: &HeaderMap, name: axum::http::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
 }
 
 async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
@@ -169,7 +245,9 @@ async fn guard(State(shared): State<Arc<Shared>>, request: Request, next: Next) 
 pub fn router(shared: Arc<Shared>) -> Router {
     type S = State<Arc<Shared>>;
     let release = |shared: Arc<Shared>, name: String, body: Bytes| {
-        serve(shared, body, move |service, request: &ReleaseRequest| service.release(&name, request))
+        serve(shared, body, Failure::into_response, move |service, request: &ReleaseRequest| {
+            service.release(&name, request).map(Json)
+        })
     };
     Router::new()
         .route("/status", get(|| async { Json(json!({"message": "STATUS OK"})) }))
@@ -177,7 +255,9 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route(
             "/attest/SevSnpVm",
             post(|State(shared): S, body: Bytes| {
-                serve(shared, body, |service, r: &AttestRequest| service.attest(r))
+                serve(shared, body, Failure::into_response, |service, request: &AttestRequest| {
+                    service.attest(request).map(Json)
+                })
             }),
         )
         .route(
@@ -202,9 +282,12 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route(
             "/parma/v1/release",
             post(|State(shared): S, body: Bytes| {
-                serve(shared, body, |service, r: &SealedRequest| service.release_sealed(r))
+                serve(shared, body, Failure::into_response, |service, request: &SealedRequest| {
+                    service.release_sealed(request).map(Json)
+                })
             }),
         )
+        .nest(parma_release::rcar::PREFIX, broker())
         .layer(from_fn_with_state(shared.clone(), guard))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(shared)

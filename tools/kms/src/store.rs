@@ -1,6 +1,7 @@
 //! Keys and the audit trail, in one database file that survives the end of the process at any moment: what a call that returned
 //! has written is there (`redb`, copy-on-write with two-phase commits and fsync).
 
+use crate::rules;
 use anyhow::{Context as _, Result, ensure};
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -51,7 +52,7 @@ impl Store {
     /// # Errors
     /// There is one of this name, or the disk fails.
     pub fn import(&self, name: &str, key: &[u8]) -> Result<()> {
-        ensure!(crate::rules::is_name(name), "{name:?} is no name of a key: 1 to 64 of A-Z a-z 0-9 . _ -");
+        ensure!(rules::is_name(name), "{name:?} is no name of a key: {}", rules::NAMES);
         ensure!((16..=MAX_KEY).contains(&key.len()), "a key has 16 to {MAX_KEY} bytes");
         let write = self.0.begin_write()?;
         {

@@ -58,6 +58,12 @@ impl Key {
         Ok(Self(key))
     }
 
+    /// Its bytes, for whoever seals them.
+    #[must_use]
+    pub fn secret(&self) -> &[u8; KEY] {
+        &self.0
+    }
+
     /// The volume's id, which policies name it by: it says which key, and nothing of the key.
     #[must_use]
     pub fn id(&self) -> String {

@@ -4,7 +4,7 @@
 //! what is done here is what an honest host does, and the guest refuses everything else.
 
 use crate::pod::{Guest, Scratch, new_container_id};
-use crate::workload::{Layer, Workload};
+use crate::workload::{Content, Encrypted, Layer, Workload};
 use anyhow::{Context as _, Result, bail, ensure};
 use parma_guest::gate::fields::ContainerId;
 use parma_guest::wire::{ExitStatus, Resources, Stdio, Stream};
@@ -88,16 +88,34 @@ pub fn share_layers(workloads: &mut [&mut Workload]) {
     }
 }
 
-/// The disks of these workloads' layers and volumes, each once.
+/// The disks of these workloads' layers and read-only volumes, each once.
 pub fn distinct_layers<'a>(workloads: impl Iterator<Item = &'a Workload>) -> Vec<&'a Layer> {
     let mut layers: Vec<&Layer> = Vec::new();
-    let volumes = |workload: &'a Workload| workload.volumes.iter().map(|volume| &volume.layer);
+    let volumes = |workload: &'a Workload| {
+        workload.volumes.iter().filter_map(|volume| match &volume.content {
+            Content::Verified(layer) => Some(layer),
+            Content::Encrypted(_) => None,
+        })
+    };
     for layer in workloads.flat_map(|workload| workload.layers.iter().chain(volumes(workload))) {
         if !layers.iter().any(|other| other.serial == layer.serial) {
             layers.push(layer);
         }
     }
     layers
+}
+
+/// These workloads' encrypted volumes, each once.
+pub fn distinct_volumes<'a>(workloads: impl Iterator<Item = &'a Workload>) -> Vec<&'a Encrypted> {
+    let mut volumes: Vec<&Encrypted> = Vec::new();
+    for volume in workloads.flat_map(|workload| &workload.volumes) {
+        if let Content::Encrypted(volume) = &volume.content
+            && !volumes.iter().any(|other| other.id == volume.id)
+        {
+            volumes.push(volume);
+        }
+    }
+    volumes
 }
 
 /// A pod that runs.
@@ -503,6 +521,17 @@ impl Group {
         if (asked.is_err() || !ended(grace)) && self.guest.signal(&id, process, SIGKILL).is_ok() {
             ended(KILL_TIMEOUT);
         }
+    }
+
+    /// Removes what is left of all containers, so that nothing that they had mounted is in use.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn shut_down(&self) -> Result<()> {
+        for id in self.statuses().iter().filter_map(|status| status.id) {
+            self.guest.shutdown(&id)?;
+        }
+        Ok(())
     }
 
     /// Ends all containers, each in its time or in `grace`, and starts none again.

@@ -13,4 +13,5 @@ pub mod group;
 pub mod local;
 pub mod output;
 pub mod pod;
+pub mod release;
 pub mod workload;

@@ -4,7 +4,8 @@
 //! it with [`parma_vmm::Connection`].
 
 use crate::output::hex;
-use crate::workload::{Layer, Policy, Workload};
+use crate::release::Owner;
+use crate::workload::{Content, Encrypted, Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::attest::audit;
 use parma_guest::gate::fields::{ContainerId, ScratchBlocks, Serial};
@@ -12,9 +13,13 @@ use parma_guest::wire::{
     self, Address, List, Mount, Prefix, Process, Request, Resources, Route, Source, Stdio, Tags, Usage,
     WindowSize,
 };
+use parma_kms::bundle::Bundle;
+use parma_kms::verify::{Expected, Roots};
 use parma_policy::generate::Container;
 use parma_psp::{Report, layout};
-use parma_vmm::{Accel, Config, Disk, Exit, Machine, Network, Outcome, Properties, Reply, Session, network};
+use parma_vmm::{
+    Accel, Config, Disk, Exit, Machine, Network, Opened, Outcome, Properties, Reply, Session, network,
+};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +118,7 @@ impl Scratch {
     pub fn to_attach(&self) -> Option<Disk> {
         match self {
             Self::Memory => None,
-            Self::Disk { file, serial, .. } => Some(Disk::scratch(file.path(), serial.clone())),
+            Self::Disk { file, serial, .. } => Some(Disk::writable(file.path(), serial.clone())),
         }
     }
 }
@@ -201,6 +206,27 @@ impl Pod {
         );
         ensure!(report[layout::MEASUREMENT] == self.measurement, "the guest's report is about another image");
         Ok(report)
+    }
+
+    /// An owner of keys who gives them to this guest if it runs this image under this policy. Without hardware it is the
+    /// emulated PSP behind this machine that says so, and vouches for nothing; `certificates` are the hardware's.
+    ///
+    /// # Errors
+    /// The emulated PSP's certificates cannot be written.
+    pub fn owner(&self, policy: &Policy, mut certificates: Bundle) -> Result<Owner> {
+        let expected = Expected {
+            measurements: vec![self.measurement],
+            policies: vec![policy.host_data()],
+            ..Expected::default()
+        };
+        let mut roots = Roots::amd();
+        if self.machine.accel() != Accel::Snp {
+            let chain = self.machine.chain().to_der().context("the emulated PSP's certificates")?;
+            let root = chain.last().context("the emulated PSP has no root")?;
+            roots = roots.with_emulated(root).context("the emulated PSP's root is none")?;
+            certificates.certificates.extend(chain);
+        }
+        Ok(Owner { expected, roots, certificates })
     }
 
     /// Asks the guest to end, and waits until it has.
@@ -309,6 +335,45 @@ impl Guest {
         self.done(Request::UnmountDevice { device: layer.serial.as_str() })
     }
 
+    /// Opens an encrypted data volume with the key that was released for it before ([`crate::release`]).
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn mount_volume(&self, volume: &Encrypted) -> Result<()> {
+        self.done(Request::MountVolume { volume: volume.id, device: volume.serial.as_str() })
+    }
+
+    /// Closes an encrypted data volume: everything is on its disk.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn unmount_volume(&self, volume: &Encrypted) -> Result<()> {
+        self.done(Request::UnmountVolume { volume: volume.id })
+    }
+
+    /// Carries the offer of a key's owner to the guest: a nonce and an ephemeral key. Gives the channel's number and the
+    /// guest's answer, for the owner to judge.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn open_channel(&self, nonce: [u8; 32], key: &[u8]) -> Result<(u32, Box<Opened>)> {
+        match self.ask(Request::OpenChannel { nonce, key })? {
+            Reply::Channel(channel, opened) => Ok((channel, opened)),
+            _ => bail!("the guest answered something else than a channel"),
+        }
+    }
+
+    /// Carries a sealed message to the guest, and gives its sealed answer.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`]: the guest could not open the message. Whether it did what the message says is in the answer.
+    pub fn carry(&self, channel: u32, message: &[u8]) -> Result<Vec<u8>> {
+        match self.ask(Request::Sealed { channel, message })? {
+            Reply::Sealed(answer) => Ok(answer),
+            _ => bail!("the guest answered something else than a sealed message"),
+        }
+    }
+
     /// Makes a disk the scratch space of this id, and gives the id back; nothing is to be done where it is memory.
     ///
     /// # Errors
@@ -373,10 +438,12 @@ impl Guest {
             destination: &mount.destination,
             read_only: mount.read_only,
         });
-        let volumes = workload.volumes.iter().map(|volume| Mount {
-            source: Source::Layer(volume.layer.serial.as_str()),
-            destination: &volume.destination,
-            read_only: true,
+        let volumes = workload.volumes.iter().map(|volume| {
+            let (source, read_only) = match &volume.content {
+                Content::Verified(layer) => (Source::Layer(layer.serial.as_str()), true),
+                Content::Encrypted(encrypted) => (Source::Volume(encrypted.id), false),
+            };
+            Mount { source, destination: &volume.destination, read_only }
         });
         let mounts =
             List::from_vec(mounts.chain(volumes).collect()).context("more mounts than the guest takes")?;

@@ -7,7 +7,7 @@ use parma_guest::wire::MAX_POLICY;
 use parma_layer::cache::{self, CachedLayer};
 use parma_layer::oci::{Image, Reference};
 use parma_layer::verity;
-use parma_policy::generate::{Container, DataVolume, GenerateOptions, signal};
+use parma_policy::generate::{Container, DataVolume, GenerateOptions, VolumeContent, signal};
 use parma_policy::{Inputs, Warning};
 use parma_vmm::Disk;
 use std::fs;
@@ -34,13 +34,41 @@ impl Layer {
     }
 }
 
-/// A read-only data volume and where it is mounted.
+/// A data volume and where it is mounted.
 #[derive(Clone, Debug)]
 pub struct Volume {
-    /// Its disk. The serial follows from the root hash, so a volume that several containers mount is one disk.
-    pub layer: Layer,
+    /// Its disk.
+    pub content: Content,
     /// Where.
     pub destination: String,
+}
+
+/// What is on a data volume's disk.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// What never changes, verified as a layer is.
+    Verified(Layer),
+    /// What its guests wrote, under a key that has to be released to them.
+    Encrypted(Encrypted),
+}
+
+/// An encrypted data volume's disk.
+#[derive(Clone, Debug)]
+pub struct Encrypted {
+    /// The disk.
+    pub path: PathBuf,
+    /// The volume's id, which follows from its key.
+    pub id: [u8; 32],
+    /// How the guest finds the disk.
+    pub serial: Serial,
+}
+
+impl Encrypted {
+    /// Its disk, which no other guest has at the same time.
+    #[must_use]
+    pub fn disk(&self) -> Disk {
+        Disk::writable(&self.path, self.serial.clone())
+    }
 }
 
 impl Volume {
@@ -48,27 +76,47 @@ impl Volume {
     ///
     /// # Errors
     /// The file cannot be read, or is none.
-    pub fn open(path: &Path, destination: &str) -> Result<Self> {
+    pub fn verified(path: &Path, destination: &str) -> Result<Self> {
         let found = fs::File::open(path).and_then(|file| verity::describe(&file));
         let found = found.with_context(|| format!("cannot read the volume {}", path.display()))?;
         let found = found.with_context(|| {
             format!(
-                "{} is no read-only volume: make one with `parma volume create FILE --from TAR`",
+                "{} is no read-only volume: make one with `parma volume create FILE --from TAR`, or name an encrypted \
+                 one with its id, as FILE:PATH:ID",
                 path.display()
             )
         })?;
-        let serial = format!("volume{}", crate::output::hex(&found.root[..7]));
-        let serial = Serial::parse(&serial).map_err(|_| anyhow!("20 digits and letters are a serial"))?;
-        let (path, destination) = (path.to_owned(), destination.to_owned());
+        let (path, serial) = (path.to_owned(), volume_serial(&found.root)?);
         let layer = Layer { path, root_hash: found.root, data_blocks: found.data_blocks, serial };
-        Ok(Self { layer, destination })
+        Ok(Self { content: Content::Verified(layer), destination: destination.to_owned() })
+    }
+
+    /// The encrypted volume of this id, which `parma volume create` made with a key. Nobody can tell without the key what
+    /// is in the file.
+    ///
+    /// # Errors
+    /// The guest could not be told which disk it is.
+    pub fn encrypted(path: &Path, destination: &str, id: [u8; 32]) -> Result<Self> {
+        let encrypted = Encrypted { path: path.to_owned(), id, serial: volume_serial(&id)? };
+        Ok(Self { content: Content::Encrypted(encrypted), destination: destination.to_owned() })
     }
 
     /// What a policy says of it.
     #[must_use]
     pub fn data(&self) -> DataVolume {
-        DataVolume { root_hash: self.layer.root_hash, destination: self.destination.clone() }
+        let content = match &self.content {
+            Content::Verified(layer) => VolumeContent::Verified(layer.root_hash),
+            Content::Encrypted(encrypted) => VolumeContent::Encrypted(encrypted.id),
+        };
+        DataVolume { content, destination: self.destination.clone() }
     }
+}
+
+/// The serial of a volume's disk. It follows from what the policy knows the volume by, so a volume that several containers
+/// mount is one disk.
+fn volume_serial(name: &[u8; 32]) -> Result<Serial> {
+    let serial = format!("volume{}", crate::output::hex(&name[..7]));
+    Serial::parse(&serial).map_err(|_| anyhow!("20 digits and letters are a serial"))
 }
 
 /// A compiled policy.

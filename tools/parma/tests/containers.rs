@@ -150,6 +150,62 @@ fn a_policy_for_another_command_is_refused_by_the_guest() {
     );
 }
 
+/// The whole life of an encrypted volume: made by its owner, opened in a guest that showed who it is, whole when the run is
+/// over, and found again by the next one.
+#[test]
+fn an_encrypted_volume_keeps_what_containers_wrote_and_a_read_only_one_is_beside_it() {
+    if fixtures().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let made = |arguments: &[&str]| {
+        let output = parma(&dir).arg("volume").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).trim_end().to_owned()
+    };
+    for (key, byte) in [("data.key", 7), ("other.key", 8)] {
+        fs::write(path(key), [byte; 32]).unwrap();
+    }
+    let id = made(&["create", &path("data.img"), "--size", "20M", "--key", &path("data.key")]);
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(6);
+    tar.append_data(&mut header, "weights", &b"frozen"[..]).unwrap();
+    fs::write(path("model.tar"), tar.into_inner().unwrap()).unwrap();
+    made(&["create", &path("model.img"), "--from", &path("model.tar")]);
+
+    let volumes = [format!("{}:/data:{id}", path("data.img")), format!("{}:/model", path("model.img"))];
+    let run = |key: &str, script: &str| {
+        let key = key.replace("KEY", &path("data.key"));
+        let options = ["-q", "--volume", &volumes[0], "--volume", &volumes[1], "--volume-key", &key];
+        output(&options, "busybox", &["sh", "-c", script]).unwrap()
+    };
+    let script =
+        "cat /model/weights; ! touch /model/x 2>/dev/null; mkdir /data/d && echo kept > /data/d/file; exit 3";
+    let first = run("KEY", script);
+    let seen = (stdout(&first), first.status.code());
+    assert_eq!(seen, ("frozen".to_owned(), Some(3)), "{}", stderr(&first));
+    let report = made(&["check", &path("data.img"), "--key", &path("data.key"), "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((&report["generation"], &report["damaged"]), (&1.into(), &0.into()), "{report}");
+    let second = run("KEY@1", "cat /data/d/file");
+    assert_eq!((stdout(&second).as_str(), second.status.code()), ("kept\n", Some(0)), "{}", stderr(&second));
+
+    // The owner knows of a later state than the one that the host has.
+    let rolled_back = run("KEY@7", "true");
+    let error = stderr(&rolled_back);
+    assert!(rolled_back.status.code() == Some(1) && error.contains("an older state"), "{error}");
+    // What is known to fail is not begun.
+    for (key, why) in [(&*path("other.key"), "opens none of the volumes"), ("KEY@x", "a number")] {
+        let refused = run(key, "true");
+        assert!(!refused.status.success() && stderr(&refused).contains(why), "{}", stderr(&refused));
+    }
+    let unopened = output(&["-q", "--volume", &volumes[0]], "busybox", &["true"]).unwrap();
+    assert!(stderr(&unopened).contains(&format!("the id is {id}")), "{}", stderr(&unopened));
+}
+
 /// A copy of the busybox image that one change has damaged.
 fn damaged(change: impl FnOnce(&Path)) -> Option<(TempDir, String)> {
     let (_, fixtures) = fixtures()?;

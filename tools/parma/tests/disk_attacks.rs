@@ -326,7 +326,7 @@ fn i04_a_disk_that_shrinks_after_its_size_was_checked_gives_errors_and_nothing_e
     // A second copy that QEMU itself makes shorter, and says so to the guest.
     let copy = stage.file("shrinks", &std::fs::read(&workload.layers[top].path).unwrap());
     let index = disks.len();
-    let disks = [disks, vec![Disk::scratch(&copy, serial("shrinks"))]].concat();
+    let disks = [disks, vec![Disk::writable(&copy, serial("shrinks"))]].concat();
     let mut guest = stage.boot(workload.policy.host_data(), disks);
     guest.accept(&workload.policy.image);
     let held = disk.hold(When::is(Operation::Read).times(1));

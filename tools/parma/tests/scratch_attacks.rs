@@ -496,7 +496,7 @@ fn protection_from_roll_back_takes_28_bytes_of_memory_a_block() {
         let path = stage.file(name, b"");
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         file.set_len((blocks + blocks / 64) * BLOCK).unwrap();
-        Disk::scratch(&path, serial(name))
+        Disk::writable(&path, serial(name))
     });
     let guest = stage.boot(workload.policy.host_data(), workload.disks().into_iter().chain(disks).collect());
     guest.accept(&workload.policy.image);

@@ -87,7 +87,7 @@ pub struct GenerateOptions {
     pub capabilities: Option<Vec<String>>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
-    /// Read-only data volumes that are mounted.
+    /// Data volumes that are mounted.
     pub volumes: Vec<DataVolume>,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,
@@ -184,25 +184,41 @@ impl Mount {
     }
 }
 
-/// A read-only data volume, which dm-verity checks as it does a layer.
+/// A data volume that is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataVolume {
-    /// Its dm-verity root hash.
-    pub root_hash: [u8; 32],
+    /// What it is known by.
+    pub content: VolumeContent,
     /// Where it is mounted.
     pub destination: String,
+}
+
+/// What a data volume is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeContent {
+    /// Read-only content: the root hash, by which dm-verity checks it as it does a layer.
+    Verified([u8; 32]),
+    /// Encrypted content that can be written: the id, which follows from the key.
+    Encrypted([u8; 32]),
 }
 
 impl DataVolume {
     /// The constraint of a policy that allows it.
     fn constraint(&self) -> Value {
-        self.mount(&format!("verity://{}", hex(&self.root_hash)))
+        match &self.content {
+            VolumeContent::Verified(root_hash) => self.mount(&format!("verity://{}", hex(root_hash))),
+            VolumeContent::Encrypted(id) => self.mount(&format!("volume://{}", hex(id))),
+        }
     }
 
     /// The mount, as the guest gives it to the policy; `source` is where the disk is mounted.
     fn mount(&self, source: &str) -> Value {
+        let access = match self.content {
+            VolumeContent::Verified(_) => "ro",
+            VolumeContent::Encrypted(_) => "rw",
+        };
         json!({
-            "type": "bind", "source": source, "destination": self.destination, "options": ["rbind", "rshared", "ro"],
+            "type": "bind", "source": source, "destination": self.destination, "options": ["rbind", "rshared", access],
         })
     }
 }
@@ -232,7 +248,7 @@ pub struct Container {
     pub held: Vec<String>,
     /// What is mounted.
     pub mounts: Vec<Mount>,
-    /// Read-only data volumes that are mounted.
+    /// Data volumes that are mounted.
     pub volumes: Vec<DataVolume>,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,

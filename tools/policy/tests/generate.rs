@@ -8,7 +8,9 @@ use common::layout::{Entry, image};
 use common::requests::{device_path, id, mount_device, mount_overlay, signal, with};
 use common::{Guest, Oracle};
 use parma_guest::gate::fields::CAPABILITY_NAMES;
-use parma_policy::generate::{Container, GenerateOptions, generate, signal as signal_number};
+use parma_policy::generate::{
+    Container, DataVolume, GenerateOptions, VolumeContent, generate, signal as signal_number,
+};
 use serde_json::{Value, json};
 
 const ETC: &[Entry] = &[
@@ -276,5 +278,29 @@ fn signals_are_read_as_images_write_them() {
     }
     for text in ["", "SIG", "0", "65", "-1", "term", "SIGRTMIN+31", "RTMAX-64", "RTMIN3"] {
         assert!(signal_number(text).is_err(), "{text}");
+    }
+}
+
+/// Each kind of volume is mounted before the container is created and as its entry says; the generator has played that.
+#[test]
+fn data_volumes_are_named_by_what_proves_their_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = |content, destination: &str| DataVolume { content, destination: destination.into() };
+    let options = GenerateOptions {
+        volumes: vec![
+            volume(VolumeContent::Encrypted([0x33; 32]), "/data"),
+            volume(VolumeContent::Verified([0x44; 32]), "/model"),
+        ],
+        ..GenerateOptions::default()
+    };
+    let policy = generate(&image(dir.path(), &[ETC, PROGRAM], &config()), &ROOT_HASHES, &options).unwrap();
+    let entries = [("volume", "33", "/data", "rw"), ("verity", "44", "/model", "ro")];
+    for (kind, name, destination, access) in entries {
+        let name = name.repeat(32);
+        let entry = json!({
+            "type": "bind", "source": format!("{kind}://{name}"), "destination": destination,
+            "options": ["rbind", "rshared", access],
+        });
+        assert!(policy.contains(&entry.to_string()), "{entry} is not in {policy}");
     }
 }

@@ -1,4 +1,4 @@
-//! The chain ARK → ASK → VCEK, with the extensions of AMD's VCEK specification (57230, section 3).
+//! The chain ARK → ASK → VCEK, with the extensions of AMD's VCEK specification (57230, section 3), and lists of what is revoked.
 
 use crate::layout::Platform;
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -6,21 +6,22 @@ use p384::ecdsa::signature::Verifier as _;
 use p384::ecdsa::{DerSignature, SigningKey, VerifyingKey};
 use p384::elliptic_curve::Generate;
 use std::str::FromStr as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use x509_cert::Certificate;
 use x509_cert::builder::profile::BuilderProfile;
-use x509_cert::builder::{Builder as _, CertificateBuilder};
+use x509_cert::builder::{Builder as _, CertificateBuilder, CrlBuilder};
 use x509_cert::certificate::TbsCertificate;
-use x509_cert::der::asn1::{Ia5String, OctetString};
+use x509_cert::crl::RevokedCert;
+use x509_cert::der::asn1::{Ia5String, OctetString, Uint};
 use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::der::pem::LineEnding;
 use x509_cert::der::{Decode as _, Encode as _, EncodePem as _};
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, KeyUsages};
+use x509_cert::ext::pkix::{BasicConstraints, CrlNumber, KeyUsage, KeyUsages};
 use x509_cert::ext::{Extension, ToExtension as _};
 use x509_cert::name::Name;
 use x509_cert::serial_number::SerialNumber;
 use x509_cert::spki::{SubjectPublicKeyInfo, SubjectPublicKeyInfoRef};
-use x509_cert::time::Validity;
+use x509_cert::time::{Time, Validity};
 
 const ARK: &str = "CN=ARK-EMULATED,O=Parma emulated PSP (no hardware)";
 const ASK: &str = "CN=SEV-EMULATED,O=Parma emulated PSP (no hardware)";
@@ -131,8 +132,64 @@ fn signed_by(certificate: &Certificate, issuer: &Certificate) -> Result<()> {
     key(issuer)?.verify(&body.to_der()?, &signature).ok().context("the issuer did not sign it")
 }
 
-/// A new report-signing key for this chip, and its certificates.
-pub(crate) fn issue(platform: &Platform, chip_id: &[u8; 64]) -> Result<(SigningKey, Chain)> {
+/// A certificate of the chain; its serial number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Link {
+    /// The root.
+    Ark = 1,
+    /// The ASK, or the ASVK of a VLEK.
+    Ask = 2,
+    /// The VCEK or VLEK.
+    Leaf = 3,
+}
+
+/// The keys above the one that signs reports.
+#[derive(Clone)]
+pub(crate) struct Authorities {
+    ark: SigningKey,
+    ask: SigningKey,
+}
+
+impl Authorities {
+    fn key(&self, of: Link) -> &SigningKey {
+        if of == Link::Ark { &self.ark } else { &self.ask }
+    }
+}
+
+/// A list of revoked certificates: whose name stands in it, who signed it, what is on it, and from when to when it is the current one.
+#[derive(Clone, Copy, Debug)]
+pub struct Revocations<'a> {
+    /// The authority that it is of.
+    pub issuer: Link,
+    /// The authority that signs it.
+    pub signer: Link,
+    /// What is revoked.
+    pub revoked: &'a [Link],
+    /// First and last moment.
+    pub life: (SystemTime, SystemTime),
+}
+
+impl Revocations<'_> {
+    pub(crate) fn sign(&self, chain: &Chain, authorities: &Authorities) -> Result<Vec<u8>> {
+        let issuer = if self.issuer == Link::Ark { &chain.ark } else { &chain.ask };
+        let from = Time::try_from(self.life.0)?;
+        let entry = |link: &Link| RevokedCert {
+            serial_number: SerialNumber::from(*link as u32),
+            revocation_date: from,
+            crl_entry_extensions: None,
+        };
+        let mut list = CrlBuilder::new_with_this_update(issuer, CrlNumber(Uint::new(&[1])?), from)?
+            .with_next_update(Some(self.life.1.try_into()?));
+        if !self.revoked.is_empty() {
+            list = list.with_certificates(self.revoked.iter().map(entry));
+        }
+        Ok(list.build::<_, DerSignature>(authorities.key(self.signer))?.to_der()?)
+    }
+}
+
+/// A new report-signing key for this chip, its certificates, and the keys that issued them.
+pub(crate) fn issue(platform: &Platform, chip_id: &[u8; 64]) -> Result<(SigningKey, Chain, Authorities)> {
     let new_key = || SigningKey::try_generate().context("no randomness");
     let (ark_key, ask_key, vcek_key) = (new_key()?, new_key()?, new_key()?);
     let authority = |subject, issuer| -> Result<Profile> {
@@ -142,10 +199,10 @@ pub(crate) fn issue(platform: &Platform, chip_id: &[u8; 64]) -> Result<(SigningK
         profile.add(&usage)?;
         Ok(profile)
     };
-    let ark = authority(ARK, ARK)?.sign(1, &ark_key, &ark_key)?;
+    let ark = authority(ARK, ARK)?.sign(Link::Ark, &ark_key, &ark_key)?;
     let middle = if platform.vlek != platform.misplaced { ASVK } else { ASK };
     let leaf = if platform.vlek { VLEK } else { VCEK };
-    let ask = authority(middle, ARK)?.sign(2, &ask_key, &ark_key)?;
+    let ask = authority(middle, ARK)?.sign(Link::Ask, &ask_key, &ark_key)?;
     let mut leaf = Profile::new(leaf, middle)?;
     leaf.raw(STRUCT_VERSION, &1u8.to_der()?)?;
     leaf.raw(PRODUCT_NAME, &Ia5String::new(if platform.turin { TURIN } else { PRODUCT })?.to_der()?)?;
@@ -164,8 +221,8 @@ pub(crate) fn issue(platform: &Platform, chip_id: &[u8; 64]) -> Result<(SigningK
         (false, true) => leaf.raw(HARDWARE_ID, &chip_id[..8])?,
         (false, false) => leaf.raw(HARDWARE_ID, chip_id)?,
     }
-    let vcek = leaf.sign(3, &vcek_key, &ask_key)?;
-    Ok((vcek_key, Chain { ark, ask, vcek }))
+    let vcek = leaf.sign(Link::Leaf, &vcek_key, &ask_key)?;
+    Ok((vcek_key, Chain { ark, ask, vcek }, Authorities { ark: ark_key, ask: ask_key }))
 }
 
 /// What one certificate says.
@@ -198,10 +255,10 @@ impl Profile {
         Ok(())
     }
 
-    fn sign(self, serial: u32, key: &SigningKey, issuer: &SigningKey) -> Result<Certificate> {
+    fn sign(self, link: Link, key: &SigningKey, issuer: &SigningKey) -> Result<Certificate> {
         let public = SubjectPublicKeyInfo::from_key(key.verifying_key())?;
         let validity = Validity::from_now(SEVEN_YEARS)?;
-        let builder = CertificateBuilder::new(self, SerialNumber::from(serial), validity, public)?;
+        let builder = CertificateBuilder::new(self, SerialNumber::from(link as u32), validity, public)?;
         Ok(builder.build::<_, DerSignature>(issuer)?)
     }
 }

@@ -23,7 +23,7 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-pub use certificates::Chain;
+pub use certificates::{Chain, Link, Revocations};
 pub use layout::{Platform, Tcb};
 
 /// Bytes of an attestation report.
@@ -51,6 +51,7 @@ pub struct Measurement(pub [u8; 48]);
 pub struct Psp {
     key: SigningKey,
     chain: Chain,
+    authorities: certificates::Authorities,
     template: Report,
 }
 
@@ -76,12 +77,12 @@ impl Psp {
             chip_id[..layout::EMULATED.len()].copy_from_slice(layout::EMULATED);
         }
         let report_id: [u8; 32] = Generate::try_generate().context("no randomness")?;
-        let (key, chain) = certificates::issue(platform, &chip_id)?;
+        let (key, chain, authorities) = certificates::issue(platform, &chip_id)?;
         let mut template = [0; REPORT_LENGTH];
         layout::fill(&mut template, platform, &chip_id, &report_id);
         template[layout::HOST_DATA].copy_from_slice(&host_data.0);
         template[layout::MEASUREMENT].copy_from_slice(&measurement.0);
-        Ok(Self { key, chain, template })
+        Ok(Self { key, chain, authorities, template })
     }
 
     /// A signed report that carries these bytes.
@@ -110,6 +111,14 @@ impl Psp {
     #[must_use]
     pub fn chain(&self) -> &Chain {
         &self.chain
+    }
+
+    /// A list of revoked certificates, in DER.
+    ///
+    /// # Errors
+    /// It cannot be encoded.
+    pub fn revoke(&self, revocations: &Revocations<'_>) -> Result<Vec<u8>> {
+        revocations.sign(&self.chain, &self.authorities)
     }
 
     /// Answers requests until the listener is shut down: 64 bytes of report data in, 1184 bytes of report out, close.

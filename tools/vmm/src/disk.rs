@@ -8,7 +8,7 @@
 use crate::scripted::ScriptedDisk;
 use anyhow::{Context as _, Result, ensure};
 use parma_guest::gate::fields::Serial;
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags, flock};
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::fs::File;
@@ -64,7 +64,7 @@ impl Disk {
 
     /// A writable disk of this file.
     #[must_use]
-    pub fn scratch(path: &Path, serial: Serial) -> Self {
+    pub fn writable(path: &Path, serial: Serial) -> Self {
         Self { source: Source::File(path.to_owned()), serial, read_only: false }
     }
 
@@ -194,6 +194,10 @@ fn open(path: &Path, read_only: bool) -> Result<File> {
         "its {} bytes are no whole number of sectors",
         meta.len()
     );
+    if !read_only {
+        // Held by the machine for as long as it has the disk. Two guests that write to one filesystem destroy it.
+        flock(&file, FlockOperation::NonBlockingLockExclusive).context("it is in use by another guest")?;
+    }
     Ok(file)
 }
 
@@ -229,6 +233,19 @@ mod tests {
         for other in [Path::new("/dev/zero"), dir.path()] {
             assert!(attach(other).is_err(), "{}", other.display());
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_written_to_has_one_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("volume.img");
+        fs::write(&file, [0; 4096]).unwrap();
+        let disk = Disk::writable(&file, Serial::parse("volume0").unwrap());
+        let first = disk.open().unwrap();
+        let error = format!("{:#}", disk.open().unwrap_err());
+        assert!(error.contains("in use by another guest"), "{error}");
+        drop(first);
+        disk.open().unwrap();
     }
 
     #[test]

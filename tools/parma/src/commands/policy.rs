@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma::output::{self, hex};
 use parma::workload::{Policy, Volume, Workload};
+use parma_kms::verify::from_hex;
 use parma_layer::oci::Reference;
 use parma_policy::explore::{self, Bounds, Progress, explore};
 use parma_policy::generate::{GenerateOptions, Pod, PodContainer, policy_of, read_pod, signal};
@@ -52,16 +53,32 @@ pub struct Allow {
     /// Allow the host to give the container a network
     #[arg(long)]
     allow_network: bool,
-    /// Mount a read-only data volume, which `parma volume create --from` made, at this path; may be repeated
-    #[arg(long, value_name = "FILE:PATH", value_parser = volume_at, conflicts_with = "file")]
-    volume: Vec<(PathBuf, String)>,
+    /// Mount a data volume of `parma volume create` at this path: a read-only one, or an encrypted one by the id that was
+    /// printed; may be repeated
+    #[arg(long, value_name = "FILE:PATH[:ID]", value_parser = volume_at, conflicts_with = "file")]
+    volume: Vec<VolumeAt>,
 }
 
-/// `model.img:/model`
-fn volume_at(text: &str) -> Result<(PathBuf, String), String> {
+/// What `--volume` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct VolumeAt {
+    file: PathBuf,
+    path: String,
+    id: Option<[u8; 32]>,
+}
+
+/// `model.img:/model`, or `data.img:/data:5b1f…`
+fn volume_at(text: &str) -> Result<VolumeAt, String> {
+    let id = text.rsplit_once(':').and_then(|(rest, id)| Some((rest, from_hex::<32>(id)?)));
+    let (text, id) = id.map_or((text, None), |(rest, id)| (rest, Some(id)));
     match text.rsplit_once(':') {
-        Some((file, path)) if !file.is_empty() && path.starts_with('/') => Ok((file.into(), path.into())),
-        _ => Err("write FILE:PATH, the path beginning with /".into()),
+        Some((file, path)) if !file.is_empty() && path.starts_with('/') => {
+            Ok(VolumeAt { file: file.into(), path: path.into(), id })
+        }
+        _ => {
+            Err("write FILE:PATH or FILE:PATH:ID, the path beginning with /, the id of 64 hexadecimal digits"
+                .into())
+        }
     }
 }
 
@@ -95,12 +112,16 @@ impl Allow {
         })
     }
 
-    /// The read-only data volumes.
+    /// The data volumes.
     ///
     /// # Errors
-    /// One cannot be read.
+    /// A read-only one cannot be read.
     pub fn volumes(&self) -> Result<Vec<Volume>> {
-        self.volume.iter().map(|(file, path)| Volume::open(file, path)).collect()
+        let volume = |VolumeAt { file, path, id }: &VolumeAt| match id {
+            Some(id) => Volume::encrypted(file, path, *id),
+            None => Volume::verified(file, path),
+        };
+        self.volume.iter().map(volume).collect()
     }
 }
 

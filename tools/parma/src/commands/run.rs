@@ -4,18 +4,22 @@ use super::policy::{Allow, named_image, of_pod, reference};
 use super::show_warnings;
 use super::streams::{Output, connect_input, streams};
 use super::terminal;
-use anyhow::{Context as _, Result, bail};
+use super::volume::read_key;
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use parma::group::{Group, Member, Sink, distinct_layers, share_layers};
+use parma::group::{Group, Member, Sink, distinct_layers, distinct_volumes, share_layers};
 use parma::local::{Reserved, Served, check_name};
 use parma::output::hex;
 use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
-use parma::workload::{Policy, Workload};
+use parma::workload::{Encrypted, Policy, Workload};
 use parma_guest::wire::{Request, Stdio};
+use parma_kms::bundle::Bundle;
 use parma_layer::oci::Reference;
+use parma_layer::volume::Key;
 use parma_policy::generate::{GenerateOptions, policy_of};
 use parma_vmm::{Config, Forward, Image, Network, Outcome, escape};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +47,7 @@ const INTERRUPTED: i32 = 130;
   echo hello | parma run -q -i oci:busybox -- cat
   parma run -p 8080:80 oci:nginx
   parma run --volume model.img:/model oci:python
+  parma run --volume data.img:/data:$(cat data.id) --volume-key data.key oci:postgres
   parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
   parma run --name web --allow-exec 'nginx -s reload' oci:nginx")]
 pub struct Arguments {
@@ -60,6 +65,13 @@ pub struct Arguments {
     policy: Option<PathBuf>,
     #[command(flatten)]
     allow: Allow,
+    /// A key of an encrypted volume, released to the guest once its report was judged: 32 bytes or 64 hexadecimal digits; and
+    /// the least generation of the volume that is accepted; may be repeated
+    #[arg(long, value_name = "FILE[@GENERATION]", value_parser = VolumeKey::parse)]
+    volume_key: Vec<VolumeKey>,
+    /// Certificates and revocation lists of the processor that vouches for the guest, where it is one; may be repeated
+    #[arg(long, value_name = "FILE", requires = "volume_key")]
+    chain: Vec<PathBuf>,
     /// The measured image of the guest [default: $PARMA_IMAGE, or target/image-emulated]
     #[arg(long = "image", value_name = "DIR", id = "guest_image")]
     guest_image: Option<PathBuf>,
@@ -145,6 +157,9 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         (None, Some(file)) => Plan::of_pod(file, &arguments.from, &options, stdio, digits, progress)?,
         (None, None) => bail!("there is no image: give one, or a Pod with -f"),
     };
+    let volumes = distinct_volumes(plan.members.iter().map(|member| &member.workload));
+    let volumes = with_keys(volumes.into_iter().cloned().collect(), &arguments.volume_key)?;
+    let certificates = bundle(&arguments.chain)?;
     bar.set_message("compiling the policy");
     let policy = match &arguments.policy {
         Some(path) => Policy::read(path)?,
@@ -168,7 +183,8 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     config.memory_mib = arguments.memory;
     config.vcpus = arguments.cpus;
     config.network = network;
-    config.disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach()).collect();
+    let disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach());
+    config.disks = disks.chain(volumes.iter().map(|(volume, ..)| volume.disk())).collect();
     bar.set_message("booting the guest");
     let observer = observer(arguments.verbose, arguments.json, bar.clone());
     let pod = Pod::boot(&config, observer)?;
@@ -179,6 +195,14 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     let on = Group::mount(&pod.guest, &layers, &id, &scratch)?;
     // The machine has the file open: it needs no name any more.
     drop(scratch);
+    if !volumes.is_empty() {
+        bar.set_message("releasing keys");
+        let mut owner = pod.owner(&policy, certificates)?.channel(&pod.guest)?;
+        for (volume, key, generation) in &volumes {
+            owner.release(key, *generation)?;
+            pod.guest.mount_volume(volume)?;
+        }
+    }
     let sink = plan.sink(arguments.raw || arguments.tty);
     let group = Group::new(pod.guest.clone(), plan.members, on, plan.grace, sink)?;
     reserved.serve(Served { group: group.clone(), name })?;
@@ -222,6 +246,12 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         }
     };
     drop(reserved);
+    if !volumes.is_empty() {
+        group.shut_down()?;
+        for (volume, ..) in &volumes {
+            pod.guest.unmount_volume(volume)?;
+        }
+    }
     // The containers' end is what was waited for; a guest that does not end by itself is killed.
     if let (Err(error), true) = (pod.power_off(), arguments.verbose) {
         eprintln!("parma: {error:#}");
@@ -288,6 +318,56 @@ impl Plan {
             outputs[index].lock().unwrap_or_else(PoisonError::into_inner).write(stream, bytes)
         })
     }
+}
+
+/// What `--volume-key` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct VolumeKey {
+    file: PathBuf,
+    least_generation: u64,
+}
+
+impl VolumeKey {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (file, generation) = text.rsplit_once('@').map_or((text, Ok(0)), |(file, n)| (file, n.parse()));
+        let least_generation = generation.map_err(|_| "after @ comes a generation, a number")?;
+        Ok(Self { file: file.into(), least_generation })
+    }
+}
+
+/// Each volume with its key and least generation. A key says by itself which volume it opens.
+fn with_keys(volumes: Vec<Encrypted>, keys: &[VolumeKey]) -> Result<Vec<(Encrypted, Key, u64)>> {
+    let mut read = Vec::new();
+    for VolumeKey { file, least_generation } in keys {
+        let key = read_key(file)?;
+        ensure!(
+            volumes.iter().any(|volume| hex(&volume.id) == key.id()),
+            "the key {} opens none of the volumes, but the one with the id {}",
+            file.display(),
+            key.id()
+        );
+        read.push((key, *least_generation));
+    }
+    let of = |volume: Encrypted| {
+        let id = hex(&volume.id);
+        let found = read.iter().position(|(key, _)| key.id() == id);
+        let found = found.with_context(|| {
+            format!("{}: its key is needed, with --volume-key: the id is {id}", volume.path.display())
+        })?;
+        let (key, least_generation) = read.swap_remove(found);
+        Ok((volume, key, least_generation))
+    };
+    volumes.into_iter().map(of).collect()
+}
+
+/// The certificates and revocation lists in these files.
+fn bundle(files: &[PathBuf]) -> Result<Bundle> {
+    let mut bundle = Bundle::default();
+    for file in files {
+        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+        bundle.add(&bytes).with_context(|| file.display().to_string())?;
+    }
+    Ok(bundle)
 }
 
 /// What `--scratch` says.

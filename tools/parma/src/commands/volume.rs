@@ -198,7 +198,7 @@ fn damaged(path: &Path, report: &Report) -> String {
 }
 
 /// Reads a key from a file, or from standard input where that is called `-`.
-fn read_key(path: &Path) -> Result<Key> {
+pub(super) fn read_key(path: &Path) -> Result<Key> {
     if path == Path::new("-") {
         return Key::read(&mut io::stdin().lock()).context("standard input");
     }

@@ -5,7 +5,7 @@ use parma_guest::gate::fields::CAPABILITY_NAMES;
 use parma_guest::point::Point;
 use serde_json::{Value, json};
 
-use super::{Container, hex};
+use super::{Container, VolumeContent, hex};
 use crate::{Evaluation, Inputs, Session, compile};
 
 /// An id of the form that containers have.
@@ -26,7 +26,7 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     let mut devices = 0;
     for (number, container) in containers.iter().enumerate() {
         let (life, end) = honest_life(container, &id_of(number), devices);
-        devices += container.layers.len() + container.volumes.len();
+        devices += verified(container).count();
         lives.extend(life);
         ends.push(end);
     }
@@ -46,14 +46,22 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
 /// Requests in order, as the guest gives them to the policy.
 type Requests = Vec<(Point, Value)>;
 
+/// The root hashes of a container's layers, and then of its read-only data volumes.
+fn verified(container: &Container) -> impl Iterator<Item = &[u8; 32]> {
+    let volumes = container.volumes.iter().filter_map(|volume| match &volume.content {
+        VolumeContent::Verified(root_hash) => Some(root_hash),
+        VolumeContent::Encrypted(_) => None,
+    });
+    container.layers.iter().chain(volumes)
+}
+
 /// Those of a container's life, and of its end. Its devices are numbered from `first`.
 fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requests) {
     let device = |number: usize| format!("/run/mounts/scsi/m{}", first + number);
-    let devices = 0..container.layers.len() + container.volumes.len();
+    let devices = 0..verified(container).count();
     let rootfs = format!("/run/gcs/c/{id}/rootfs");
     let mut life = Vec::new();
-    let volumes = container.volumes.iter().map(|volume| &volume.root_hash);
-    for (number, root_hash) in container.layers.iter().chain(volumes).enumerate() {
+    for (number, root_hash) in verified(container).enumerate() {
         let target = device(number);
         life.push((
             Point::MountDevice,
@@ -75,7 +83,27 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
         Point::ScratchMount,
         json!({"target": writable, "encrypted": true, "memory": container.memory_scratch}),
     ));
-    let volumes: Vec<String> = devices.clone().skip(container.layers.len()).map(device).collect();
+    let (mut volumes, mut opened) = (Vec::new(), Vec::new());
+    let mut places = devices.clone().skip(container.layers.len()).map(device);
+    for volume in &container.volumes {
+        let place = match &volume.content {
+            VolumeContent::Verified(_) => places.next().unwrap_or_default(),
+            VolumeContent::Encrypted(id) => {
+                let place = format!("/run/mounts/volumes/{}", hex(id));
+                life.push((
+                    Point::RwMountDevice,
+                    json!({
+                        "target": place, "volume": hex(id), "encrypted": true, "ensureFilesystem": false,
+                        "filesystem": "ext4", "mountPathRegex": "/run/mounts/volumes/[0-9a-f]{64}",
+                        "rollbackProtection": false,
+                    }),
+                ));
+                opened.push(place.clone());
+                place
+            }
+        };
+        volumes.push(place);
+    }
     life.push((Point::CreateContainer, process(container, id, &volumes, &container.args)));
     for command in &container.exec {
         life.push((Point::ExecInContainer, process(container, id, &volumes, command)));
@@ -102,6 +130,8 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
         (Point::ScratchUnmount, json!({"unmountTarget": writable})),
         (Point::RwUnmountDevice, json!({"unmountTarget": scratch})),
     ];
+    let unmount = |place| (Point::RwUnmountDevice, json!({"unmountTarget": place}));
+    end.extend(opened.into_iter().map(unmount));
     end.extend(devices.map(|number| (Point::UnmountDevice, json!({"unmountTarget": device(number)}))));
     (life, end)
 }

@@ -1,15 +1,18 @@
 //! The key service without its wire: what each endpoint takes, checks and gives.
 //!
-//! Two ways lead to a key, and both end in one judgement ([`crate::verify`]) against the key's rule at the time of the release:
+//! Three ways lead to a key, and all end in one judgement ([`crate::verify`]) against the key's rule at the time of the release:
 //!
 //! - sealed, for Parma's init: an offer ([`Service::offer`]), which the host carries to the guest, and the guest's answer
 //!   ([`Service::release_sealed`]); the key goes into the sealed channel;
 //! - by token, for sidecars: evidence against a token with Microsoft's claims ([`Service::attest`]), the token against the key
-//!   ([`Service::release`]), wrapped to the RSA key that the report vouched for.
+//!   ([`Service::release`]), wrapped to the RSA key that the report vouched for;
+//! - by session, for clients of Confidential Containers ([`kbs`]).
 //!
 //! An offer and a token serve once (attack K02). A token is a receipt for evidence that the service still has: at the release the
 //! evidence is judged again, against the rule as it then is (attack K10). An entry of the audit trail is on the disk before a key
 //! leaves.
+
+pub mod kbs;
 
 use crate::channel::{Offer, Refused, random};
 use crate::rules::{Rule, Rules};
@@ -19,13 +22,13 @@ use crate::verify::{
     Check, Checklist, Evidence, Expected, Moment, Report, ReportData, Roots, RuntimeHash, TcbLayout, hex,
     verify,
 };
-use crate::wrap::{Wrapping, rsa_key, wrap};
 use anyhow::Result;
 use base64::Engine as _;
 use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use parma_guest::attest::channel::KEY;
 use parma_guest::wire::Order;
+use parma_release::rsa_aes::{Wrapping, rsa_key, wrap};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -77,22 +80,26 @@ fn of_list(list: Checklist) -> Failure {
     Failure::Refused(why, Some(list))
 }
 
-/// Things that wait for their one use.
-struct Waiting<K, V>(Mutex<HashMap<K, (Instant, V)>>);
+/// Things that wait for their use, and not for long.
+struct Waiting<K, V> {
+    waiting: Mutex<HashMap<K, (Instant, V)>>,
+    /// For how long.
+    patience: Duration,
+}
 
 impl<K: Hash + Eq + Clone, V> Waiting<K, V> {
-    fn new() -> Self {
-        Self(Mutex::new(HashMap::new()))
+    fn new(patience: Duration) -> Self {
+        Self { waiting: Mutex::default(), patience }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<K, (Instant, V)>> {
         // Every change is a single call.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put(&self, key: K, value: V) {
         let mut waiting = self.lock();
-        waiting.retain(|_, (since, _)| since.elapsed() < PATIENCE);
+        waiting.retain(|_, (since, _)| since.elapsed() < self.patience);
         if waiting.len() >= MAX_WAITING
             && let Some(oldest) =
                 waiting.iter().min_by_key(|(_, (since, _))| *since).map(|(key, _)| key.clone())
@@ -105,7 +112,16 @@ impl<K: Hash + Eq + Clone, V> Waiting<K, V> {
     /// SECURITY (K02): takes it, so that of several that come with the same one only one gets it.
     fn take(&self, key: &K) -> Option<V> {
         let (since, value) = self.lock().remove(key)?;
-        (since.elapsed() < PATIENCE).then_some(value)
+        (since.elapsed() < self.patience).then_some(value)
+    }
+}
+
+impl<K: Hash + Eq + Clone, V: Clone> Waiting<K, V> {
+    /// Looks at it; it stays for its time.
+    fn get(&self, key: &K) -> Option<V> {
+        let waiting = self.lock();
+        let (since, value) = waiting.get(key)?;
+        (since.elapsed() < self.patience).then(|| value.clone())
     }
 }
 
@@ -114,7 +130,9 @@ struct Shown {
     report: Vec<u8>,
     certificates: Vec<Vec<u8>>,
     endorsement: Option<Vec<u8>>,
+    /// What the report vouches for, and how it was hashed.
     runtime_data: Vec<u8>,
+    hash: RuntimeHash,
 }
 
 /// The service.
@@ -127,6 +145,7 @@ pub struct Service {
     signet: Signet,
     offers: Waiting<[u8; 16], Offer>,
     shown: Waiting<String, Shown>,
+    sessions: kbs::Sessions,
 }
 
 /// What a guest, or the host for it, answers to an offer.
@@ -199,7 +218,9 @@ impl Service {
     pub fn new(store: Store, rules: Rules, roots: Roots, bundle: crate::bundle::Bundle) -> Result<Self> {
         let signet = Signet::new(&store.own("token", || Ok(random::<32>()?.to_vec()))?)?;
         let rules = Mutex::new(rules);
-        Ok(Self { store, rules, roots, bundle, signet, offers: Waiting::new(), shown: Waiting::new() })
+        let (offers, shown) = (Waiting::new(PATIENCE), Waiting::new(PATIENCE));
+        let sessions = kbs::Sessions::new(PATIENCE);
+        Ok(Self { store, rules, roots, bundle, signet, offers, shown, sessions })
     }
 
     /// Takes other rules from now on; what was shown under the old ones is judged by the new ones (attack K10).
@@ -248,7 +269,7 @@ impl Service {
         self.store.audit(&json!({
             "time": Moment::now().to_string(),
             "event": event,
-            "key": name.chars().take(64).collect::<String>(),
+            "key": name.chars().take(crate::rules::MAX_NAME).collect::<String>(),
             "released": outcome.is_ok(),
             "why": why,
             "measurement": report.as_ref().map(|r| hex(&r.measurement())),
@@ -350,9 +371,21 @@ impl Service {
             }
         };
         let runtime_data = decode(&BASE64_URL, "the runtime data", &request.runtime_data.data)?;
-        let shown = Shown { report, certificates: bundle.certificates, endorsement, runtime_data };
+        let hash = RuntimeHash::Sha256;
+        let shown = Shown { report, certificates: bundle.certificates, endorsement, runtime_data, hash };
+        let id = hex(&random::<16>()?);
+        let mut claims = self.claims_of_genuine(&shown, &id)?;
+        if let Ok(runtime) = serde_json::from_slice::<Value>(&shown.runtime_data) {
+            claims["x-ms-runtime"] = runtime;
+        }
+        self.shown.put(id, shown);
+        Ok(json!({"token": self.signet.sign(&claims)}))
+    }
+
+    /// What evidence says, if it is true.
+    fn claims_of_genuine(&self, shown: &Shown, id: &str) -> Result<Value, Failure> {
         let Ok(report) = Report::read(&shown.report) else {
-            return Err(of_list(self.judge(&shown, &Expected::default())));
+            return Err(of_list(self.judge(shown, &Expected::default())));
         };
         // Whether these are the right guest and policy is the keys' rules' to say; here, whether it is true.
         let genuine = Expected {
@@ -362,14 +395,14 @@ impl Service {
             masked_chip: true,
             ..Expected::default()
         };
-        let list = self.judge(&shown, &genuine);
+        let list = self.judge(shown, &genuine);
         if !list.passed() {
             return Err(of_list(list));
         }
         let turin =
             list.items.iter().any(|item| item.check == Check::Product && item.detail.starts_with("Turin"));
         let mut claims = token::claims(&report, if turin { TcbLayout::Zen5 } else { TcbLayout::Zen3And4 });
-        let (now, id) = (unix_now(), hex(&random::<16>()?));
+        let now = unix_now();
         let issuer = self.rules.lock().unwrap_or_else(PoisonError::into_inner).issuer.clone();
         claims["iss"] = json!(issuer);
         claims["iat"] = json!(now);
@@ -377,11 +410,7 @@ impl Service {
         claims["exp"] = json!(now + token::LIFE);
         claims["jti"] = json!(id);
         claims["x-parma-emulated"] = json!(list.emulated);
-        if let Ok(runtime) = serde_json::from_slice::<Value>(&shown.runtime_data) {
-            claims["x-ms-runtime"] = runtime;
-        }
-        self.shown.put(id, shown);
-        Ok(json!({"token": self.signet.sign(&claims)}))
+        Ok(claims)
     }
 
     fn judge(&self, shown: &Shown, expected: &Expected) -> Checklist {
@@ -392,7 +421,7 @@ impl Service {
             revocation_lists: &self.bundle.revocation_lists,
             endorsement: shown.endorsement.as_deref(),
         };
-        let report_data = Some(ReportData::HashOf(RuntimeHash::Sha256, shown.runtime_data.clone()));
+        let report_data = Some(ReportData::HashOf(shown.hash, shown.runtime_data.clone()));
         verify(&evidence, &Expected { report_data, ..expected.clone() }, &self.roots, Moment::now())
     }
 
@@ -428,19 +457,38 @@ impl Service {
         let to = rsa_key(&shown.runtime_data).map_err(|error| Failure::Request(format!("{error:#}")))?;
         // The key as a JWK, as managed HSMs wrap symmetric ones: its bytes.
         let wrapped = wrap(&key, &to, wrapping)?;
-        let schema = match wrapping {
-            Wrapping::Sha1 => "CKM_RSA_AES_KEY_WRAP",
-            Wrapping::Sha256 => "RSA_AES_KEY_WRAP_256",
-            Wrapping::Sha384 => "RSA_AES_KEY_WRAP_384",
-        };
         let hsm = json!({
             "schema_version": "1.0",
-            "header": {"kid": name, "alg": "dir", "enc": schema},
+            "header": {"kid": name, "alg": "dir", "enc": wrapping.name()},
             "ciphertext": BASE64_URL.encode(wrapped),
         });
-        let payload = json!({"response": {"key": {"key": {
+        let request = json!({"api-version": "7.4", "enc": wrapping.name(), "kid": name});
+        let payload = json!({"request": request, "response": {"key": {"key": {
             "kid": name, "kty": "oct-HSM", "key_ops": ["encrypt", "decrypt"], "key_hsm": BASE64_URL.encode(hsm.to_string()),
         }}}});
         Ok(json!({"value": self.signet.sign(&payload)}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// K02, K10: offers, tokens and sessions (of KBS, by cookie) alike.
+    #[test]
+    fn k02_what_waits_serves_once_and_not_after_its_time_and_the_oldest_gives_way() {
+        let waiting = Waiting::new(Duration::from_secs(600));
+        waiting.put(1, "a");
+        assert_eq!((waiting.get(&1), waiting.take(&1), waiting.get(&1)), (Some("a"), Some("a"), None));
+        for key in 0..=MAX_WAITING {
+            waiting.put(key, "a");
+        }
+        assert_eq!(
+            (waiting.get(&0), waiting.get(&1), waiting.get(&MAX_WAITING)),
+            (None, Some("a"), Some("a"))
+        );
+        let expired = Waiting::new(Duration::ZERO);
+        expired.put(1, "a");
+        assert_eq!((expired.get(&1), expired.take(&1)), (None, None));
     }
 }
