@@ -1,5 +1,7 @@
 //! The gate without a kernel: a recording actor, a policy that allows everything, and a model of what may exist.
 
+mod interleavings;
+
 use super::*;
 use crate::gate::action::KeepKey;
 use crate::gate::fields::Slot;
