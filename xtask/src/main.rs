@@ -15,6 +15,7 @@ mod igvm;
 mod image;
 mod kernel;
 mod measure;
+mod mutants;
 mod newer_qemu;
 mod policy;
 mod process;
@@ -44,6 +45,7 @@ enum Task {
     Sign(sign::Arguments),
     Fixtures(fixtures::Arguments),
     Test(test::Arguments),
+    Mutants(mutants::Arguments),
     Demo(demo::Arguments),
     Bench(bench::Arguments),
     Tcb(tcb::Arguments),
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Task::Sign(arguments) => sign::main(arguments),
         Task::Fixtures(arguments) => fixtures::main(arguments),
         Task::Test(arguments) => test::main(arguments),
+        Task::Mutants(arguments) => mutants::main(arguments),
         Task::Demo(arguments) => demo::main(arguments),
         Task::Bench(arguments) => bench::main(arguments),
         Task::Tcb(arguments) => tcb::main(arguments),

@@ -1,4 +1,4 @@
-//! Installs what is missing: Debian packages, and one tool from crates.io.
+//! Installs what is missing: Debian packages, and tools from crates.io and PyPI.
 //!
 //! Nothing is installed that is there already, and each package says what it is for. Without root the
 //! command to run is printed instead.
@@ -121,25 +121,38 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
 /// The version of [`vhost_device_vsock`].
 const VHOST_DEVICE_VSOCK: &str = "0.3.0";
 
-/// The vhost-user backend for vsock, which needs no `/dev/vhost-vsock`; built from crates.io on first use.
+/// The vhost-user backend for vsock, which needs no `/dev/vhost-vsock`.
 pub fn vhost_device_vsock() -> Result<PathBuf> {
-    let target = cache::dir("tools")?.join(format!("vhost-device-vsock-{VHOST_DEVICE_VSOCK}"));
-    let program = target.join("bin/vhost-device-vsock");
+    from_crates_io("vhost-device-vsock", VHOST_DEVICE_VSOCK)
+}
+
+/// The version of [`cargo_mutants`].
+const CARGO_MUTANTS: &str = "27.1.0";
+
+/// What removes checks one by one, to see whether a test notices.
+pub fn cargo_mutants() -> Result<PathBuf> {
+    from_crates_io("cargo-mutants", CARGO_MUTANTS)
+}
+
+/// A program from crates.io, built on first use.
+fn from_crates_io(name: &str, version: &str) -> Result<PathBuf> {
+    let target = cache::dir("tools")?.join(format!("{name}-{version}"));
+    let program = target.join("bin").join(name);
     let _lock = cache::lock(&target)?;
     if program.exists() {
         return Ok(program);
     }
     let staging = cache::Staging::new(&target)?;
-    let step = Step::new("building vhost-device-vsock", None);
+    let step = Step::new(&format!("building {name} {version} from crates.io"), None);
     process::run(
         Command::new("cargo")
-            .args(["install", "--locked", "vhost-device-vsock", "--version", VHOST_DEVICE_VSOCK])
+            .args(["install", "--locked", name, "--version", version])
             .arg("--root")
             .arg(staging.path())
             .arg("--target-dir")
             .arg(staging.path().join("target")),
     )
-    .context("cannot build vhost-device-vsock")?;
+    .with_context(|| format!("cannot build {name}"))?;
     std::fs::remove_dir_all(staging.path().join("target"))?;
     staging.publish()?;
     step.done();

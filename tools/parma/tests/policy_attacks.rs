@@ -1,5 +1,5 @@
 //! The host chooses, changes or withholds the policy, or adds to it: attacks P01–P03, P05, P06, P08–P10 and, over the wire,
-//! F01–F04 on the real VM. `fragments.rs` has the fragments' attacks without a machine.
+//! F01–F04, I18 on the real VM; and it sets the clock: B07. `fragments.rs` has the fragments' attacks without a machine.
 
 #[path = "support/signer.rs"]
 #[allow(dead_code, reason = "each test file uses its own part")]
@@ -184,28 +184,42 @@ fn p09_a_pattern_never_matches_a_part() {
     assert_eq!(guest.finish(process).0, "A=1 B=\n");
 }
 
+const FEED: &str = "example.com/tools";
+
+/// A policy without its containers, which includes those of this issuer's fragments from version 2 on; and the fragment that has
+/// them.
+fn in_a_fragment(text: &str, issuer: &str) -> (String, String) {
+    let (before, rest) = text.split_once("containers := [\n").expect("containers");
+    let (containers, after) = rest.split_once("\n]\n").expect("their end");
+    let includes = format!(
+        "fragments := [{{\"issuer\": \"{issuer}\", \"feed\": \"{FEED}\", \"minimum_svn\": \"2\", \"includes\": [\"containers\"]}}]\n"
+    );
+    let alias = "load_fragment := data.framework.load_fragment\n";
+    let alias = if text.contains(alias) { "" } else { alias };
+    let fragment =
+        format!("package fragment\n\nframework_version := \"0.5.0\"\n\ncontainers := [\n{containers}\n]\n");
+    (format!("{before}containers := []\n{includes}{alias}{after}"), fragment)
+}
+
+/// A fragment with this content and number, honestly signed.
+fn message(issuer: &str, source: &str, svn: i64) -> signer::Message {
+    let image = parma_policy::fragment::compile_fragment("fragment.rego", source).unwrap().image;
+    signer::Message::new(&signer::chain(), issuer, FEED, signer::int(svn), &image)
+}
+
 #[test]
 fn f01_to_f04_a_fragment_adds_what_the_policy_includes_if_its_issuer_signed_it() {
     let Some(stage) = stage() else { return };
     let issuer = parma::fragment::issuer_of(&signer::chain()).unwrap();
-    let feed = "example.com/tools";
-    let mut containers = String::new();
+    let mut source = String::new();
     // The policy has no containers of its own.
     let workload = stage.workload_with("busybox", &["echo", "hello"], GenerateOptions::default(), |text| {
-        let (before, rest) = text.split_once("containers := [\n").expect("containers");
-        let (inside, after) = rest.split_once("\n]\n").expect("their end");
-        containers = inside.to_owned();
-        let fragments = format!(
-            "fragments := [{{\"issuer\": \"{issuer}\", \"feed\": \"{feed}\", \"minimum_svn\": \"2\", \"includes\": [\"containers\"]}}]\n"
-        );
-        let alias = "load_fragment := data.framework.load_fragment\n";
-        let alias = if text.contains(alias) { "" } else { alias };
-        format!("{before}containers := []\n{fragments}{alias}{after}")
+        let (policy, fragment) = in_a_fragment(&text, &issuer);
+        source = fragment;
+        policy
     });
-    let source =
-        format!("package fragment\n\nframework_version := \"0.5.0\"\n\ncontainers := [\n{containers}\n]\n");
     let image = parma_policy::fragment::compile_fragment("fragment.rego", &source).unwrap().image;
-    let message = |svn: i64| signer::Message::new(&signer::chain(), &issuer, feed, signer::int(svn), &image);
+    let message = |svn| message(&issuer, &source, svn);
     let guest = stage.start(&workload);
     let layer = || Request::MountDevice {
         device: "busybox0",
@@ -222,7 +236,7 @@ fn f01_to_f04_a_fragment_adds_what_the_policy_includes_if_its_issuer_signed_it()
         (forged.as_slice(), Problem::Signature),
         (b"garbage", Problem::Envelope),
         (
-            &signer::Message::new(&signer::chain(), &issuer, feed, signer::text("2"), &image).signed(),
+            &signer::Message::new(&signer::chain(), &issuer, FEED, signer::text("2"), &image).signed(),
             Problem::Svn,
         ),
     ] {
@@ -233,7 +247,7 @@ fn f01_to_f04_a_fragment_adds_what_the_policy_includes_if_its_issuer_signed_it()
     // F01: a signed policy is no fragment.
     let open = policy("package policy\nmount_device := {\"allowed\": true}\n");
     let replacing =
-        signer::Message::new(&signer::chain(), &issuer, feed, signer::int(2), &open.image).signed();
+        signer::Message::new(&signer::chain(), &issuer, FEED, signer::int(2), &open.image).signed();
     assert_eq!(
         guest.refused(Request::LoadFragment { envelope: &replacing }),
         Reason::Fragment { problem: Problem::Payload }
@@ -247,6 +261,75 @@ fn f01_to_f04_a_fragment_adds_what_the_policy_includes_if_its_issuer_signed_it()
     );
     let process = guest.run(&workload, &id('1'), support::OUTPUT);
     assert_eq!(guest.finish(process).0, "hello\n");
+}
+
+/// I18: the issuer allowed an image once and has learnt better. What it signed then is still its signature; its number is too low.
+#[test]
+fn i18_an_image_that_its_issuer_has_replaced_does_not_come_back() {
+    let Some(stage) = stage() else { return };
+    let issuer = parma::fragment::issuer_of(&signer::chain()).unwrap();
+    let hole = support::tar(&[(tar::EntryType::Regular, "etc/motd", "", b"with a hole\n")]);
+    let layout = stage.layout("busybox", "old", &hole, |_| {});
+    let (args, options) = (&["cat", "/etc/motd"][..], GenerateOptions::default());
+    let (mut before, mut now) = (String::new(), String::new());
+    let old = stage.workload_of(&layout, "old", args, options.clone(), |text| {
+        before = in_a_fragment(&text, &issuer).1;
+        text
+    });
+    let new = stage.workload_with("busybox", args, options, |text| {
+        let (policy, fragment) = in_a_fragment(&text, &issuer);
+        now = fragment;
+        policy
+    });
+    let disks = old.disks().into_iter().chain(new.disks()).collect();
+    let guest = stage.boot(new.policy.host_data(), disks);
+    guest.accept(&new.policy.image);
+    let (serial, top) = (old.serial(2), &old.layers[2]);
+    let with_hole = || {
+        let (root_hash, data_blocks) = (top.root_hash, top.data_blocks);
+        let reason = guest.refused(Request::MountDevice { device: &serial, root_hash, data_blocks });
+        assert!(matches!(&reason, Reason::Denied { point: Point::MountDevice, .. }), "{reason:?}");
+    };
+    let reason = guest.refused(Request::LoadFragment { envelope: &message(&issuer, &before, 1).signed() });
+    assert!(matches!(&reason, Reason::Denied { point: Point::LoadFragment, .. }), "{reason:?}");
+    with_hole();
+    guest.done(Request::LoadFragment { envelope: &message(&issuer, &now, 2).signed() });
+    // Nor after the one that is good.
+    let reason = guest.refused(Request::LoadFragment { envelope: &message(&issuer, &before, 1).signed() });
+    assert_eq!(reason, Reason::Fragment { problem: Problem::Rollback });
+    with_hole();
+    let process = guest.run(&new, &id('1'), support::OUTPUT);
+    assert!(!guest.finish(process).0.contains("hole"));
+}
+
+/// B07: years before the certificates of a fragment begin and years after they end, everything is decided alike, to the last bit of
+/// what the guest remembers of it. A container sees the host's time: that is why nothing is decided by it.
+#[test]
+fn b07_the_hosts_clock_decides_nothing() {
+    let Some(stage) = stage() else { return };
+    let issuer = parma::fragment::issuer_of(&signer::chain()).unwrap();
+    let mut source = String::new();
+    let args = ["date", "-u", "+%Y"];
+    let workload = stage.workload_with("busybox", &args, GenerateOptions::default(), |text| {
+        let (policy, fragment) = in_a_fragment(&text, &issuer);
+        source = fragment;
+        policy
+    });
+    let envelope = message(&issuer, &source, 2).signed();
+    let heads = ["2001", "2099"].map(|year| {
+        let mut config = stage.config(workload.policy.host_data(), workload.disks());
+        config.extra_args = support::arguments(&["-rtc", &format!("base={year}-06-01T00:00:00")]);
+        let guest = stage.launch(&config);
+        guest.accept(&workload.policy.image);
+        guest.done(Request::LoadFragment { envelope: &envelope });
+        let process = guest.run(&workload, &id('1'), support::OUTPUT);
+        let (seen, _) = guest.finish(process);
+        let Reply::Audit(log) = guest.done(Request::ReadAudit { first: 1 }) else { panic!("no log") };
+        (seen, log.head)
+    });
+    let [(early, first), (late, second)] = heads;
+    assert_eq!(first, second);
+    assert_eq!((early.as_str(), late.as_str()), ("2001\n", "2099\n"), "the clock was another");
 }
 
 #[test]
