@@ -8,7 +8,7 @@ use parma_guest::point::Point;
 use parma_guest::wire::frame::{decode, encode};
 use parma_guest::wire::{
     CONTROL_PORT, Capabilities, Denied, ExitStatus, Field, FromGuest, List, Mount, Network, Process, Reason,
-    Refusal, Reply as Answer, Request, Resources, Rule, Source, Stdio, ToGuest,
+    Refusal, Reply as Answer, Request, Resources, Rule, Source, Stdio, ToGuest, WindowSize,
 };
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::{Machine, Reply};
@@ -52,7 +52,7 @@ fn c04_i15_a_host_can_say_no_more_than_this() {
             umask: _,
             capabilities,
             no_new_privileges: _,
-            stdio: Stdio { stdin: _, stdout: _, stderr: _ },
+            stdio: Stdio { stdin: _, stdout: _, stderr: _, terminal: _ },
         } = process;
         let Capabilities { bounding: _, effective: _, inheritable: _, permitted: _, ambient: _ } =
             capabilities;
@@ -74,6 +74,9 @@ fn c04_i15_a_host_can_say_no_more_than_this() {
                 let Network { addresses: _, routes: _, name_servers: _, search: _, mtu: _ } = network;
             }
             Request::ExecInContainer { container: _, process: further } => process(further),
+            Request::ResizeTerminal { container: _, process: _, size } => {
+                let WindowSize { rows: _, columns: _ } = size;
+            }
             _ => {}
         }
     }
