@@ -4,7 +4,7 @@
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
 use crate::first_line::{self, Start, Way};
-use crate::{cache, cpio, firmware, fixtures, image, policy, setup, storage};
+use crate::{attest, cache, cpio, firmware, fixtures, image, policy, setup, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
 use parma_guest::wire::Request;
@@ -13,7 +13,7 @@ use parma_layer::oci::{self, Reference};
 use parma_policy::generate::{GenerateOptions, generate};
 use parma_policy::{Compiled, Inputs, compile};
 use parma_vmm::{Accel, Config, Disk, Image, Machine, Reply};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -42,6 +42,9 @@ pub struct Arguments {
     /// Only the policy figures; target/bench.json stays as it is
     #[arg(long, conflicts_with = "storage")]
     policy: bool,
+    /// Only the attestation figures; target/bench.json stays as it is
+    #[arg(long, conflicts_with_all = ["storage", "policy"])]
+    attest: bool,
     /// Build this layer and print the memory it took: what the storage figures run
     #[arg(long, hide = true)]
     peak_of: Option<PathBuf>,
@@ -54,7 +57,16 @@ pub fn main(arguments: Arguments) -> Result<()> {
     if let Some(tar) = &arguments.peak_of {
         return storage::build_and_print_peak(tar);
     }
-    let decisions = if arguments.storage { serde_json::Value::Null } else { policy::figures()? };
+    let verifications = if arguments.storage || arguments.policy { Value::Null } else { attest::figures()? };
+    if arguments.attest {
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&verifications)?);
+        } else {
+            attest::print(&verifications);
+        }
+        return Ok(());
+    }
+    let decisions = if arguments.storage { Value::Null } else { policy::figures()? };
     if arguments.policy {
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&decisions)?);
@@ -108,6 +120,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "policy_image_bytes": stage.policy.image.len(),
         "storage": disks,
         "policy": decisions,
+        "attestation": verifications,
     });
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     let path = cache::root().join("target/bench.json");
@@ -140,6 +153,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         println!("memory of the init with its policy            {resident:>9} KiB   goal 4096");
         storage::print(&figures["storage"]);
         policy::print(&figures["policy"]);
+        attest::print(&figures["attestation"]);
         println!("written to {}", path.display());
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");
@@ -200,7 +214,7 @@ fn power_off_boot(image: &Image) -> Result<f64> {
 }
 
 /// The starts of all ways, in turns.
-fn starts(boots: usize, measure: impl Fn(Way) -> Result<Start>) -> Result<serde_json::Value> {
+fn starts(boots: usize, measure: impl Fn(Way) -> Result<Start>) -> Result<Value> {
     let mut starts: Vec<(Way, Vec<f64>, Vec<f64>)> =
         first_line::ways().into_iter().map(|way| (way, Vec::new(), Vec::new())).collect();
     for _ in 0..boots {
@@ -213,7 +227,7 @@ fn starts(boots: usize, measure: impl Fn(Way) -> Result<Start>) -> Result<serde_
     let figure = |(way, cpu, wall): &(Way, Vec<f64>, Vec<f64>)| {
         (way.name().to_owned(), json!({ "cpu_ms": samples(cpu), "wall_ms": samples(wall) }))
     };
-    Ok(serde_json::Value::Object(starts.iter().map(figure).collect()))
+    Ok(Value::Object(starts.iter().map(figure).collect()))
 }
 
 /// Microseconds of requests that only the gate looks at and of requests that the policy decides, and the init's memory.
@@ -282,7 +296,7 @@ fn empty_initrd(dir: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn machine(image: &Image) -> Result<serde_json::Value> {
+fn machine(image: &Image) -> Result<Value> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
     let model =
         cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, m)| m);
@@ -296,11 +310,11 @@ fn machine(image: &Image) -> Result<serde_json::Value> {
     }))
 }
 
-fn describe(machine: &serde_json::Map<String, serde_json::Value>) -> String {
+fn describe(machine: &serde_json::Map<String, Value>) -> String {
     machine.values().map(|value| value.to_string().replace('"', "")).collect::<Vec<_>>().join(", ")
 }
 
-fn samples(values: &[f64]) -> serde_json::Value {
+fn samples(values: &[f64]) -> Value {
     let rounded: Vec<f64> = values.iter().map(|value| (value * 10.0).round() / 10.0).collect();
     json!({ "median": (median(values) * 10.0).round() / 10.0, "samples": rounded })
 }

@@ -4,6 +4,7 @@
 //! (kernel, Debian packages, tools) is cached outside the tree, keyed by the content it is made from.
 
 mod apt;
+mod attest;
 mod bench;
 mod cache;
 mod cpio;
