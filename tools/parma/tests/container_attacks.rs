@@ -323,6 +323,33 @@ fn c12_a_stream_is_had_once_and_a_reader_that_does_not_read_holds_up_nobody_else
     assert_eq!(guest.wait(process), ExitStatus::Code(0));
 }
 
+/// C12: the host asks for a stream and never attaches to it. Twin: a reader who comes late, and the policy that waits for one.
+#[test]
+fn c12_a_reader_that_never_comes_holds_up_a_process_only_where_the_policy_says_so() {
+    let Some(stage) = stage() else { return };
+    let script = "i=0; while [ $i -lt 20000 ]; do echo 0123456789012345678901234567890123456789; i=$((i+1)); done; exit 7";
+    let waiting = format!("{script} ");
+    let waiting = stage.workload("busybox", &["sh", "-c", &waiting], GenerateOptions::default());
+    let both = stage.workload_with("busybox", &["sh", "-c", script], GenerateOptions::default(), |policy| {
+        let entry = waiting.container.policy();
+        joined(
+            &policy,
+            &entry.replace("\"allow_stdio_access\"", "\"output_waits\": true,\n    \"allow_stdio_access\""),
+        )
+    });
+    let guest = stage.start(&both);
+    let (first, second) = (id('1'), id('2'));
+    let process = guest.run(&both, &first, OUTPUT);
+    guest.mount_overlay(&both, &second);
+    let held_up = guest.create(&waiting, &second, OUTPUT);
+    assert_eq!(guest.wait(process), ExitStatus::Code(7));
+    let kept = support::read_all(guest.attach(process, Stream::Stdout));
+    assert!((60_000..200_000).contains(&kept.len()), "its beginning: {} bytes", kept.len());
+    assert_eq!(guest.session.wait(held_up, Some(std::time::Duration::ZERO)).unwrap(), None);
+    assert_eq!(support::read_all(guest.attach(held_up, Stream::Stdout)).len(), 20_000 * 41);
+    assert_eq!(guest.wait(held_up), ExitStatus::Code(7));
+}
+
 #[test]
 fn c12_a_reader_that_goes_away_does_not_stop_the_process() {
     let Some(stage) = stage() else { return };

@@ -70,10 +70,15 @@ struct Running {
 
 impl Running {
     fn start() -> Option<Self> {
-        let script = "trap 'exit 5' TERM; echo ready; while :; do sleep 1000 & wait $!; done";
-        let options = ["-q", "--name", "web", "--allow-exec", "echo from exec", "--allow-signal", "TERM"];
+        Self::that("trap 'exit 5' TERM", &["--allow-signal", "TERM"])
+    }
+
+    /// One that begins with this command, and whose host may do this.
+    fn that(begins: &str, allowed: &[&str]) -> Option<Self> {
+        let script = format!("{begins}; echo ready; while :; do sleep 1000 & wait $!; done");
+        let options = [&["-q", "--name", "web", "--allow-exec", "echo from exec"], allowed].concat();
         let runtime = tempfile::tempdir().unwrap();
-        let mut child = run(&runtime, &options, "busybox", &["sh", "-c", script])?
+        let mut child = run(&runtime, &options, "busybox", &["sh", "-c", &script])?
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -111,6 +116,14 @@ fn a_running_container_is_listed_entered_and_stopped_from_elsewhere() {
     assert!(stopped.status.success(), "{}", stderr(&stopped));
     assert_eq!(running.child.wait().unwrap().code(), Some(5));
     assert_eq!(stdout(&running.parma(&["ps", "--json"])), "[]\n");
+}
+
+#[test]
+fn what_does_not_stop_in_the_time_it_is_given_is_killed() {
+    let Some(mut running) = Running::that("trap '' TERM", &[]) else { return };
+    let stopped = running.parma(&["stop", "--time", "0", "web"]);
+    assert!(stopped.status.success(), "{}", stderr(&stopped));
+    assert_eq!(running.child.wait().unwrap().code(), Some(128 + 9));
 }
 
 #[test]

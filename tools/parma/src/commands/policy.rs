@@ -44,6 +44,9 @@ pub struct Allow {
     /// Allow no standard streams: output stays in the guest
     #[arg(long)]
     no_stdio: bool,
+    /// Allow standard streams to be a terminal, whose keys send signals
+    #[arg(long, conflicts_with = "no_stdio")]
+    allow_terminal: bool,
     /// Let programs gain privileges, as set-user-ID programs do
     #[arg(long)]
     allow_new_privileges: bool,
@@ -93,6 +96,7 @@ impl Allow {
             allow_exec,
             allow_signal,
             no_stdio,
+            allow_terminal,
             allow_new_privileges,
             allow_memory_scratch,
             allow_network,
@@ -104,6 +108,7 @@ impl Allow {
             exec: allow_exec.clone(),
             signals: (!allow_signal.is_empty()).then(|| allow_signal.clone()),
             stdio: !no_stdio,
+            terminal: *allow_terminal,
             no_new_privileges: !allow_new_privileges,
             memory_scratch: *allow_memory_scratch,
             network: *allow_network,
