@@ -17,6 +17,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use parma_guest::target::ext4 as format;
 
+use crate::content::{Content, Plain, Streamed};
 use crate::ext4::{File, Writer};
 use crate::tar::{self, End, Entry, flag, show};
 use crate::verity::{Hash, derived_uuid};
@@ -85,6 +86,15 @@ pub fn build(
     options: &Options,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Built> {
+    build_of(Streamed(tar), out, options, progress)
+}
+
+fn build_of(
+    tar: impl Content,
+    out: &mut (impl Write + Seek),
+    options: &Options,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Built> {
     let mut tar = tar::Reader::new(tar, options.end);
     let mut writer = Writer::new(out, options.max_size, progress)?;
     while let Some(mut entry) = tar.next_entry()? {
@@ -107,7 +117,7 @@ pub fn build(
 /// # Errors
 /// As [`build`].
 pub fn hash(tar: impl Read, options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Built> {
-    build(tar, &mut Nowhere { position: 0 }, options, progress)
+    build(tar, &mut Nowhere::default(), options, progress)
 }
 
 /// Builds the image of the tar in a file (plain, gzip or zstd) into another, which appears whole or not at
@@ -122,7 +132,9 @@ pub fn build_file(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Built> {
     let tar = open_tar(input)?;
-    write_file(output, |out| build(tar, out, options, progress).with_context(|| input.display().to_string()))
+    write_file(output, |out| {
+        build_of(tar, out, options, progress).with_context(|| input.display().to_string())
+    })
 }
 
 /// The root hash of the tar in a file (plain, gzip or zstd).
@@ -130,24 +142,28 @@ pub fn build_file(
 /// # Errors
 /// As [`hash`]; or the file cannot be read.
 pub fn hash_file(input: &Path, options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Built> {
-    hash(open_tar(input)?, options, progress).with_context(|| input.display().to_string())
+    build_of(open_tar(input)?, &mut Nowhere::default(), options, progress)
+        .with_context(|| input.display().to_string())
 }
 
 /// Opens a tar, decompressing it if it begins as gzip or zstd do.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn open_tar(path: &Path) -> Result<Box<dyn Read>> {
+fn open_tar(path: &Path) -> Result<Box<dyn Content>> {
     let context = || path.display().to_string();
     let file = fs::File::open(path).with_context(context)?;
     let mut input = BufReader::with_capacity(1 << 18, file);
     let start = input.fill_buf().with_context(context)?;
     Ok(if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(input))
+        Box::new(Streamed(flate2::bufread::MultiGzDecoder::new(input)))
     } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        Box::new(zstd::stream::read::Decoder::with_buffer(input).with_context(context)?)
+        Box::new(Streamed(zstd::stream::read::Decoder::with_buffer(input).with_context(context)?))
     } else {
-        Box::new(input)
+        let meta = input.get_ref().metadata().with_context(context)?;
+        // A pipe has no places.
+        if meta.is_file() {
+            Box::new(Plain::new(input.into_inner(), meta.len()))
+        } else {
+            Box::new(Streamed(input))
+        }
     })
 }
 
@@ -168,7 +184,7 @@ fn add<W: Write + Seek>(
     writer: &mut Writer<'_, W>,
     name: &[u8],
     entry: Entry,
-    tar: &mut dyn Read,
+    tar: &mut dyn Content,
     options: &Options,
 ) -> Result<()> {
     writer.make_parents(name)?;
@@ -242,6 +258,7 @@ fn vhd_footer(size: u64, root: &Hash) -> [u8; 512] {
 }
 
 /// A file that keeps nothing.
+#[derive(Default)]
 struct Nowhere {
     position: u64,
 }

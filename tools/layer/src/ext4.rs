@@ -5,7 +5,7 @@
 //! with their size. Where the reference has a quirk that decides bytes, the quirk is kept and said so.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, Write};
+use std::io::{Seek, Write};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use parma_guest::target::ext4::{
@@ -15,6 +15,7 @@ use parma_guest::target::ext4::{
     ROOT_INODE, Run, SUPERBLOCK, SUPERBLOCK_OFFSET, SYMLINK, SuperBlock, TYPE_MASK,
 };
 
+use crate::content::Content;
 use crate::time::{Time, from_inode, to_inode};
 use crate::verity::{Protected, Stream};
 use crate::xattr::{self, Xattrs};
@@ -173,14 +174,19 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     /// # Errors
     /// No such parent directory, a directory replacing something else or the reverse, a file with content
     /// being replaced, attributes that do not fit, too many links, or a failed read or write.
-    pub fn create(&mut self, name: &[u8], file: File, content: &mut dyn Read) -> Result<()> {
+    pub fn create(&mut self, name: &[u8], file: File, content: &mut dyn Content) -> Result<()> {
         let path = Path::clean(name);
         self.create_in(self.parent_of(&path)?, file, content)?;
         Ok(())
     }
 
     /// The same, where parent directory and name (none for the root) are known; gives the inode's number.
-    fn create_in(&mut self, place: Option<(u32, &[u8])>, file: File, content: &mut dyn Read) -> Result<u32> {
+    fn create_in(
+        &mut self,
+        place: Option<(u32, &[u8])>,
+        file: File,
+        content: &mut dyn Content,
+    ) -> Result<u32> {
         let directory = file.mode & TYPE_MASK == DIRECTORY;
         let existing = match place {
             Some((parent, name)) => self.node(parent).children.get(name).copied(),
@@ -217,7 +223,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     }
 
     /// Fills a new inode, or one that exists, and writes attributes and content.
-    fn make(&mut self, file: File, reuse: Option<u32>, content: &mut dyn Read) -> Result<u32> {
+    fn make(&mut self, file: File, reuse: Option<u32>, content: &mut dyn Content) -> Result<u32> {
         let kind = if file.mode & TYPE_MASK == 0 { REGULAR } else { file.mode & TYPE_MASK };
         let directory = kind == DIRECTORY;
         let number = match reuse {
@@ -292,7 +298,7 @@ impl<'a, W: Write + Seek> Writer<'a, W> {
     }
 
     /// Writes content and the extents that say where it is.
-    fn write_content(&mut self, inode: &mut Inode, content: &mut dyn Read, size: u64) -> Result<()> {
+    fn write_content(&mut self, inode: &mut Inode, content: &mut dyn Content, size: u64) -> Result<()> {
         let start = self.out.block();
         self.out.copy(content, size)?;
         self.out.pad()?;

@@ -8,6 +8,7 @@
 
 pub mod build;
 pub mod cache;
+mod content;
 mod ext4;
 mod gosort;
 pub mod oci;

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
+use crate::content::{Content, Region};
 use crate::time::Time;
 
 const BLOCK: usize = 512;
@@ -348,6 +349,18 @@ impl<R: Read> Reader<R> {
 }
 
 /// The content of the current entry, holes as zeros.
+impl<R: Content> Content for Reader<R> {
+    fn region(&mut self, most: usize) -> Option<Region> {
+        // The parts of a sparse file are read where they belong.
+        if self.sparse.is_some() {
+            return None;
+        }
+        let region = self.input.region(usize::try_from(self.left).unwrap_or(usize::MAX).min(most))?;
+        self.left -= region.length() as u64;
+        Some(region)
+    }
+}
+
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let Some(sparse) = &mut self.sparse else {

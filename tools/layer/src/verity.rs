@@ -1,5 +1,5 @@
-//! dm-verity: an image's blocks go out in order and are hashed on all cores while they do; the superblock and
-//! the hash tree are appended at the end.
+//! dm-verity: an image's blocks are read and hashed on all cores and go out in order; the superblock and the hash tree are
+//! appended at the end.
 //!
 //! Parameters are those of the reference and of the guest's verity table: version 1, SHA-256, data and hash
 //! blocks of 4096 bytes, a salt of 32 zero bytes before each block. Layout: Linux
@@ -21,6 +21,7 @@ use parma_guest::target::ext4::{self, BLOCK};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
 
+use crate::content::{Content, Region, Streamed};
 pub use crate::sha256::Hash;
 use crate::sha256::{SALT, hash_block, hash_blocks};
 
@@ -96,7 +97,7 @@ pub fn check(image: &fs::File, root: &Hash, progress: &mut dyn FnMut(u64)) -> Re
     let mut same = Same { image, position: 0 };
     let limit = said.data_blocks * BLOCK as u64;
     let mut stream = Stream::new(&mut same, 0, limit, progress)?;
-    stream.copy(&mut At { image, position: 0 }.take(limit), limit)?;
+    stream.copy(&mut Streamed(At { image, position: 0 }.take(limit)), limit)?;
     let found = stream.finish().context("the hash tree is not that of the data")?;
     ensure!(found.root == *root, "the data is not what the root hash names");
     Ok(said.data_blocks)
@@ -154,11 +155,11 @@ pub struct Stream<'a, W> {
     out: &'a mut W,
     /// Bytes that the data may have.
     limit: u64,
+    /// Bytes that are in `out`: a chunk goes there when its hashes are there.
+    stored: u64,
     /// Where `chunk` begins, in bytes.
-    written: u64,
-    /// [`CHUNK`] bytes, of which the first `filled` are waiting to be written.
-    chunk: Vec<u8>,
-    filled: usize,
+    begins: u64,
+    chunk: Chunk,
     workers: Workers,
     leaves: SpooledTempFile,
     /// Hashes of blocks that were written out of order.
@@ -173,17 +174,17 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     /// # Errors
     /// `out` cannot be seeked, or no thread can be started.
     pub fn new(out: &'a mut W, reserved: u32, limit: u64, progress: &'a mut dyn FnMut(u64)) -> Result<Self> {
-        let written = u64::from(reserved) * BLOCK as u64;
-        out.seek(SeekFrom::Start(written)).context("image file")?;
+        let begins = u64::from(reserved) * BLOCK as u64;
+        out.seek(SeekFrom::Start(begins)).context("image file")?;
         let mut leaves = SpooledTempFile::new(SPOOL);
         io::copy(&mut io::repeat(0).take(u64::from(reserved) * 32), &mut leaves).context("temporary file")?;
-        let (chunk, workers) = (vec![0; CHUNK], Workers::start()?);
+        let (chunk, workers) = (Chunk::new(), Workers::start()?);
         Ok(Self {
             out,
             limit,
-            written,
+            stored: begins,
+            begins,
             chunk,
-            filled: 0,
             workers,
             leaves,
             patched: BTreeMap::new(),
@@ -193,7 +194,7 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
 
     /// Bytes so far, the reserved ones included.
     pub fn position(&self) -> u64 {
-        self.written + self.filled as u64
+        self.begins + self.chunk.filled as u64
     }
 
     /// The next block's number. Call it between blocks.
@@ -215,8 +216,8 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.reserve(bytes.len() as u64)?;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(CHUNK - self.filled));
-            self.chunk[self.filled..][..now.len()].copy_from_slice(now);
+            let (now, later) = bytes.split_at(bytes.len().min(self.chunk.room().len()));
+            self.chunk.room()[..now.len()].copy_from_slice(now);
             bytes = later;
             self.filled(now.len())?;
         }
@@ -227,12 +228,19 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     ///
     /// # Errors
     /// The limit, a failed read or write, or content of another length.
-    pub fn copy(&mut self, content: &mut dyn Read, length: u64) -> Result<()> {
+    pub fn copy(&mut self, content: &mut dyn Content, length: u64) -> Result<()> {
         self.reserve(length)?;
         let mut left = length;
         while left > 0 {
-            let room = left.min((CHUNK - self.filled) as u64) as usize;
-            match content.read(&mut self.chunk[self.filled..][..room]) {
+            let room = left.min(self.chunk.room().len() as u64) as usize;
+            if let Some(region) = content.region(room) {
+                let taken = region.length();
+                self.chunk.regions.push((self.chunk.filled, region));
+                left -= taken as u64;
+                self.filled(taken)?;
+                continue;
+            }
+            match content.read(&mut self.chunk.room()[..room]) {
                 Ok(0) => bail!("content ends {left} bytes early"),
                 Ok(n) => {
                     left -= n as u64;
@@ -254,8 +262,8 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         self.reserve(bytes)?;
         let mut left = bytes;
         while left > 0 {
-            let n = left.min((CHUNK - self.filled) as u64);
-            self.chunk[self.filled..][..n as usize].fill(0);
+            let n = left.min(self.chunk.room().len() as u64);
+            self.chunk.room()[..n as usize].fill(0);
             left -= n;
             self.filled(n as usize)?;
         }
@@ -276,38 +284,50 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     /// A failed write.
     pub fn patch(&mut self, number: u32, block: &[u8; BLOCK]) -> Result<()> {
         let at = u64::from(number) * BLOCK as u64;
-        if at >= self.written {
-            let at = (at - self.written) as usize;
-            self.chunk[at..at + BLOCK].copy_from_slice(block);
+        if at >= self.begins {
+            let at = (at - self.begins) as usize;
+            self.chunk.bytes[at..at + BLOCK].copy_from_slice(block);
         } else {
+            // What is on its way there comes first.
+            while at >= self.stored {
+                let hashed = self.workers.receive()?.context("a block that was never written")?;
+                self.store(hashed)?;
+            }
             self.out.seek(SeekFrom::Start(at)).context("image file")?;
             self.out.write_all(block).context("image file")?;
-            self.out.seek(SeekFrom::Start(self.written)).context("image file")?;
+            self.out.seek(SeekFrom::Start(self.stored)).context("image file")?;
             self.patched.insert(number.into(), hash_block(block));
         }
         Ok(())
     }
 
-    /// So many bytes more of the chunk are waiting.
+    /// So many bytes more of the chunk are taken.
     fn filled(&mut self, more: usize) -> Result<()> {
-        self.filled += more;
-        if self.filled == CHUNK { self.flush() } else { Ok(()) }
+        self.chunk.filled += more;
+        if self.chunk.filled == CHUNK { self.flush() } else { Ok(()) }
     }
 
+    /// Gives the chunk to the workers, and takes another's memory for the next.
     fn flush(&mut self) -> Result<()> {
-        self.out.write_all(&self.chunk[..self.filled]).context("image file: cannot be written")?;
-        self.written += self.filled as u64;
-        let chunk = (std::mem::take(&mut self.chunk), std::mem::take(&mut self.filled));
+        self.begins += self.chunk.filled as u64;
+        let chunk = std::mem::take(&mut self.chunk);
         self.chunk = match self.workers.send(chunk)? {
             // Its bytes stay, so that nothing is cleared only to be overwritten.
-            Some((used, hashes)) => {
-                self.leaves.write_all(&hashes).context("temporary file")?;
-                used
-            }
-            None => vec![0; CHUNK],
+            Some(hashed) => self.store(hashed)?,
+            None => Chunk::new(),
         };
-        (self.progress)(self.written);
+        (self.progress)(self.begins);
         Ok(())
+    }
+
+    /// Writes the oldest chunk that is on its way, and its hashes; gives its memory back.
+    fn store(&mut self, hashed: Hashed) -> Result<Chunk> {
+        let (mut chunk, hashes) = hashed?;
+        self.out.write_all(&chunk.bytes[..chunk.filled]).context("image file: cannot be written")?;
+        self.stored += chunk.filled as u64;
+        self.leaves.write_all(&hashes).context("temporary file")?;
+        chunk.filled = 0;
+        Ok(chunk)
     }
 
     /// Ends the data, which must end with a block, and appends verity's superblock and tree.
@@ -316,10 +336,10 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     /// A failed write.
     pub fn finish(mut self) -> Result<Protected> {
         self.flush()?;
-        while let Some((_, hashes)) = self.workers.receive()? {
-            self.leaves.write_all(&hashes).context("temporary file")?;
+        while let Some(hashed) = self.workers.receive()? {
+            self.store(hashed)?;
         }
-        let data_blocks = self.written / BLOCK as u64;
+        let data_blocks = self.stored / BLOCK as u64;
         let leaves_end = self.leaves.seek(SeekFrom::End(0))?;
         debug_assert_eq!(leaves_end, data_blocks * 32);
         let padding = leaves_end.next_multiple_of(BLOCK as u64) - leaves_end;
@@ -342,7 +362,7 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         }
         self.leaves.rewind()?;
         tree_bytes += io::copy(&mut self.leaves, self.out).context("image file: cannot be written")?;
-        (self.progress)(self.written + tree_bytes);
+        (self.progress)(self.stored + tree_bytes);
         Ok(Protected { root, data_blocks, tree_bytes })
     }
 
@@ -393,10 +413,39 @@ struct Workers {
     outstanding: VecDeque<usize>,
 }
 
-/// Memory, and how many bytes of it count.
-type Chunk = (Vec<u8>, usize);
-/// A chunk's memory, and the hashes of its blocks one after the other.
-type Hashed = (Vec<u8>, Vec<u8>);
+/// A part of an image's data.
+#[derive(Default)]
+struct Chunk {
+    /// [`CHUNK`] bytes.
+    bytes: Vec<u8>,
+    /// How many of them count.
+    filled: usize,
+    /// What has yet to be read, and where in `bytes` it belongs.
+    regions: Vec<(usize, Region)>,
+}
+
+impl Chunk {
+    fn new() -> Self {
+        Self { bytes: vec![0; CHUNK], ..Self::default() }
+    }
+
+    /// The bytes that do not count yet.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.filled..]
+    }
+
+    /// Reads what has yet to be read, and hashes all blocks.
+    fn hash(mut self) -> Hashed {
+        for (at, region) in self.regions.drain(..) {
+            region.read(&mut self.bytes[at..][..region.length()])?;
+        }
+        let hashes = hash_blocks(&self.bytes[..self.filled]);
+        Ok((self, hashes))
+    }
+}
+
+/// A chunk, and the hashes of its blocks one after the other; or why it could not be read.
+type Hashed = io::Result<(Chunk, Vec<u8>)>;
 
 impl Workers {
     fn start() -> Result<Self> {
@@ -405,9 +454,8 @@ impl Workers {
             let (chunks, incoming) = sync_channel::<Chunk>(QUEUE);
             let (outgoing, hashes) = sync_channel(QUEUE);
             let work = move || {
-                for (chunk, filled) in incoming {
-                    let hashed = hash_blocks(&chunk[..filled]);
-                    if outgoing.send((chunk, hashed)).is_err() {
+                for chunk in incoming {
+                    if outgoing.send(chunk.hash()).is_err() {
                         return; // the image was given up
                     }
                 }

@@ -323,3 +323,29 @@ fn progress_grows_to_the_images_size() {
     assert!(seen.is_sorted());
     assert_eq!(seen.last(), Some(&built.bytes));
 }
+
+/// A plain file's content is read by the threads that hash it, a stream's before; the image is the same.
+#[test]
+fn a_tar_in_a_file_and_the_same_tar_as_a_stream_give_the_same_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, output) = (dir.path().join("layer.tar"), dir.path().join("layer.img"));
+    let content: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8 ^ (at >> 12) as u8).collect();
+    let sizes = [0, 1, 511, 4095, 4096, 16_384, 15_872, 15_873, 20_000, 262_144, 262_145, 1 << 20, 3_000_000];
+    let mut builder = Builder::new(Vec::new());
+    for (number, size) in sizes.into_iter().enumerate() {
+        let name = format!("file{number}");
+        builder.append(&header(EntryType::Regular, &name, "", size), &content[..size as usize]).unwrap();
+    }
+    let tar = builder.into_inner().unwrap();
+    fs::write(&path, &tar).unwrap();
+    let (expected, bytes) = image(&tar, &Options::default());
+    assert_eq!(hash_file(&path, &Options::default(), &mut |_| ()).unwrap(), expected);
+    assert_eq!(build_file(&path, &output, &Options::default(), &mut |_| ()).unwrap(), expected);
+    assert!(fs::read(&output).unwrap() == bytes);
+    // Cut short, wherever: in a header, in content that is read ahead, in content that is not.
+    for length in [300, 10_000, 500_000, 2_000_000, tar.len() - 512 * 3] {
+        fs::write(&path, &tar[..length]).unwrap();
+        let error = message(hash_file(&path, &Options::default(), &mut |_| ()));
+        assert!(error.contains("truncated") && error.contains("layer.tar"), "{length}: {error}");
+    }
+}
