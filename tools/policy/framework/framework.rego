@@ -952,7 +952,7 @@ equips(offers, rules, environment) if {
 
 # What is asked of an environment beyond that each of its variables is allowed.
 environment_ok(rules, environment) if {
-	every required in required_rules(rules) {
+	every required in [rule | some rule in required_rules(rules)] {
 		some variable in environment
 		variable_matches(required, variable)
 	}
