@@ -15,6 +15,7 @@ pub mod container;
 pub mod control;
 #[cfg(feature = "guest")]
 pub mod events;
+pub mod filter;
 pub mod fragment;
 pub mod gate;
 #[cfg(feature = "guest")]

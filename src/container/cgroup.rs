@@ -59,10 +59,15 @@ impl Cgroups {
         if limits {
             write(root.as_fd(), c"cgroup.subtree_control", controllers.as_bytes())?;
             write(parent.as_fd(), c"cgroup.subtree_control", controllers.as_bytes())?;
-            Share::of_this_machine()?.limit(parent.as_fd())?;
+            Share::of_this_machine()?.limit(parent.as_fd(), Resources::default())?;
         }
         let devices = bpf::load_device_program(&device::program(&DEVICES))?;
         Ok(Self { parent, devices, limits })
+    }
+
+    /// Makes this, where it is less than what the machine has for them, what all containers together may use.
+    pub fn limit_all(&self, resources: Resources) -> Result<(), Errno> {
+        if self.limits { Share::of_this_machine()?.limit(self.parent.as_fd(), resources) } else { Ok(()) }
     }
 
     /// Makes a container's group, or leaves nothing behind.
@@ -137,9 +142,13 @@ impl Share {
         Self::of(machine.totalram.saturating_mul(machine.mem_unit.into()), threads)
     }
 
-    fn limit(self, group: BorrowedFd<'_>) -> Result<(), Errno> {
-        write(group, c"memory.max", decimal(self.memory).as_bytes())?;
-        write(group, c"pids.max", decimal(self.pids).as_bytes())
+    fn limit(self, group: BorrowedFd<'_>, resources: Resources) -> Result<(), Errno> {
+        let wire::Resources { memory, cpu, processes, .. } = resources.get();
+        let memory = memory.map_or(self.memory, |memory| memory.min(self.memory));
+        let pids = processes.map_or(self.pids, |processes| self.pids.min(processes.into()));
+        set(group, c"memory.max", Some(memory))?;
+        set(group, c"cpu.max", cpu.map(quota))?;
+        set(group, c"pids.max", Some(pids))
     }
 }
 
@@ -159,13 +168,9 @@ impl Cgroup {
     pub fn limit(&self, resources: Resources) -> Result<(), Errno> {
         let wire::Resources { memory, cpu, processes, paused } = resources.get();
         let group = self.directory.as_fd();
-        let set = |file, limit: Option<u64>| match limit {
-            Some(limit) => write(group, file, decimal(limit).as_bytes()),
-            None => write(group, file, b"max"),
-        };
-        set(c"memory.max", memory)?;
-        set(c"cpu.max", cpu.map(|share| u64::from(share) * THOUSANDTH))?;
-        set(c"pids.max", Some(processes.unwrap_or(PIDS_MAX).into()))?;
+        set(group, c"memory.max", memory)?;
+        set(group, c"cpu.max", cpu.map(quota))?;
+        set(group, c"pids.max", Some(processes.unwrap_or(PIDS_MAX).into()))?;
         write(group, c"cgroup.freeze", if paused { b"1" } else { b"0" })
     }
 
@@ -202,6 +207,19 @@ impl Cgroup {
     /// Kills every process in it.
     pub fn kill(&self) -> Result<(), Errno> {
         write(self.directory.as_fd(), c"cgroup.kill", b"1")
+    }
+}
+
+/// Microseconds of each period that so many thousandths of a processor are.
+fn quota(share: u32) -> u64 {
+    u64::from(share) * THOUSANDTH
+}
+
+/// Writes a limit; `None` is no limit.
+fn set(group: BorrowedFd<'_>, file: &CStr, limit: Option<u64>) -> Result<(), Errno> {
+    match limit {
+        Some(limit) => write(group, file, decimal(limit).as_bytes()),
+        None => write(group, file, b"max"),
     }
 }
 

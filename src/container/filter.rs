@@ -4,22 +4,14 @@
 //! capability guards, or what reaches beyond the container even where a policy grants every capability. A container's
 //! own profile comes on top of it.
 
-use crate::linux::seccomp::Instruction;
+use crate::filter::{ALLOW, ARCHITECTURE, ARGUMENTS, ERRNO, Instruction, KILL_PROCESS, NUMBER, X32, X86_64};
 
-/// `AUDIT_ARCH_X86_64`.
-const X86_64: u32 = 0xc000_003e;
-/// Numbers from here on are of the x32 interface.
-const X32: u32 = 0x4000_0000;
 const AF_VSOCK: u32 = 40;
 const CLONE_NEWUSER: u32 = 0x1000_0000;
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 const EAFNOSUPPORT: u32 = 97;
-
-const ALLOW: u32 = 0x7fff_0000;
-const KILL: u32 = 0x8000_0000;
-const ERRNO: u32 = 0x0005_0000;
 
 /// System calls that fail, the error they fail with, and when.
 const DENIED: [(u32, When, u32); 34] = [
@@ -80,98 +72,55 @@ enum When {
     FirstHas(u32),
 }
 
-// `struct seccomp_data`: number, architecture, address, six 64-bit arguments.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const FIRST_ARGUMENT: u32 = 16;
-
-// Classic BPF (kernel documentation, "Linux Socket Filtering").
-const fn load(offset: u32) -> Instruction {
-    Instruction { code: 0x20, jump_true: 0, jump_false: 0, operand: offset }
-}
-/// If equal go on, else skip.
-const fn equal(operand: u32, jump_false: u8) -> Instruction {
-    Instruction { code: 0x15, jump_true: 0, jump_false, operand }
-}
-/// If at least as great go on, else skip.
-const fn at_least(operand: u32, jump_false: u8) -> Instruction {
-    Instruction { code: 0x35, jump_true: 0, jump_false, operand }
-}
-/// If any bit is set go on, else skip.
-const fn any_bit(operand: u32, jump_false: u8) -> Instruction {
-    Instruction { code: 0x45, jump_true: 0, jump_false, operand }
-}
-const fn result(operand: u32) -> Instruction {
-    Instruction { code: 0x06, jump_true: 0, jump_false: 0, operand }
-}
-
 /// A filter, with room for every rule.
 pub type Program = heapless::Vec<Instruction, 128>;
 
 /// The filter.
 pub fn program() -> Program {
     let mut program = Program::from_iter([
-        load(ARCHITECTURE),
-        equal(X86_64, 1),
-        Instruction { code: 0x05, jump_true: 0, jump_false: 0, operand: 1 },
-        result(KILL),
-        load(NUMBER),
-        at_least(X32, 1),
-        result(ERRNO | ENOSYS),
+        Instruction::load(ARCHITECTURE),
+        Instruction::if_equal(X86_64, 1, 0),
+        Instruction::answer(KILL_PROCESS),
+        Instruction::load(NUMBER),
+        Instruction::if_at_least(X32, 0, 1),
+        Instruction::answer(ERRNO | ENOSYS),
     ]);
     for (number, when, errno) in DENIED {
-        let denied = result(ERRNO | errno);
+        let denied = Instruction::answer(ERRNO | errno);
         match when {
-            When::Always => program.extend([equal(number, 1), denied]),
+            When::Always => program.extend([Instruction::if_equal(number, 0, 1), denied]),
             When::FirstIs(value) => {
                 program.extend([
-                    equal(number, 4),
-                    load(FIRST_ARGUMENT),
-                    equal(value, 1),
+                    Instruction::if_equal(number, 0, 4),
+                    Instruction::load(ARGUMENTS),
+                    Instruction::if_equal(value, 0, 1),
                     denied,
-                    load(NUMBER),
+                    Instruction::load(NUMBER),
                 ]);
             }
             When::FirstHas(bits) => {
                 program.extend([
-                    equal(number, 4),
-                    load(FIRST_ARGUMENT),
-                    any_bit(bits, 1),
+                    Instruction::if_equal(number, 0, 4),
+                    Instruction::load(ARGUMENTS),
+                    Instruction::if_any_bit(bits, 0, 1),
                     denied,
-                    load(NUMBER),
+                    Instruction::load(NUMBER),
                 ]);
             }
         }
     }
     // Without it a program that is too long for its place is not valid, and the kernel refuses it.
-    let _ = program.push(result(ALLOW));
+    let _ = program.push(Instruction::answer(ALLOW));
     program
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filter::evaluate;
 
-    /// Runs the few instructions that the filter uses.
     fn run(architecture: u32, number: u32, first: u64) -> u32 {
-        let program = program();
-        let (mut accumulator, mut at) = (0u32, 0);
-        loop {
-            let Instruction { code, jump_true, jump_false, operand } = program[at];
-            at += 1;
-            let branch = |holds| usize::from(if holds { jump_true } else { jump_false });
-            match code {
-                0x20 if operand == NUMBER => accumulator = number,
-                0x20 if operand == ARCHITECTURE => accumulator = architecture,
-                0x20 if operand == FIRST_ARGUMENT => accumulator = first as u32,
-                0x15 => at += branch(accumulator == operand),
-                0x35 => at += branch(accumulator >= operand),
-                0x45 => at += branch(accumulator & operand != 0),
-                0x05 => at += operand as usize,
-                0x06 => return operand,
-                _ => panic!("instruction {code:#x}"),
-            }
-        }
+        evaluate(&program(), architecture, number, [first, 0, 0, 0, 0, 0]).expect("an answer")
     }
 
     #[test]
@@ -189,7 +138,7 @@ mod tests {
 
     #[test]
     fn another_architecture_is_killed_and_x32_is_not_there() {
-        assert_eq!(run(0x4000_0003, 1, 0), KILL);
+        assert_eq!(run(0x4000_0003, 1, 0), KILL_PROCESS);
         assert_eq!(run(X86_64, X32 | 41, 40), ERRNO | ENOSYS);
         assert_eq!(run(X86_64, u32::MAX, 0), ERRNO | ENOSYS);
     }

@@ -12,10 +12,11 @@ use super::time::Deadline;
 use super::{path, rootfs, stdio, stdio::ChildEnds};
 use crate::gate::action::{ActError, StartProcess};
 use crate::gate::memory::{self, OutOfMemory};
+use crate::gate::settings::Settings;
 use crate::linux::process::{
     Command, NewNamespaces, Settled, close_all_but, exit, forget, fork_sibling, reset_signal_actions, unshare,
 };
-use crate::linux::{Errno, signal};
+use crate::linux::{Errno, mount::add_attributes, signal};
 use crate::wire::Step;
 use alloc::ffi::CString;
 use alloc::string::String;
@@ -26,6 +27,7 @@ use core::ops::Range;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, fchown, openat};
+use rustix::mount::MountAttrFlags;
 use rustix::process::{Pid, fchdir, ioctl_tiocsctty, setsid, umask};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
@@ -61,15 +63,15 @@ impl<T> At<T> for Result<T, Errno> {
 
 /// A program and what it runs with, ready to be used in the child.
 #[derive(Debug)]
-pub struct Program {
+pub struct Program<'a> {
     command: Command,
     working_dir: String,
-    privileges: Privileges,
+    privileges: Privileges<'a>,
 }
 
-impl Program {
-    /// That of this decision.
-    pub fn new(process: &StartProcess<'_>) -> Result<Self, Failure> {
+impl<'a> Program<'a> {
+    /// That of this decision, in a container of these settings.
+    pub fn new(process: &StartProcess<'_>, settings: &'a Settings) -> Result<Self, Failure> {
         let (args, env) = (process.args.as_slice(), process.env.as_slice());
         let name = args.first().copied().ok_or(Errno::INVAL).at(Step::Execute)?;
         Ok(Self {
@@ -84,6 +86,7 @@ impl Program {
                 process.umask,
                 process.capabilities,
                 process.no_new_privileges,
+                settings,
             )
             .at(Step::Privileges)?,
         })
@@ -130,6 +133,8 @@ pub enum Place<'a> {
         terminals: BorrowedFd<'a>,
         /// What is mounted in it beside that.
         binds: &'a [Bind],
+        /// Whether nothing can be written to the root filesystem itself.
+        read_only: bool,
     },
     /// Outside of a running container, which it is to join.
     Running {
@@ -144,7 +149,7 @@ pub enum Place<'a> {
 pub fn child(
     pod: &Pod,
     place: Place<'_>,
-    program: &Program,
+    program: &Program<'_>,
     stdio: &ChildEnds,
     report: &OwnedFd,
 ) -> Infallible {
@@ -157,7 +162,7 @@ pub fn child(
 fn become_program(
     pod: &Pod,
     place: Place<'_>,
-    program: &Program,
+    program: &Program<'_>,
     stdio: &ChildEnds,
     report: &OwnedFd,
 ) -> Result<Infallible, Failure> {
@@ -177,10 +182,11 @@ fn become_program(
     signal::set_blocked(0).at(Step::Clone)?;
     umask(Mode::empty());
     match place {
-        Place::New { rootfs, terminals, binds } => {
+        Place::New { rootfs, terminals, binds, .. } => {
             // Only now: the root of a control group namespace is the group of the process that makes it.
             unshare(NewNamespaces::CONTROL_GROUP).at(Step::Clone)?;
             rustix::system::sethostname(pod.hostname().as_bytes()).at(Step::Clone)?;
+            pod.apply_sysctls().at(Step::EnterNamespaces)?;
             let names = pod.names.as_ref().map(|names| (names.resolv_conf(), names.hosts(pod.hostname())));
             let files =
                 names.as_ref().map(|(resolv_conf, hosts)| [("resolv.conf", *resolv_conf), ("hosts", hosts)]);
@@ -246,7 +252,7 @@ fn step_in(secrets: &[Range<usize>], report: &OwnedFd) -> Result<(), Errno> {
 fn connect(
     streams: [Option<BorrowedFd<'_>>; 3],
     terminal: Option<BorrowedFd<'_>>,
-    privileges: &Privileges,
+    privileges: &Privileges<'_>,
 ) -> Result<(), Errno> {
     if let Some(terminal) = terminal {
         // Its group is that of all terminals.
@@ -270,7 +276,14 @@ fn connect(
 fn enter_working_dir(place: Place<'_>, working_dir: &str) -> Result<(), Errno> {
     let root = openat(CWD, c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let directory = match place {
-        Place::New { .. } => path::make_directories(root.as_fd(), working_dir)?,
+        Place::New { read_only, .. } => {
+            let directory = path::make_directories(root.as_fd(), working_dir)?;
+            if read_only {
+                // What is mounted on top of it has attributes of its own.
+                add_attributes(root.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+            }
+            directory
+        }
         Place::Running { .. } => path::directory(root.as_fd(), &path::c_string(&[working_dir])?)?,
     };
     fchdir(directory)

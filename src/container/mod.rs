@@ -31,6 +31,7 @@ use crate::gate::action::{
 use crate::gate::fields::{ContainerId, Resources, Signal, UserSpec};
 use crate::gate::input::directory;
 use crate::gate::memory::{OutOfMemory, text};
+use crate::gate::settings::Settings;
 use crate::linux::Errno;
 use crate::linux::process::{NewNamespaces, send_signal, spawn};
 use crate::network;
@@ -111,6 +112,8 @@ struct Container {
     /// Its filesystem of terminals.
     terminals: OwnedFd,
     init: ProcessId,
+    /// What its creation was decided with holds for all its processes.
+    settings: Settings,
     /// What it may use.
     resources: Resources,
     /// Processes of it that were killed for want of memory before the last that was killed at all.
@@ -143,7 +146,7 @@ impl Containers {
 
     /// See [`crate::gate::action::Actor::create_container`].
     pub fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError> {
-        let CreateContainer { container, scratch, mounts, init } = permit.into_action();
+        let CreateContainer { container, scratch, mounts, settings, pod, init } = permit.into_action();
         if self.containers.contains_key(&container) {
             return Err(Failure { step: Step::Cgroup, errno: Errno::EXIST }.into_error(true));
         }
@@ -151,18 +154,18 @@ impl Containers {
         let binds = binds(&scratch, &mounts).at(Step::Rootfs).map_err(|failure| failure.into_error(true))?;
         let cgroup =
             self.cgroups.make(&container).at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
-        self.pod.name_after(&container);
-        let started = rootfs::new_terminals()
-            .at(Step::Rootfs)
-            .map_err(|failure| failure.into_error(true))
-            .and_then(|terminals| {
-                let place = Place::New { rootfs: &rootfs, terminals: terminals.as_fd(), binds: &binds };
-                self.start(container, &cgroup, terminals.as_fd(), place, &init).map(|()| terminals)
-            });
+        let prepared = self.cgroups.limit_all(pod.resources).at(Step::Cgroup);
+        self.pod.set_up(pod, &container);
+        let terminals = prepared.and_then(|()| rootfs::new_terminals().at(Step::Rootfs));
+        let started = terminals.map_err(|failure| failure.into_error(true)).and_then(|terminals| {
+            let (terminal, read_only) = (terminals.as_fd(), settings.read_only_root);
+            let place = Place::New { rootfs: &rootfs, terminals: terminal, binds: &binds, read_only };
+            self.start(container, &cgroup, terminal, place, &init, &settings).map(|()| terminals)
+        });
         match started {
             Ok(terminals) => {
-                let (init, resources) = (init.process, Resources::default());
-                let entry = Container { cgroup, terminals, init, resources, out_of_memory: 0 };
+                let (init, resources, out_of_memory) = (init.process, Resources::default(), 0);
+                let entry = Container { cgroup, terminals, init, settings, resources, out_of_memory };
                 self.containers.insert(container, entry);
                 Ok(())
             }
@@ -191,7 +194,8 @@ impl Containers {
             Ok(init) => {
                 let secrets = self.secrets.clone();
                 let place = Place::Running { init: init.as_fd(), secrets: &secrets };
-                self.start(container, &entry.cgroup, entry.terminals.as_fd(), place, &process)
+                let terminals = entry.terminals.as_fd();
+                self.start(container, &entry.cgroup, terminals, place, &process, &entry.settings)
             }
             Err(errno) => Err(Failure { step: Step::EnterNamespaces, errno }.into_error(true)),
         };
@@ -370,9 +374,10 @@ impl Containers {
         terminals: BorrowedFd<'_>,
         place: Place<'_>,
         process: &StartProcess<'_>,
+        settings: &Settings,
     ) -> Result<(), ActError> {
         let prepare = || {
-            let program = Program::new(process)?;
+            let program = Program::new(process, settings)?;
             let (child_ends, our_ends) = stdio::open(process.stdio, terminals).at(Step::Descriptors)?;
             let (reader, writer) = stdio::pipe().at(Step::Descriptors)?;
             Ok((program, child_ends, our_ends, reader, writer))

@@ -2,13 +2,16 @@
 //! System V and POSIX queues, semaphores and shared memory. The init itself is in none of these namespaces.
 
 use crate::gate::fields::ContainerId;
+use crate::gate::settings::{Hostname, PodSettings, Sysctl};
 use crate::linux::Errno;
 use crate::linux::netlink;
 use crate::linux::process::{NewNamespaces, unshare};
 use crate::network::Names;
+use alloc::vec::Vec;
 use core::ffi::CStr;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::write;
 use rustix::thread::move_into_link_name_space;
 
 /// The pod's namespaces. They last until power-off, whatever containers come and go.
@@ -20,11 +23,10 @@ pub struct Pod {
     pub names: Option<Names>,
     ipc: OwnedFd,
     uts: OwnedFd,
-    hostname: heapless::String<HOSTNAME>,
+    hostname: heapless::String<{ Hostname::MAX }>,
+    sysctls: Vec<Sysctl>,
 }
 
-/// Longest host name, in bytes: that of a label of DNS.
-pub const HOSTNAME: usize = 63;
 /// Digits of the first container's id that are the host name of a pod that was given none.
 const DIGITS: usize = 12;
 
@@ -43,6 +45,7 @@ impl Pod {
                 ipc: open(IPC)?,
                 uts: open(UTS)?,
                 hostname: heapless::String::new(),
+                sysctls: Vec::new(),
             })
         };
         let own = open()?;
@@ -58,12 +61,33 @@ impl Pod {
         &self.hostname
     }
 
-    /// Gives a pod without a host name that of its first container.
-    pub fn name_after(&mut self, container: &ContainerId) {
+    /// Gives a pod without a host name the policy's, or that of its first container. The policy's other settings hold from
+    /// the next container on; they are the same for all.
+    pub fn set_up(&mut self, settings: PodSettings, container: &ContainerId) {
         if self.hostname.is_empty() {
-            // Twelve bytes fit.
-            let _ = self.hostname.push_str(container.as_str().get(..DIGITS).unwrap_or_default());
+            let digits = container.as_str().get(..DIGITS).unwrap_or_default();
+            let name = settings.hostname.as_ref().map_or(digits, Hostname::as_str);
+            // Twelve bytes fit, and so does every host name.
+            let _ = self.hostname.push_str(name);
         }
+        self.sysctls = settings.sysctls;
+    }
+
+    /// Makes the policy's settings those of the namespaces that the calling process is in: the pod's.
+    pub fn apply_sysctls(&self) -> Result<(), Errno> {
+        if self.sysctls.is_empty() {
+            return Ok(());
+        }
+        let all =
+            openat(CWD, c"/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        for Sysctl { path, value } in &self.sysctls {
+            let file =
+                openat(&all, path, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            if write(&file, value.as_bytes())? != value.len() {
+                return Err(Errno::INVAL);
+            }
+        }
+        Ok(())
     }
 
     /// Makes the calling process a member of all three.

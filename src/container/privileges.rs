@@ -5,6 +5,7 @@ use super::filter;
 use crate::gate::action::User;
 use crate::gate::fields::{CapabilitySets, Umask};
 use crate::gate::memory::{self, OutOfMemory};
+use crate::gate::settings::{Limit, Settings};
 use crate::linux::{Errno, seccomp};
 use alloc::vec::Vec;
 use rustix::fs::Mode;
@@ -16,8 +17,9 @@ use rustix::thread::{
 };
 use rustix::thread::{Gid, Uid};
 
-/// The resource limits of every process: soft, hard; `None` is unlimited. Memory and processes are limited by the
-/// container's control group, for all its processes together.
+/// The resource limits of every process whose policy has no others, in the order of
+/// [`LIMIT_NAMES`](crate::gate::settings::LIMIT_NAMES): soft, hard; `None` is unlimited. Memory and processes are limited
+/// by the container's control group, for all its processes together.
 const LIMITS: [(Resource, Option<u64>, Option<u64>); 16] = [
     (Resource::As, None, None),
     (Resource::Core, Some(0), Some(0)),
@@ -40,7 +42,8 @@ const LIMITS: [(Resource, Option<u64>, Option<u64>); 16] = [
 
 /// What a process is to be allowed, ready to be applied without asking for memory.
 #[derive(Debug)]
-pub struct Privileges {
+pub struct Privileges<'a> {
+    settings: &'a Settings,
     uid: Uid,
     gid: Gid,
     groups: Vec<Gid>,
@@ -50,13 +53,14 @@ pub struct Privileges {
     filter: filter::Program,
 }
 
-impl Privileges {
+impl<'a> Privileges<'a> {
     /// Those of this decision. `INVAL` if the user has no group or an id that the kernel takes for "unchanged".
     pub fn new(
         user: &User,
         umask: Umask,
         capabilities: CapabilitySets,
         no_new_privileges: bool,
+        settings: &'a Settings,
     ) -> Result<Self, Errno> {
         if user.uid == u32::MAX || user.groups.iter().any(|group| group.gid == u32::MAX) {
             return Err(Errno::INVAL);
@@ -64,6 +68,7 @@ impl Privileges {
         let mut groups: Vec<Gid> = memory::room(user.groups.len()).map_err(|OutOfMemory| Errno::NOMEM)?;
         groups.extend(user.groups.iter().map(|group| Gid::from_raw(group.gid)));
         Ok(Self {
+            settings,
             uid: Uid::from_raw(user.uid),
             gid: *groups.first().ok_or(Errno::INVAL)?,
             groups,
@@ -86,10 +91,11 @@ impl Privileges {
 
     /// Reduces the calling process to this. On an error it is somewhere between and must end.
     pub fn apply(&self) -> Result<(), Errno> {
-        for (resource, current, maximum) in LIMITS {
+        for ((resource, current, maximum), own) in LIMITS.into_iter().zip(self.settings.limits.0) {
+            let (current, maximum): Limit = own.unwrap_or((current, maximum));
             match setrlimit(resource, Rlimit { current, maximum }) {
                 // An init that may not raise its own limits, on a machine for tests: tighter ones do no harm.
-                Err(Errno::PERM) => {
+                Err(Errno::PERM) if own.is_none() => {
                     let maximum = getrlimit(resource).maximum;
                     setrlimit(resource, Rlimit { current: tighter(current, maximum), maximum })?;
                 }
@@ -99,6 +105,10 @@ impl Privileges {
         umask(self.umask);
         // While the process still may; the filter denies nothing of what follows.
         seccomp::install(&self.filter)?;
+        // The policy's own may. So where a process without privileges can still install it, it comes last.
+        if !self.no_new_privileges {
+            self.install_profile()?;
+        }
         let sets = self.capabilities.get();
         for capability in all_but(sets.bounding) {
             match remove_capability_from_bounding_set(capability) {
@@ -127,8 +137,13 @@ impl Privileges {
         }
         if self.no_new_privileges {
             set_no_new_privs(true)?;
+            self.install_profile()?;
         }
         Ok(())
+    }
+
+    fn install_profile(&self) -> Result<(), Errno> {
+        self.settings.filter.as_ref().map_or(Ok(()), |filter| seccomp::install(filter.instructions()))
     }
 }
 
@@ -155,11 +170,11 @@ mod tests {
     use crate::wire::Capabilities;
     use alloc::string::String;
 
-    fn privileges(uid: u32, gids: &[u32]) -> Result<Privileges, Errno> {
+    fn privileges(uid: u32, gids: &[u32]) -> Result<(), Errno> {
         let groups = gids.iter().map(|&gid| Group { gid, name: String::new() }).collect();
         let user = User { uid, name: String::new(), groups };
         let none = CapabilitySets::new(Capabilities::default()).unwrap();
-        Privileges::new(&user, Umask::new(0o022).unwrap(), none, true)
+        Privileges::new(&user, Umask::new(0o022).unwrap(), none, true, &Settings::default()).map(drop)
     }
 
     #[test]

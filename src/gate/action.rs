@@ -9,6 +9,7 @@ use super::fields::{
     ScratchBlocks, Serial, Signal, Slot, Stdio, Umask, UserSpec, VolumeId, WindowSize, WorkingDir,
 };
 use super::network::Network;
+use super::settings::{PodSettings, Settings};
 use crate::point::Point;
 use crate::wire::{Step, Tags, Usage};
 use alloc::string::String;
@@ -202,6 +203,10 @@ pub struct CreateContainer<'a> {
     pub scratch: ContainerId,
     /// What is mounted in it.
     pub mounts: Vec<Mount<'a>>,
+    /// What the policy says that the guest gives it.
+    pub settings: Settings,
+    /// What the policy says that the guest gives all containers together.
+    pub pod: PodSettings,
     /// Its init process.
     pub init: StartProcess<'a>,
 }

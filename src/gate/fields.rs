@@ -145,6 +145,17 @@ impl fmt::Debug for VolumeId {
     }
 }
 
+/// SHA-256 of a profile of system calls, as policies name it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProfileHash(pub [u8; 32]);
+
+impl ProfileHash {
+    /// The 64 lower-case hexadecimal digits.
+    pub fn hex(&self) -> heapless::String<64> {
+        RootHash(self.0).hex()
+    }
+}
+
 /// A number of 4096-byte data blocks, at most 128 GiB of them (`layer-format`: the largest disk of Azure's policies).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct DataBlocks(u64);

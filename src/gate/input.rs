@@ -3,8 +3,8 @@
 
 use super::action::{Mount, Source, StartProcess};
 use super::fields::{
-    Args, CAPABILITY_NAMES, ContainerId, DirectoryName, Env, Resources, ScratchBlocks, Signal, VolumeId,
-    WorkingDir,
+    Args, CAPABILITY_NAMES, ContainerId, DirectoryName, Env, ProfileHash, Resources, ScratchBlocks, Signal,
+    VolumeId, WorkingDir,
 };
 use super::network::Network;
 use crate::accounts::MAX_GROUPS;
@@ -191,15 +191,23 @@ fn process<'k>(
     ]))
 }
 
-pub(super) fn create_container(
-    input: &mut Arena<'_>,
-    container: &ContainerId,
-    privileged: bool,
-    scratch: &ContainerId,
-    mounts: &[Mount<'_>],
-    start: &StartProcess<'_>,
-) -> Result<Value, Fault> {
-    let mut fields = process(input, container, start)?;
+/// A container that is to be created.
+pub(super) struct Creation<'a, 'r> {
+    pub container: ContainerId,
+    pub privileged: bool,
+    /// The scratch space whose directories it can have.
+    pub scratch: ContainerId,
+    pub mounts: &'a [Mount<'r>],
+    pub profile: Option<ProfileHash>,
+    /// Other containers, which have done their work.
+    pub succeeded: &'a [ContainerId],
+    /// Its first process.
+    pub first: &'a StartProcess<'r>,
+}
+
+pub(super) fn create_container(input: &mut Arena<'_>, creation: &Creation<'_, '_>) -> Result<Value, Fault> {
+    let Creation { container, privileged, scratch, mounts, profile, succeeded, first } = creation;
+    let mut fields = process(input, container, first)?;
     let mut under = |name: &str| {
         let mut path = folder(scratch);
         // 75 bytes and at most 14 fit.
@@ -209,21 +217,26 @@ pub(super) fn create_container(
     let sandbox_dir = under("sandboxMounts")?;
     let huge_pages_dir = under("hugepages")?;
     let mut asked = Vec::<Value, MAX_MOUNTS>::new();
-    for one in mounts {
+    for one in *mounts {
         asked.push(mount(input, scratch, one)?).map_err(|_| Fault::Arena)?;
     }
     let mounts = input.array(&asked)?;
-    // The guest makes the same devices for every container; a request cannot add any, so none is to be decided. There is
-    // no seccomp profile of the host's either: the empty string is what the reference has for none.
+    // The guest makes the same devices for every container; a request cannot add any, so none is to be decided.
     let none = input.array(&[])?;
-    let no_profile = input.string("")?;
+    // The empty string is what the reference has for no profile.
+    let profile = match profile {
+        Some(hash) => input.string(&hash.hex())?,
+        None => input.string("")?,
+    };
+    let succeeded = input.strings(succeeded.iter().map(ContainerId::as_str))?;
     fields.extend([
+        ("succeeded", succeeded),
         ("sandboxDir", sandbox_dir),
         ("hugePagesDir", huge_pages_dir),
         ("mounts", mounts),
         ("devices", none),
-        ("privileged", Value::bool(privileged)),
-        ("seccompProfileSHA256", no_profile),
+        ("privileged", Value::bool(*privileged)),
+        ("seccompProfileSHA256", profile),
         ("isSandboxContainer", Value::bool(false)),
     ]);
     input.object(&fields)

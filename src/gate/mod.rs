@@ -23,6 +23,7 @@ pub(crate) mod input;
 pub mod memory;
 pub mod network;
 mod objects;
+pub mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -46,13 +47,14 @@ use alloc::vec::Vec;
 use channel::Channels;
 use fields::{
     Args, CAPABILITY_NAMES, CapabilitySets, ContainerId, DataBlocks, DirectoryName, Env, Invalid, MountPoint,
-    Resources, RootHash, ScratchBlocks, Serial, Signal, Slot, Stdio, Umask, UserSpec, VolumeId, WindowSize,
-    WorkingDir,
+    ProfileHash, Resources, RootHash, ScratchBlocks, Serial, Signal, Slot, Stdio, Umask, UserSpec, VolumeId,
+    WindowSize, WorkingDir,
 };
 use fragment::Fragments;
 use memory::OutOfMemory;
 use network::Network;
 use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay, Scratch, Volume};
+use settings::{PodSettings, Settings, Unclear};
 use sha2::{Digest, Sha256};
 
 /// Memory for one decision, in bytes.
@@ -272,8 +274,15 @@ impl Gate {
                 self.mount_overlay(actor, container, layers, scratch)?;
             }
             Request::UnmountOverlay { container } => self.unmount_overlay(actor, container)?,
-            Request::CreateContainer { container, privileged, ref mounts, ref process } => {
-                return self.create_container(actor, container, privileged, mounts, process);
+            Request::CreateContainer { container, privileged, ref mounts, seccomp, ref process } => {
+                return self.create_container(
+                    actor,
+                    container,
+                    privileged,
+                    mounts,
+                    seccomp.map(ProfileHash),
+                    process,
+                );
             }
             Request::ExecInContainer { container, ref process } => {
                 return self.exec_in_container(actor, container, process);
@@ -582,6 +591,7 @@ impl Gate {
         container: &str,
         privileged: bool,
         mounts: &[wire::Mount<'_>],
+        seccomp: Option<ProfileHash>,
         process: &Process<'_>,
     ) -> Result<Completed, Refusal> {
         let container = ContainerId::parse(container)?;
@@ -601,17 +611,33 @@ impl Gate {
         if !self.objects.can_burn() {
             return limit(Field::Container);
         }
+        let succeeded = self.objects.succeeded()?;
+        let (mounted, first, profile) = (&mounts[..], &start, seccomp);
+        let creation = input::Creation {
+            container,
+            privileged,
+            scratch,
+            mounts: mounted,
+            profile,
+            succeeded: &succeeded,
+            first,
+        };
         let decision =
             self.decide(Point::CreateContainer, &|reason| input::value(reason, process), &|input| {
-                input::create_container(input, &container, privileged, &scratch, &mounts, &start)
+                input::create_container(input, &creation)
             })?;
+        // SECURITY: a profile that was named and decided on is enforced, or nothing runs.
+        if seccomp.is_some() && decision.seccomp.is_none() {
+            return deny(Point::CreateContainer, policy::Reason::InvalidSeccompProfile);
+        }
+        let (settings, pod) = self.settings(&decision)?;
         let stdio = decision.allow_stdio == Some(true);
         start.output_waits = decision.output_waits == Some(true);
         let output_waits = start.output_waits;
         narrow(Point::CreateContainer, &decision, stdio, &mut start)?;
         self.make_room(actor);
         self.objects.burn(container);
-        let action = CreateContainer { container, scratch, mounts, init: start };
+        let action = CreateContainer { container, scratch, mounts, settings, pod, init: start };
         self.perform(decision.delta, || actor.create_container(Permit::granted(action)))?;
         if let Some(overlay) = self.objects.overlay(&container) {
             (overlay.created, overlay.stdio, overlay.output_waits) = (true, stdio, output_waits);
@@ -919,6 +945,20 @@ impl Gate {
             no_new_privileges,
             stdio,
             output_waits: false,
+        })
+    }
+
+    /// What the decision on a new container, which the arena still has, says that the guest gives it.
+    fn settings(&self, decision: &Decision) -> Result<(Settings, PodSettings), Refusal> {
+        let read = || {
+            let view = self.engine.as_ref().ok_or(Unclear)?.view_of(&self.arena);
+            let settings = Settings::read(&view, decision.settings, decision.seccomp)?;
+            Ok((settings, PodSettings::read(&view, decision.pod)?))
+        };
+        read().or_else(|Unclear| {
+            let (point, how) = (Point::CreateContainer, Denied::Fault);
+            let (failed, value) = (List::new(), Excerpt::default());
+            refuse(Culprit::Policy, Reason::Denied { point, how, failed, value })
         })
     }
 

@@ -5,6 +5,7 @@
 
 use super::action::ProcessId;
 use super::fields::{ContainerId, Serial, Slot, VolumeId};
+use super::memory::{self, OutOfMemory};
 use crate::wire::{ExitStatus, ScratchKind, Tags};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -160,6 +161,15 @@ impl Objects {
 
     pub fn process(&self, container: &ContainerId, id: u32) -> Option<&Process> {
         self.processes.iter().find(|process| process.id.0 == id && process.container == *container)
+    }
+
+    /// The containers that are not shut down and whose first process has ended with 0.
+    pub fn succeeded(&self) -> Result<Vec<ContainerId>, OutOfMemory> {
+        let well = |process: &&Process| process.init && process.exited == Some(ExitStatus::Code(0));
+        let all = || self.processes.iter().filter(well).map(|process| process.container);
+        let mut succeeded = memory::room(all().count())?;
+        succeeded.extend(all());
+        Ok(succeeded)
     }
 
     /// Where the process is that was started first of those that have ended and are no container's first.

@@ -142,6 +142,61 @@ fn allowing(points: &[Point]) -> Vec<u8> {
     builder.finish().unwrap()
 }
 
+/// A policy that allows everything, with `settings` as part of every answer.
+fn setting(settings: &[(&str, bool)]) -> Vec<u8> {
+    let mut builder = Builder::new(1);
+    let pairs = settings.iter().map(|&(name, value)| (builder.string(name), builder.bool(value))).collect();
+    let settings = builder.object(pairs).unwrap();
+    let (allowed, key, yes) = (builder.string("allowed"), builder.string("settings"), builder.bool(true));
+    let answer = builder.object(vec![(allowed, yes), (key, settings)]).unwrap();
+    let mut code = FunctionBuilder::new("answer", 0);
+    let result = code.register();
+    code.emit(Instruction::Const { dst: result, value: answer });
+    code.emit(Instruction::ReturnLast { value: result });
+    let function = builder.function(code);
+    for point in Point::ALL {
+        builder.entry(point.entry(), function).unwrap();
+    }
+    builder.finish().unwrap()
+}
+
+#[test]
+fn c04_a_setting_that_is_not_understood_or_a_profile_without_a_filter_starts_nothing() {
+    let create = |seccomp| {
+        move |gate: &mut Gate, actor: &mut Recorder| {
+            let container = id('1');
+            let overlay =
+                Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
+            gate.handle(actor, &mount("a")).unwrap();
+            gate.handle(actor, &overlay).unwrap();
+            let create = Request::CreateContainer {
+                container: &container,
+                privileged: false,
+                mounts: List::new(),
+                seccomp,
+                process: process(&["/bin/a"]),
+            };
+            let result = gate.handle(actor, &create).map(drop).map_err(|refusal| refusal.reason);
+            assert_eq!(actor.done.iter().any(|done| done.starts_with("create")), result.is_ok());
+            // What was not allowed burns no id.
+            assert!(result.is_ok() || !gate.objects.is_burned(&ContainerId::parse(&container).unwrap()));
+            result
+        }
+    };
+    let ask = |settings: &[(&str, bool)], seccomp| {
+        create(seccomp)(&mut gate_with(&setting(settings)), &mut Recorder::default())
+    };
+    assert_eq!(ask(&[], None), Ok(()));
+    assert_eq!(ask(&[("read_only_root", true)], None), Ok(()));
+    for unclear in [("read_only_rot", true), ("rlimits", false)] {
+        let denied = ask(&[unclear], None);
+        assert!(matches!(denied, Err(Reason::Denied { how: Denied::Fault, .. })), "{denied:?}");
+    }
+    let denied = ask(&[], Some([7; 32]));
+    let Err(Reason::Denied { how: Denied::No, failed, .. }) = denied else { panic!("{denied:?}") };
+    assert_eq!(failed[..], [policy::Reason::InvalidSeccompProfile]);
+}
+
 const REPORT: [u8; 4] = *b"repo";
 
 fn gate_with(image: &[u8]) -> Gate {
@@ -193,6 +248,7 @@ fn with_container(actor: &mut Recorder) -> Gate {
         container: &id('1'),
         privileged: false,
         mounts: List::new(),
+        seccomp: None,
         process: process(&["/bin/a"]),
     };
     assert_eq!(gate.handle(actor, &create), Ok(Reply::Started { process: 1 }));
@@ -280,6 +336,7 @@ fn i06_a_layer_that_is_mounted_in_a_container_stays_until_the_container_is_gone(
             read_only,
         }])
         .unwrap(),
+        seccomp: None,
         process: process(&["/bin/a"]),
     };
     let invalid = |result| matches!(result, Err(Reason::Invalid { field: Field::Mounts, .. }));
@@ -313,6 +370,7 @@ fn a_volume_is_mounted_once_and_stays_until_its_containers_are_gone() {
             read_only: false,
         }])
         .unwrap(),
+        seccomp: None,
         process: process(&["/bin/a"]),
     };
     assert_eq!(ask(&create), Err(Reason::Unknown { field: Field::Mounts }));
@@ -520,6 +578,7 @@ fn c08_a_container_id_serves_once_even_where_the_policy_has_no_memory() {
         container: &container,
         privileged: false,
         mounts: List::new(),
+        seccomp: None,
         process: process(&["/bin/a"]),
     };
     assert_eq!(reason(gate.handle(&mut actor, &create)), Reason::InUse { field: Field::Container });
@@ -543,6 +602,7 @@ fn c08_d12_an_id_is_burned_also_when_creating_failed() {
         container: &container,
         privileged: false,
         mounts: List::new(),
+        seccomp: None,
         process: process(&["/x"]),
     };
     actor.fail = Some(ActError { step: Step::Execute, errno: 2, undone: true });
@@ -565,6 +625,7 @@ fn c10_nothing_is_executed_in_a_container_that_was_allowed_and_failed() {
         container: &container,
         privileged: false,
         mounts: List::new(),
+        seccomp: None,
         process: process(&["/x"]),
     };
     actor.fail = Some(ActError { step: Step::Execute, errno: 2, undone: true });
@@ -861,6 +922,7 @@ proptest! {
                 Move::Create(container) => Request::CreateContainer {
                     container: &ids[usize::from(*container)],
                     privileged: false, mounts: List::new(),
+                    seccomp: None,
                     process: process(&["/bin/a"]),
                 },
                 Move::Exec(container) => {

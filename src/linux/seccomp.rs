@@ -2,23 +2,10 @@
 #![allow(unsafe_code)]
 
 use super::{Errno, syscall::syscall};
+use crate::filter::Instruction;
 
 const SECCOMP: usize = 317;
 const SECCOMP_SET_MODE_FILTER: usize = 1;
-
-/// `struct sock_filter`: one instruction of classic BPF.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Instruction {
-    /// Operation.
-    pub code: u16,
-    /// Instructions to skip where a comparison holds.
-    pub jump_true: u8,
-    /// Instructions to skip where it does not.
-    pub jump_false: u8,
-    /// Operand.
-    pub operand: u32,
-}
 
 /// `struct sock_fprog`.
 #[repr(C)]

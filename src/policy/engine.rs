@@ -55,6 +55,12 @@ pub struct Decision {
     pub panic_on_corruption: Option<bool>,
     /// `parameters`: what a fragment is to be worked out with, once for each; an array, still in the arena.
     pub parameters: Option<Value>,
+    /// `settings`: what the guest gives the container, still in the arena, as the next two are.
+    pub settings: Option<Value>,
+    /// `pod`: what it gives all containers together.
+    pub pod: Option<Value>,
+    /// `seccomp`: the container's filter of system calls.
+    pub seccomp: Option<Value>,
     /// `metadata`: to be committed when the action has succeeded.
     pub delta: Delta,
 }
@@ -358,6 +364,9 @@ impl Decision {
             Some(list @ Value::Array(_)) => decision.parameters = Some(list),
             Some(_) => return Err(Fault::Result),
         }
+        decision.settings = view.field(result, "settings");
+        decision.pod = view.field(result, "pod");
+        decision.seccomp = view.field(result, "seccomp");
         if let Some(metadata) = view.field(result, "metadata") {
             decision.delta.push_all(view, metadata).map_err(Fault::State)?;
         }

@@ -116,6 +116,8 @@ pub enum Request<'a> {
         privileged: bool,
         /// What is mounted in it beside its root filesystem and what every container has.
         mounts: List<Mount<'a>, MAX_MOUNTS>,
+        /// SHA-256 of the profile of system calls that it is to have.
+        seccomp: Option<[u8; 32]>,
         /// Its init process.
         process: Process<'a>,
     },

@@ -325,7 +325,7 @@ impl Container {
 }
 
 fn create<'a>(container: &'a str, process: Process<'a>) -> Request<'a> {
-    Request::CreateContainer { container, privileged: false, mounts: List::new(), process }
+    Request::CreateContainer { container, privileged: false, mounts: List::new(), seccomp: None, process }
 }
 
 fn list<'a, const N: usize>(items: impl IntoIterator<Item = &'a str>) -> Result<List<&'a str, N>> {

@@ -3,6 +3,7 @@
 //! ordinary programs of a distribution.
 
 mod life;
+mod settings;
 mod streams;
 mod terminals;
 mod view;
@@ -10,6 +11,7 @@ mod view;
 use super::*;
 use crate::gate::action::Group;
 use crate::gate::fields::{Args, CapabilitySets, Env, Stdio, Umask, WorkingDir};
+use crate::gate::settings::PodSettings;
 use crate::wire::{self, Capabilities, WindowSize};
 use rustix::event::epoll::{self, EventData};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
@@ -66,6 +68,8 @@ struct Spec<'a> {
     stdin: bool,
     terminal: Option<WindowSize>,
     output_waits: bool,
+    settings: Settings,
+    pod: PodSettings,
 }
 
 fn caps(set: u64) -> Capabilities {
@@ -86,6 +90,8 @@ impl<'a> Spec<'a> {
             stdin: false,
             terminal: None,
             output_waits: false,
+            settings: Settings::default(),
+            pod: PodSettings::default(),
         }
     }
 
@@ -163,8 +169,14 @@ impl Machine {
     fn create(&mut self, container: ContainerId, spec: &Spec<'_>) -> Result<ProcessId, ActError> {
         let init = spec.process(self.next());
         let process = init.process;
-        let permit =
-            Permit::for_test(CreateContainer { container, scratch: container, mounts: Vec::new(), init });
+        let permit = Permit::for_test(CreateContainer {
+            container,
+            scratch: container,
+            mounts: Vec::new(),
+            settings: spec.settings.clone(),
+            pod: spec.pod.clone(),
+            init,
+        });
         self.containers.create_container(permit).map(|()| self.watch(process))
     }
 

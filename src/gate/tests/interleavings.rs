@@ -75,6 +75,7 @@ fn i07_no_interleaving_of_two_hosts_puts_a_container_on_other_layers() {
         container,
         privileged: false,
         mounts: List::new(),
+        seccomp: None,
         process: process(&["/bin/a"]),
     };
     let honest = [

@@ -447,7 +447,13 @@ impl Guest {
         });
         let mounts =
             List::from_vec(mounts.chain(volumes).collect()).context("more mounts than the guest takes")?;
-        self.started(Request::CreateContainer { container: id.as_str(), privileged: false, mounts, process })
+        self.started(Request::CreateContainer {
+            container: id.as_str(),
+            privileged: false,
+            mounts,
+            seccomp: container.seccomp_hash()?,
+            process,
+        })
     }
 
     /// Starts a further process in a container; gives its number.

@@ -34,6 +34,7 @@ fn requests<'a>(workload: &'a Workload, container: &'a str, layers: &'a [String]
         container,
         privileged: false,
         mounts: List::new(),
+        seccomp: None,
         process: workload.process(OUTPUT),
     };
     let mut requests = vec![mount(0, [0; 32])];

@@ -116,6 +116,7 @@ fn t02_requests_out_of_order_are_refused_in_every_state() {
                     container: &container,
                     privileged: false,
                     mounts: List::new(),
+                    seccomp: None,
                     process,
                 },
             ),

@@ -7,7 +7,7 @@ use parma_guest::policy;
 use parma_guest::wire::{
     Capabilities, Denied, ExitStatus, Field, List, Process, Reason, Request, Stdio, Stream,
 };
-use parma_policy::generate::GenerateOptions;
+use parma_policy::generate::{GenerateOptions, PodSettings, Settings};
 use std::io::Write;
 use support::{Guest, OUTPUT, Workload, id, joined, list, read_until, stage, strings};
 
@@ -16,7 +16,7 @@ fn denied_for(reason: &Reason, point: Point, check: policy::Reason) -> bool {
 }
 
 fn create<'a>(container: &'a str, process: Process<'a>) -> Request<'a> {
-    Request::CreateContainer { container, privileged: false, mounts: List::new(), process }
+    Request::CreateContainer { container, privileged: false, mounts: List::new(), seccomp: None, process }
 }
 
 /// A guest with the workload's overlay mounted as `1…`, ready for its container to be created.
@@ -30,6 +30,54 @@ fn ready(stage: &support::Stage, workload: &Workload) -> Guest {
 fn env_with<'a>(workload: &'a Workload, more: &[&'a str]) -> Process<'a> {
     let env = workload.container.env.iter().map(String::as_str).chain(more.iter().copied());
     Process { env: list(env), ..workload.process(OUTPUT) }
+}
+
+/// OCI runtimes take a profile of system calls, limits, sysctls and the host name from the host's specification.
+#[test]
+fn c04_a_container_gets_the_settings_of_its_policy_and_starts_under_no_other_profile() {
+    let Some(stage) = stage() else { return };
+    let profile = br#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_SYS_ADMIN"]}}]}"#;
+    let look = "hostname; cat /proc/sys/net/core/somaxconn /proc/sys/kernel/msgmax; ulimit -n; ulimit -Hn; \
+        mkdir /dev/shm/x 2>/dev/null || echo no directory; echo x 2>/dev/null > /x || echo not written; \
+        echo y > /dev/shm/y && cat /dev/shm/y; grep Seccomp_filters /proc/self/status";
+    let options = GenerateOptions {
+        seccomp: Some(profile.to_vec()),
+        settings: Settings {
+            read_only_root: true,
+            rlimits: [("nofile".into(), (Some(77), Some(88)))].into(),
+        },
+        pod: PodSettings {
+            hostname: Some("web-0".into()),
+            sysctls: [("net.core.somaxconn", "321"), ("kernel.msgmax", "4321")]
+                .map(|(name, value)| (name.into(), value.into()))
+                .into(),
+            ..PodSettings::default()
+        },
+        exec: vec![strings(&["sh", "-c", look])],
+        ..GenerateOptions::default()
+    };
+    let workload = stage.workload("busybox", &["sleep", "1000"], options);
+    let guest = ready(&stage, &workload);
+    for other in [None, Some([7; 32])] {
+        let (container, process) = (&*id('1'), workload.process(OUTPUT));
+        let request = Request::CreateContainer {
+            container,
+            privileged: false,
+            mounts: List::new(),
+            seccomp: other,
+            process,
+        };
+        let refused = guest.refused(request);
+        assert!(
+            denied_for(&refused, Point::CreateContainer, policy::Reason::InvalidSeccompProfile),
+            "{refused:?}"
+        );
+    }
+    guest.create(&workload, &id('1'), OUTPUT);
+    let (text, status) = guest.exec(&workload, &id('1'), &["sh", "-c", look]);
+    let expected = "web-0\n321\n4321\n77\n88\nno directory\nnot written\ny\nSeccomp_filters:\t2\n";
+    assert_eq!((text.as_str(), status), (expected, ExitStatus::Code(0)));
 }
 
 #[test]
@@ -124,6 +172,7 @@ fn c06_command_directory_user_and_privileges_are_the_policys() {
         container: &container,
         privileged: true,
         mounts: List::new(),
+        seccomp: None,
         process: honest(),
     };
     let refused = guest.refused(privileged);

@@ -430,6 +430,7 @@ fn l08_a_layer_that_is_unplugged_under_a_container_leaves_the_guest_and_others_r
         container: &id('1'),
         privileged: false,
         mounts: parma_guest::wire::List::new(),
+        seccomp: None,
         process: workload.process(OUTPUT),
     });
     if let Err(refused) = &refused {

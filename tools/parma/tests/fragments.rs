@@ -148,6 +148,7 @@ impl Guest {
             container: &container,
             privileged: false,
             mounts: List::new(),
+            seccomp: None,
             process,
         })
     }

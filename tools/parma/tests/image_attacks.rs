@@ -502,8 +502,13 @@ fn i14_a_volume_that_an_image_declares_holds_what_the_guest_has_and_nothing_of_t
         let mounts = List::from_vec(vec![Mount { source, destination: "/data", read_only: false }]).unwrap();
         let container = &id('1');
         let process = workload.process(support::OUTPUT);
-        let refused =
-            guest.refused(Request::CreateContainer { container, privileged: false, mounts, process });
+        let refused = guest.refused(Request::CreateContainer {
+            container,
+            privileged: false,
+            mounts,
+            seccomp: None,
+            process,
+        });
         assert!(
             matches!(refused, Reason::Denied { point: Point::CreateContainer, .. } | Reason::Invalid { .. }),
             "{refused:?}"
@@ -537,8 +542,13 @@ fn i16_a_layer_with_a_link_where_something_is_mounted_gets_no_container() {
         guest.mount_overlay(workload, &container);
         let process = workload.process(support::OUTPUT);
         let (container, mounts) = (&*container, List::new());
-        let refused =
-            guest.refused(Request::CreateContainer { container, privileged: false, mounts, process });
+        let refused = guest.refused(Request::CreateContainer {
+            container,
+            privileged: false,
+            mounts,
+            seccomp: None,
+            process,
+        });
         // ENOTDIR: a link is not followed, wherever it leads.
         assert_eq!(refused, Reason::Failed { step: Step::Rootfs, errno: 20 });
     }

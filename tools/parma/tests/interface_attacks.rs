@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use support::{LONG, OUTPUT, Workload, id, joined, list, stage, strings};
 
 fn create<'a>(container: &'a str, process: Process<'a>) -> Request<'a> {
-    Request::CreateContainer { container, privileged: false, mounts: List::new(), process }
+    Request::CreateContainer { container, privileged: false, mounts: List::new(), seccomp: None, process }
 }
 
 fn mounting<'a>(container: &'a str, process: Process<'a>, source: Source<'a>) -> Request<'a> {
@@ -27,6 +27,7 @@ fn mounting<'a>(container: &'a str, process: Process<'a>, source: Source<'a>) ->
         container,
         privileged: false,
         mounts: List::from_vec(vec![mount]).unwrap(),
+        seccomp: None,
         process,
     }
 }
@@ -59,7 +60,7 @@ fn c04_i15_a_host_can_say_no_more_than_this() {
     }
     fn request(request: Request<'_>) {
         match request {
-            Request::CreateContainer { container: _, privileged: _, mounts, process: first } => {
+            Request::CreateContainer { container: _, privileged: _, mounts, seccomp: _, process: first } => {
                 for Mount { source, destination: _, read_only: _ } in mounts.iter().copied() {
                     match source {
                         Source::Directory(_) | Source::Layer(_) | Source::Volume(_) => {}
@@ -129,7 +130,13 @@ fn c03_who_may_be_privileged_gets_no_mount_device_or_capability_by_it() {
         let honest = workload.process(OUTPUT);
         let capabilities = capabilities.unwrap_or(honest.capabilities);
         let process = Process { capabilities, ..honest };
-        guest.request(Request::CreateContainer { container, privileged: true, mounts, process })
+        guest.request(Request::CreateContainer {
+            container,
+            privileged: true,
+            mounts,
+            seccomp: None,
+            process,
+        })
     };
     let refused = |outcome: parma_vmm::Outcome| {
         let reason = outcome.expect_err("refused").0.reason;
@@ -209,6 +216,17 @@ fn c04_every_field_is_as_decided_and_what_has_no_field_is_fixed() {
                 container: &container,
                 privileged: true,
                 mounts: List::new(),
+                seccomp: None,
+                process: honest(),
+            },
+        ),
+        (
+            "seccomp",
+            Request::CreateContainer {
+                container: &container,
+                privileged: false,
+                mounts: List::new(),
+                seccomp: Some([7; 32]),
                 process: honest(),
             },
         ),

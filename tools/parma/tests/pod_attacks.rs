@@ -10,6 +10,7 @@ use parma_guest::wire::{
 };
 use parma_policy::generate::{GenerateOptions, Limits};
 use parma_vmm::Reply;
+use std::io::Write as _;
 use support::{Guest, OUTPUT, Stage, Workload, id, joined, list, policy, read_until, stage, strings};
 
 fn denied_for(reason: &Reason, point: Point, check: policy::Reason) -> bool {
@@ -82,8 +83,13 @@ fn c09_a_host_that_skips_the_container_that_comes_first_is_refused_and_the_guest
     let (early, one, late) = (id('1'), id('2'), id('3'));
     guest.mount_overlay(&first, &early);
     let process = second.process(OUTPUT);
-    let request =
-        Request::CreateContainer { container: &early, privileged: false, mounts: List::new(), process };
+    let request = Request::CreateContainer {
+        container: &early,
+        privileged: false,
+        mounts: List::new(),
+        seccomp: None,
+        process,
+    };
     let refused = guest.refused(request);
     // No reason is named: each check has an entry that passes it, since both have the same layers.
     let create = Point::CreateContainer;
@@ -97,6 +103,47 @@ fn c09_a_host_that_skips_the_container_that_comes_first_is_refused_and_the_guest
     guest.mount_overlay(&first, &late);
     let process = guest.create(&second, &late, OUTPUT);
     assert!(ready());
+    assert_eq!(guest.finish(process), ("second\n".into(), ExitStatus::Code(0)));
+}
+
+#[test]
+fn c09_what_comes_after_anothers_work_starts_only_once_that_has_ended_well() {
+    let Some(stage) = stage() else { return };
+    let named = |name: &str, after: &[&str]| GenerateOptions {
+        name: Some(name.into()),
+        after_success: strings(after),
+        ..GenerateOptions::default()
+    };
+    let script = "read -r code; exit \"$code\"";
+    let first = stage.workload("busybox", &shell(script), named("first", &[]));
+    let (first, second) = with_other(&stage, first, "echo second", named("second", &["first"]));
+    let guest = stage.start(&first);
+    guest.mount_layers(&first);
+    let later = id('9');
+    guest.mount_overlay(&first, &later);
+    let refused = || {
+        let process = second.process(OUTPUT);
+        let (container, mounts) = (&*later, List::new());
+        let request =
+            Request::CreateContainer { container, privileged: false, mounts, seccomp: None, process };
+        let refused = guest.refused(request);
+        let create = Point::CreateContainer;
+        assert!(
+            matches!(refused, Reason::Denied { point, how: Denied::No, .. } if point == create),
+            "{refused:?}"
+        );
+    };
+    for (digit, code) in [('1', 3), ('2', 0)] {
+        // Neither while it works, nor when another has failed.
+        refused();
+        guest.mount_overlay(&first, &id(digit));
+        let process = guest.create(&first, &id(digit), Stdio { stdin: true, ..OUTPUT });
+        refused();
+        let mut input = guest.attach(process, Stream::Stdin);
+        input.write_all(format!("{code}\n").as_bytes()).unwrap();
+        assert_eq!(guest.wait(process), ExitStatus::Code(code));
+    }
+    let process = guest.create(&second, &later, OUTPUT);
     assert_eq!(guest.finish(process), ("second\n".into(), ExitStatus::Code(0)));
 }
 

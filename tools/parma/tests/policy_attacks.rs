@@ -52,6 +52,7 @@ fn p02_nothing_is_allowed_without_a_policy_and_no_bytes_mean_allow_all() {
             container: &container,
             privileged: false,
             mounts: List::new(),
+            seccomp: None,
             process: process.clone(),
         },
         Request::ExecInContainer { container: &container, process },
@@ -171,7 +172,13 @@ fn p09_a_pattern_never_matches_a_part() {
     let with = |variable: &'static str| {
         let mut process = patterns.process(support::OUTPUT);
         process.env.push(variable).unwrap();
-        Request::CreateContainer { container: &container, privileged: false, mounts: List::new(), process }
+        Request::CreateContainer {
+            container: &container,
+            privileged: false,
+            mounts: List::new(),
+            seccomp: None,
+            process,
+        }
     };
     for variable in ["A=1xxxx", "LD_PRELOAD=/x;B=2", "xB=2", "C=1$:/evil", "C=1"] {
         let reason = guest.refused(with(variable));

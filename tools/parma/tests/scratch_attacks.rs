@@ -459,7 +459,13 @@ fn create_with<'a>(
     stdio: Stdio,
 ) -> Request<'a> {
     let mounts = List::from_vec(mounts.to_vec()).unwrap();
-    Request::CreateContainer { container, privileged: false, mounts, process: workload.process(stdio) }
+    Request::CreateContainer {
+        container,
+        privileged: false,
+        mounts,
+        seccomp: None,
+        process: workload.process(stdio),
+    }
 }
 
 /// Takes half a GiB of the disk and writes a block of it for each page that its blocks' 28 bytes fill; prints how much more memory, in

@@ -69,6 +69,7 @@ fn c10_a_terminal_is_had_only_where_the_policy_allows_one_and_is_a_whole_one_the
             container,
             privileged: false,
             mounts: List::new(),
+            seccomp: None,
             process,
         });
         assert!(

@@ -349,7 +349,7 @@ unmount_overlay := {"allowed": true, "metadata": [remove("overlayTargets", input
 default create_container := {"allowed": false}
 
 # The id is burned: `started` is never removed. The guest itself burns it if the creation then fails (D12).
-create_container := object.union(answer, waiting(containers)) if {
+create_container := with_settings(containers, object.union(answer, waiting(containers))) if {
 	not data.metadata.started[input.containerID]
 	input.devices == []
 	fitting := [container |
@@ -419,9 +419,43 @@ created(containers) := [
 	name := common_name(containers)
 }
 
+# --- What the guest gives a container by itself ------------------------------------------------------------
+# What no request names: `settings` of an entry, and the policy's `pod`, for all containers. `seccomp` has, by the hash of
+# its profile, each filter of system calls that the policy carries. The guest denies what it does not understand of them.
+
+configuring if {
+	some container in candidates
+	"settings" in object.keys(container)
+}
+
+configuring if data.policy.pod
+
+configuring if data.policy.seccomp
+
+configuring if extensible
+
+with_settings(_, answer) := answer if not configuring
+
+# Nobody chose between entries that say different things.
+with_settings(containers, answer) := object.union(object.union(answer, {"settings": settings}), shared_settings) if {
+	configuring
+	settings := object.get(containers[0], "settings", {})
+	every container in containers { object.get(container, "settings", {}) == settings }
+}
+
+shared_settings := object.union(pod_settings, profile)
+
+default pod_settings := {}
+
+pod_settings := {"pod": data.policy.pod}
+
+default profile := {}
+
+profile := {"seccomp": data.policy.seccomp[input.seccompProfileSHA256]}
+
 # --- What entries oblige to -----------------------------------------------------------------------------
 # An entry may have a `name` and say `after: [names]` (these containers must be running when it is created),
-# `required: true` (the guest is not ready without it) and `max_instances: n` (it is created at most so often
+# `after_success: [names]` (and the first process of one of each has ended with 0), `required: true` (the guest is not ready without it) and `max_instances: n` (it is created at most so often
 # until power-off). "Running" means created and not shut down. `metadata.instances[id]` is the name of the entry
 # that a container was created from; it is never removed. A policy without such entries has none of this.
 
@@ -431,6 +465,8 @@ obliging if {
 }
 
 obliges(container) if count(container.after) > 0
+
+obliges(container) if count(container.after_success) > 0
 
 obliges(container) if required(container)
 
@@ -461,6 +497,15 @@ turn_ok(_) if not obliging
 turn_ok(container) if {
 	obliging
 	every name in object.get(container, "after", []) { running(name) }
+	every name in object.get(container, "after_success", []) { succeeded(name) }
+}
+
+# The guest says which containers have done their work and are not shut down.
+succeeded(name) if {
+	name != ""
+	some id in input.succeeded
+	data.metadata.instances[id] == name
+	data.metadata.matches[id]
 }
 
 instances_ok(_) if not obliging

@@ -38,7 +38,7 @@ answers := [answer |
 checks := {
 	"command", "working_dir", "user", "umask", "env_rules", "capabilities",
 	"no_new_privileges", "allow_terminal", "allow_elevated", "seccomp_profile_sha256", "mounts", "signals",
-	"after", "max_instances",
+	"after", "after_success", "max_instances",
 }
 
 given(rule) if {
@@ -70,7 +70,12 @@ passes("allow_elevated", entry) if data.framework.privileged_ok(entry)
 passes("seccomp_profile_sha256", entry) if entry.seccomp_profile_sha256 == input.seccompProfileSHA256
 passes("mounts", entry) if data.framework.mounts_ok(entry)
 passes("signals", entry) if data.framework.signal_ok(entry)
-passes("after", entry) if data.framework.turn_ok(entry)
+passes("after", entry) if {
+	every name in object.get(entry, "after", []) { data.framework.running(name) }
+}
+passes("after_success", entry) if {
+	every name in object.get(entry, "after_success", []) { data.framework.succeeded(name) }
+}
 passes("max_instances", entry) if data.framework.instances_ok(entry)
 
 # Names of the entries that containers were created from, and of those that run.
@@ -233,7 +238,7 @@ whole := {"refused": refused, "answers": other_answers, "running": running, "ins
 "#;
 
 /// The checks of each point that keeps entries: the field of the entry, the field of the request.
-const CREATE: [(&str, &str); 13] = [
+const CREATE: [(&str, &str); 14] = [
     ("command", "argList"),
     ("working_dir", "workingDir"),
     ("user", "user"),
@@ -246,9 +251,10 @@ const CREATE: [(&str, &str); 13] = [
     ("seccomp_profile_sha256", "seccompProfileSHA256"),
     ("mounts", "mounts"),
     ("after", ""),
+    ("after_success", "succeeded"),
     ("max_instances", ""),
 ];
-/// As [`CREATE`], without the last five.
+/// As [`CREATE`], without the last six.
 const EXEC: usize = 8;
 const SIGNAL: [(&str, &str); 1] = [("signals", "signal")];
 /// What a flag alone decides.

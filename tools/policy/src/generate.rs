@@ -8,6 +8,7 @@
 mod accounts;
 mod kubernetes;
 mod rehearse;
+mod settings;
 
 use anyhow::{Context, Result, bail, ensure};
 use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, Resources, UserSpec, WorkingDir};
@@ -17,6 +18,9 @@ use serde_json::{Value, json};
 
 pub use accounts::{Accounts, Identity};
 pub use kubernetes::{ExecProbe, Pod, PodContainer, Restart, read_pod};
+pub use settings::{PodSettings, Settings, hostname, rlimit, sysctl};
+
+use crate::seccomp::{self, Profile};
 
 /// The `PATH` of a container whose image has none, as container engines set it.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,6 +47,11 @@ const USUAL_CAPABILITIES: [&str; 14] = [
     "CAP_KILL",
     "CAP_AUDIT_WRITE",
 ];
+/// The capabilities that container engines give to a container that asks for nothing.
+pub fn usual_capabilities() -> Vec<String> {
+    USUAL_CAPABILITIES.iter().map(ToString::to_string).collect()
+}
+
 /// Largest scratch device, unless the user says otherwise: 16 GiB.
 const MAX_SCRATCH: u64 = 16 << 30;
 /// The points that a generated policy takes from the framework. The others stay denied.
@@ -117,6 +126,14 @@ pub struct GenerateOptions {
     pub max_instances: Option<u32>,
     /// The most that the host may give it; less, too.
     pub limits: Limits,
+    /// Names of the containers whose work has to be done before it is created.
+    pub after_success: Vec<String>,
+    /// A profile of system calls, as a file of JSON.
+    pub seccomp: Option<Vec<u8>>,
+    /// What the guest gives it.
+    pub settings: Settings,
+    /// What the guest gives all containers.
+    pub pod: PodSettings,
 }
 
 /// Most memory and processor time of a container.
@@ -155,6 +172,10 @@ impl Default for GenerateOptions {
             required: false,
             max_instances: None,
             limits: Limits::default(),
+            after_success: Vec::new(),
+            seccomp: None,
+            settings: Settings::default(),
+            pod: PodSettings::default(),
         }
     }
 }
@@ -278,6 +299,14 @@ pub struct Container {
     pub max_instances: Option<u32>,
     /// The most that the host may give it.
     pub limits: Limits,
+    /// Names of the containers whose work has to be done before it is created.
+    pub after_success: Vec<String>,
+    /// Its profile of system calls.
+    pub seccomp: Option<Profile>,
+    /// What the guest gives it.
+    pub settings: Settings,
+    /// What the guest gives all containers.
+    pub pod: PodSettings,
 }
 
 /// The strict policy of `image`, whose layers have these dm-verity root hashes, bottom first.
@@ -330,6 +359,12 @@ impl Container {
             "{}: its user is root, and must not be: give another",
             of_image()
         );
+        let held = match &options.capabilities {
+            Some(names) => names.clone(),
+            None => usual_capabilities(),
+        };
+        let seccomp = options.seccomp.as_deref().map(|json| Profile::read(json, &held));
+        options.pod.rule()?;
         let container = Self {
             name: options.name.clone(),
             image: format!("sha256:{}", image.manifest.hex()),
@@ -341,10 +376,7 @@ impl Container {
             user: user.clone(),
             identity,
             umask: UMASK,
-            held: match &options.capabilities {
-                Some(names) => names.clone(),
-                None => USUAL_CAPABILITIES.iter().map(ToString::to_string).collect(),
-            },
+            held,
             mounts: options.mounts.clone(),
             volumes: options.volumes.clone(),
             after: options.after.clone(),
@@ -362,6 +394,10 @@ impl Container {
             required: options.required,
             max_instances: options.max_instances,
             limits: options.limits,
+            after_success: options.after_success.clone(),
+            seccomp: seccomp.transpose().context("the seccomp profile")?,
+            settings: options.settings.clone(),
+            pod: options.pod.clone(),
         };
         Ok(container)
     }
@@ -372,6 +408,14 @@ impl Container {
         let held = held.filter(|(_, name)| self.held.iter().any(|held| held == *name));
         let held = held.fold(0, |set, (number, _)| set | 1 << number);
         Capabilities { bounding: held, effective: held, inheritable: 0, permitted: held, ambient: 0 }
+    }
+
+    /// The hash of its profile of system calls, if it has one.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn seccomp_hash(&self) -> Result<Option<[u8; 32]>> {
+        self.seccomp.as_ref().map(Profile::hash).transpose()
     }
 
     /// The policy's text: Rego, the same for the same container.
@@ -393,6 +437,13 @@ impl Container {
                 json!(names)
             ),
         };
+        let after = match &*self.after_success {
+            [] => after,
+            names => format!(
+                "{after}    # And the first processes of these have ended with 0.\n    \"after_success\": {},\n",
+                json!(names)
+            ),
+        };
         let id = json!(self.image);
         let layers = lines(self.layers.iter().map(|layer| json!(hex(layer))));
         let command = json!(self.args);
@@ -408,6 +459,7 @@ impl Container {
             self.mounts.iter().map(Mount::constraint).chain(self.volumes.iter().map(DataVolume::constraint)),
         );
         let further = self.further();
+        let seccomp = json!(self.seccomp_hash().ok().flatten().map(|hash| hex(&hash)).unwrap_or_default());
         let Self { no_new_privileges, stdio, .. } = self;
         format!(
             r#"  {{
@@ -436,7 +488,7 @@ impl Container {
     }},
     "no_new_privileges": {no_new_privileges},
     "allow_elevated": false,
-    "seccomp_profile_sha256": "",
+    "seccomp_profile_sha256": {seccomp},
     "mounts": {mounts},
     # Whether standard streams may be connected to the host.
     "allow_stdio_access": {stdio},
@@ -472,17 +524,32 @@ impl Container {
                 Value::from(ranges)
             );
         }
+        if let Some(settings) = self.settings.entry() {
+            lines += &format!("    # What the guest gives it by itself.\n    \"settings\": {settings},\n");
+        }
         lines
     }
 }
 
 /// The policy of these containers. What is not a container's own is the first one's.
 fn text(containers: &[Container]) -> String {
-    let Some(Container { properties, logging, max_scratch, memory_scratch, network, .. }) =
+    let Some(Container { properties, logging, max_scratch, memory_scratch, network, pod, .. }) =
         containers.first()
     else {
         return String::new();
     };
+    // Both were read before.
+    let pod = pod
+        .rule()
+        .ok()
+        .flatten()
+        .map(|pod| format!("\n# What the guest gives all containers by itself.\npod := {pod}\n"));
+    let profiles: Vec<Profile> =
+        containers.iter().filter_map(|container| container.seccomp.clone()).collect();
+    let filters = (!profiles.is_empty())
+        .then(|| seccomp::rule(&profiles).unwrap_or_default())
+        .map(|rule| format!("\n# The filters of system calls, by the hashes of their profiles.\n{rule}"));
+    let own = pod.unwrap_or_default() + &filters.unwrap_or_default();
     let count = if containers.len() == 1 { "one container" } else { "the containers of one guest" };
     let entries: String = containers.iter().map(Container::entry).collect();
     let points: String = POINTS.iter().map(|point| format!("{point} := data.framework.{point}\n")).collect();
@@ -518,7 +585,7 @@ panic_on_corruption := false
 # Whether the host may ask for more variables or capabilities than are allowed, and is given those that are.
 allow_environment_variable_dropping := false
 allow_capability_dropping := false
-
+{own}
 # What the host may ask for at all.
 {points}
 reason := data.framework.reason

@@ -7,6 +7,7 @@
 //! * [`check`](mod@check) reports on a policy in figures, [`lint`](mod@lint) on what makes it weak,
 //!   [`explain`](mod@explain) on why it allows or denies a request.
 //! * [`explore`](mod@explore) walks every state that a policy can be brought into, and checks what it decides there.
+//! * [`seccomp`] makes filters of profiles of system calls.
 //! * [`disassemble`] shows what is in an image.
 
 mod bound;
@@ -20,6 +21,7 @@ pub mod generate;
 pub mod lint;
 pub mod reference;
 mod replay;
+pub mod seccomp;
 mod value;
 
 pub use bound::Worst;

@@ -428,6 +428,9 @@ fn same_program(containers: &Json, findings: &mut Vec<Finding>) {
     }
 }
 
+/// The fields that name containers which have to be there before.
+const WAITS: [&str; 2] = ["after", "after_success"];
+
 /// What entries oblige to and nothing can meet: then a container never starts, or the guest is never ready.
 fn obligations(containers: &Json, findings: &mut Vec<Finding>) {
     let containers = items(containers);
@@ -440,11 +443,9 @@ fn obligations(containers: &Json, findings: &mut Vec<Finding>) {
     loop {
         let known = startable.len();
         for entry in containers.iter().filter(|entry| !is_none(entry)) {
-            let after = &entry["after"];
             let waits = |name: &Json| name.as_str().is_some_and(|name| startable.contains(name));
-            if !name(entry).is_empty()
-                && (after.is_null() || after.is_array() && items(after).iter().all(waits))
-            {
+            let met = |after: &Json| after.is_null() || after.is_array() && items(after).iter().all(waits);
+            if !name(entry).is_empty() && WAITS.iter().all(|field| met(&entry[field])) {
                 startable.insert(name(entry));
             }
         }
@@ -468,22 +469,23 @@ fn obligations(containers: &Json, findings: &mut Vec<Finding>) {
             found("name", message.into(), "give it a name of its own");
             continue;
         }
-        let after = &entry["after"];
-        let never = |name: &&Json| !name.as_str().is_some_and(|name| startable.contains(name));
-        let missing: Vec<String> = items(after).iter().filter(never).map(Json::to_string).collect();
-        let waits = !after.is_null() && !after.is_array() || !missing.is_empty();
-        if !after.is_null() && !after.is_array() {
-            found(
-                "after",
-                format!("{after} is no list of names: the container never starts"),
-                "write [names]",
-            );
-        } else if waits {
-            let message = format!(
-                "it waits for {}, which never starts: no container has the name, or it waits in turn for this one, or may never be created",
-                missing.join(", ")
-            );
-            found("after", message, "name containers of this policy that can start before it");
+        let mut waits = false;
+        for field in WAITS {
+            let after = &entry[field];
+            let never = |name: &&Json| !name.as_str().is_some_and(|name| startable.contains(name));
+            let missing: Vec<String> = items(after).iter().filter(never).map(Json::to_string).collect();
+            if !after.is_null() && !after.is_array() {
+                let message = format!("{after} is no list of names: the container never starts");
+                found(field, message, "write [names]");
+                waits = true;
+            } else if !missing.is_empty() {
+                let message = format!(
+                    "it waits for {}, which never starts: no container has the name, or it waits in turn for this one, or may never be created",
+                    missing.join(", ")
+                );
+                found(field, message, "name containers of this policy that can start before it");
+                waits = true;
+            }
         }
         if is_none(entry) {
             let message = format!("{} allows no container at all", entry["max_instances"]);

@@ -8,7 +8,7 @@ use std::io::Cursor;
 use common::requests::{container, hash, policy, with};
 use parma_policy::explore::{Bounds, Exploration, Invariant, Part, Policy, explore};
 use parma_policy::fragment::compile_fragment;
-use parma_policy::generate::{Container, Identity, Limits};
+use parma_policy::generate::{Container, Identity, Limits, PodSettings, Settings};
 use parma_policy::{Inputs, compile, replay_sources};
 use serde_json::{Value, json};
 
@@ -102,6 +102,10 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         required: false,
         max_instances: None,
         limits: Limits::default(),
+        after_success: Vec::new(),
+        seccomp: None,
+        settings: Settings::default(),
+        pod: PodSettings::default(),
     };
     for (bounds, states) in [
         (Bounds { ids: 2, extra_devices: 0, ..NARROW }, 50),

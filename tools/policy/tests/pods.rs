@@ -52,6 +52,12 @@ spec:
       capabilities: {drop: [ALL], add: [NET_BIND_SERVICE]}
 "#;
 
+/// The profile that Pods here name.
+fn profile(path: &str) -> anyhow::Result<Vec<u8>> {
+    anyhow::ensure!(path == "strict.json", "there is no {path}");
+    Ok(br#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]}"#.to_vec())
+}
+
 const ETC: &[Entry] = &[
     Entry::Directory("etc"),
     Entry::File("etc/passwd", "root:x:0:0::/:/bin/sh\nwww:x:33:33::/:/bin/sh\n"),
@@ -63,7 +69,7 @@ fn containers(dir: &Path) -> Vec<Container> {
     let config =
         json!({"Entrypoint": ["/bin/serve"], "Cmd": ["--help"], "Env": ["MODE=production"], "User": "www"});
     let image = image(dir, &[ETC], &config);
-    let pod = read_pod(POD, &GenerateOptions::default()).unwrap();
+    let pod = read_pod(POD, &GenerateOptions::default(), &profile).unwrap();
     let named: Vec<&str> = pod.containers.iter().map(|container| &*container.image).collect();
     assert_eq!(named, ["example.org/tools:1", "example.org/serve:2"]);
     let made = (1..)
@@ -92,6 +98,7 @@ fn create(id: &str, container: &Container, mounts: Value) -> Value {
             "permitted": container.held, "ambient": none},
         "seccompProfileSHA256": "",
         "isSandboxContainer": false,
+        "succeeded": [],
     })
 }
 
@@ -116,7 +123,7 @@ fn a_pod_s_policy_allows_each_container_what_the_pod_says_of_it() {
     let policy = policy_of(&containers).unwrap();
     let mut guest = Guest::new(Oracle::new(&policy));
     let (a, b) = (id('a'), id('b'));
-    assert_eq!((&*prepare.after, &*serve.after), (&[][..], &["prepare".to_string()][..]));
+    assert_eq!((&*prepare.after_success, &*serve.after_success), (&[][..], &["prepare".to_string()][..]));
     for (number, id) in [(0, &a), (1, &b)] {
         guest.ask("mount_device", &mount_device(number, &format!("0{}", number + 1).repeat(32))).allowed();
         let layers = [device_path(number)];
@@ -132,6 +139,13 @@ fn a_pod_s_policy_allows_each_container_what_the_pod_says_of_it() {
     assert_eq!(denied, ["an earlier container is not running"]);
     let mount = directory(&a, "work.dir", "/srv", "rw");
     guest.ask("create_container", &create(&a, prepare, json!([mount]))).allowed();
+    // Nor while its work is not done, or another's is.
+    let done = |ids: &[&String]| with(&honest, "/succeeded", json!(ids));
+    for not_yet in [done(&[]), done(&[&b]), done(&[&id('c')])] {
+        let denied = guest.ask("create_container", &not_yet).denied();
+        assert_eq!(denied, ["an earlier container is not running"]);
+    }
+    let honest = done(&[&a]);
 
     for wrong in [
         directory(&b, "work.dir", "/data", "rw"),
@@ -174,7 +188,17 @@ fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
         (one("shareProcessNamespace: true"), "spec.shareProcessNamespace"),
         (one("hostAliases: []"), "hostAliases"),
         (one("securityContext: {fsGroup: 2000}"), "fsGroup"),
-        (one("securityContext: {sysctls: []}"), "sysctls"),
+        (one("securityContext: {supplementalGroups: [5]}"), "supplementalGroups"),
+        (
+            one("securityContext: {sysctls: [{name: kernel.core_pattern, value: x}]}"),
+            "spec.securityContext.sysctls",
+        ),
+        (
+            one("securityContext: {sysctls: [{name: net.core.somaxconn, value: ''}]}"),
+            "spec.securityContext.sysctls",
+        ),
+        (one("hostname: a.b"), "spec.hostname"),
+        (one("resources: {limits: {memory: 1}}"), "resources.limits.memory"),
         (one("volumes:\n- {name: v, hostPath: {path: /}}"), "hostPath"),
         (one("volumes:\n- {name: v, emptyDir: {medium: Memory}}"), "spec.volumes[0].emptyDir.medium"),
         (one("volumes:\n- {name: v, emptyDir: {sizeLimit: 1Gi}}"), "sizeLimit"),
@@ -183,8 +207,12 @@ fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
         (one("  envFrom: []"), "envFrom"),
         (one("  env: [{name: A, valueFrom: {fieldRef: {fieldPath: status.podIP}}}]"), "valueFrom"),
         (one("  securityContext: {privileged: true}"), "securityContext.privileged"),
-        (one("  securityContext: {readOnlyRootFilesystem: true}"), "readOnlyRootFilesystem"),
-        (one("  securityContext: {seccompProfile: {type: Unconfined}}"), "seccompProfile"),
+        (one("  securityContext: {procMount: Unmasked}"), "procMount"),
+        (one("  securityContext: {seccompProfile: {type: Localhost}}"), "seccompProfile"),
+        (
+            one("  securityContext: {seccompProfile: {type: Localhost, localhostProfile: other.json}}"),
+            "spec.containers[0].securityContext.seccompProfile.localhostProfile",
+        ),
         (one("  securityContext: {capabilities: {add: [ALL]}}"), "capabilities.add"),
         (one("  securityContext: {runAsGroup: 5}"), "runAsGroup"),
         (one("  volumeMounts: [{name: v, mountPath: /v}]"), "volumeMounts[0].name"),
@@ -192,12 +220,13 @@ fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
         (one("  name: again"), "name"),
         (one("- {name: a, image: j}"), "spec.containers[1].name"),
     ] {
-        let error = format!("{:#}", read_pod(&text, &GenerateOptions::default()).expect_err(&text));
+        let error = format!("{:#}", read_pod(&text, &GenerateOptions::default(), &profile).expect_err(&text));
         assert!(error.contains(named), "{named}: {error}");
     }
     let error = read_pod(
         &one("  volumeMounts: [{name: v, mountPath: /proc/v}]\nvolumes: [{name: v, emptyDir: {}}]"),
         &GenerateOptions::default(),
+        &profile,
     );
     assert!(format!("{:#}", error.unwrap_err()).contains("mountPath"));
 }
@@ -206,9 +235,62 @@ fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
 fn a_container_that_must_not_be_root_is_not() {
     let dir = tempfile::tempdir().unwrap();
     let text = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: i, securityContext: {runAsNonRoot: true}}]}";
-    let pod = read_pod(text, &GenerateOptions::default()).unwrap();
+    let pod = read_pod(text, &GenerateOptions::default(), &profile).unwrap();
     let config = json!({"Entrypoint": ["/bin/serve"], "User": "root"});
     let error = Container::new(&image(dir.path(), &[ETC], &config), &[[1; 32]], &pod.containers[0].options)
         .unwrap_err();
     assert!(error.to_string().contains("its user is root"), "{error}");
+}
+
+#[test]
+fn what_the_guest_gives_containers_by_itself_is_in_the_policy_as_the_pod_says_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "apiVersion: v1
+kind: Pod
+metadata: {name: shop.example}
+spec:
+  hostname: web-0
+  securityContext:
+    sysctls: [{name: net.core.somaxconn, value: '1024'}]
+    seccompProfile: {type: Localhost, localhostProfile: strict.json}
+  initContainers:
+  - {name: first, image: i, command: [/first], resources: {limits: {memory: 3Gi}}, securityContext: {seccompProfile: {type: Unconfined}}}
+  containers:
+  - {name: a, image: i, command: [/a], resources: {limits: {memory: 1Gi, cpu: 250m}}, securityContext: {readOnlyRootFilesystem: true}}
+  - {name: b, image: i, command: [/b], resources: {limits: {memory: 1Gi, cpu: 500m}}}
+";
+    let pod = read_pod(text, &GenerateOptions::default(), &profile).unwrap();
+    let image = image(dir.path(), &[ETC], &json!({"Entrypoint": ["/bin/serve"]}));
+    let made = pod.containers.iter().map(|container| Container::new(&image, &[[1; 32]], &container.options));
+    let containers = made.collect::<anyhow::Result<Vec<_>>>().unwrap();
+    let hash = containers[1].seccomp_hash().unwrap().expect("a profile");
+    let profiles: Vec<_> = containers.iter().map(|container| container.seccomp_hash().unwrap()).collect();
+    assert_eq!(profiles, [None, Some(hash), Some(hash)]);
+
+    let mut guest = Guest::new(Oracle::new(&policy_of(&containers).unwrap()));
+    guest.ask("mount_device", &mount_device(0, &"01".repeat(32))).allowed();
+    let ids = ['a', 'b', 'c'].map(id);
+    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    // The most of the initial one, which runs alone, and of the others together; not all have a limit of their processors.
+    let shared =
+        json!({"hostname": "web-0", "sysctls": {"net.core.somaxconn": "1024"}, "memory": 3_u64 << 30});
+    for (id, container, settings) in [
+        (&ids[0], &containers[0], json!({})),
+        (&ids[1], &containers[1], json!({"read_only_root": true})),
+        (&ids[2], &containers[2], json!({})),
+    ] {
+        let target = format!("/run/gcs/c/{id}/rootfs");
+        let overlay = json!({"containerID": id, "layerPaths": [device_path(0)], "target": target});
+        guest.ask("mount_overlay", &overlay).allowed();
+        let mut request = create(id, container, json!([]));
+        request["succeeded"] = json!([ids[0]]);
+        if container.seccomp.is_some() {
+            guest.ask("create_container", &request).denied();
+            request["seccompProfileSHA256"] = json!(hex);
+        }
+        let answer = guest.ask("create_container", &request).allowed();
+        assert_eq!(answer["settings"], settings);
+        assert_eq!(answer["pod"], shared);
+        assert_eq!(answer["seccomp"].is_array(), container.seccomp.is_some(), "{answer}");
+    }
 }

@@ -6,10 +6,15 @@ use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma::output::{self, hex};
 use parma::workload::{Policy, Volume, Workload};
+use parma_guest::gate::settings::Limit;
 use parma_kms::verify::from_hex;
 use parma_layer::oci::Reference;
 use parma_policy::explore::{self, Bounds, Progress, explore};
-use parma_policy::generate::{GenerateOptions, Pod, PodContainer, policy_of, read_pod, signal};
+use parma_policy::generate::{
+    GenerateOptions, Pod, PodContainer, PodSettings, Settings, hostname, policy_of, read_pod, rlimit, signal,
+    sysctl, usual_capabilities,
+};
+use parma_policy::seccomp::Profile;
 use parma_policy::{Inputs, check, explain, lint};
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
@@ -60,6 +65,28 @@ pub struct Allow {
     /// printed; may be repeated
     #[arg(long, value_name = "FILE:PATH[:ID]", value_parser = volume_at, conflicts_with = "file")]
     volume: Vec<VolumeAt>,
+    /// Let nothing be written to the root filesystem
+    #[arg(long)]
+    read_only: bool,
+    /// A profile of system calls, in JSON as Docker or the CRI has it
+    #[arg(long, value_name = "FILE")]
+    seccomp: Option<PathBuf>,
+    /// A resource limit in place of the usual one, NAME=SOFT[:HARD]; may be repeated
+    #[arg(long, value_name = "LIMIT", value_parser = |text: &str| rlimit(text).map_err(|e| format!("{e:#}")))]
+    ulimit: Vec<(String, Limit)>,
+    /// A setting of the kernel for the containers' own network and IPC namespaces, NAME=VALUE; may be repeated
+    #[arg(long, value_name = "SETTING", value_parser = setting)]
+    sysctl: Vec<(String, String)>,
+    /// The host name [default: the Pod's, or twelve digits]
+    #[arg(long, value_name = "NAME", value_parser = |text: &str| hostname(text).map_err(|e| e.to_string()))]
+    hostname: Option<String>,
+}
+
+/// `net.core.somaxconn=1024`
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    sysctl(name, value).map_err(|error| error.to_string())?;
+    Ok((name.into(), value.into()))
 }
 
 /// What `--volume` says.
@@ -89,7 +116,7 @@ impl Allow {
     /// As the generator takes it; `args` replace the image's own.
     ///
     /// # Errors
-    /// A volume cannot be read.
+    /// A volume or profile cannot be read.
     pub fn options(&self, args: &[String]) -> Result<GenerateOptions> {
         let Self {
             env,
@@ -101,6 +128,11 @@ impl Allow {
             allow_memory_scratch,
             allow_network,
             volume: _,
+            read_only,
+            seccomp,
+            ulimit,
+            sysctl,
+            hostname,
         } = self;
         Ok(GenerateOptions {
             args: (!args.is_empty()).then(|| args.to_vec()),
@@ -113,6 +145,13 @@ impl Allow {
             memory_scratch: *allow_memory_scratch,
             network: *allow_network,
             volumes: self.volumes()?.iter().map(Volume::data).collect(),
+            seccomp: seccomp.as_deref().map(read).transpose()?,
+            settings: Settings { read_only_root: *read_only, rlimits: ulimit.iter().cloned().collect() },
+            pod: PodSettings {
+                hostname: hostname.clone(),
+                sysctls: sysctl.iter().cloned().collect(),
+                ..PodSettings::default()
+            },
             ..GenerateOptions::default()
         })
     }
@@ -193,6 +232,9 @@ struct Modules {
     /// Static data: a JSON object that becomes `data`
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
+    /// A profile of system calls, in JSON as Docker or the CRI has it, whose hash the policy names; may be repeated
+    #[arg(long, value_name = "FILE")]
+    seccomp: Vec<PathBuf>,
     /// Leave out our framework. (A module that is package framework takes its place by itself.)
     #[arg(long)]
     no_framework: bool,
@@ -344,7 +386,9 @@ pub fn of_pod(
 ) -> Result<(Pod, Vec<Reference>)> {
     let of_file = || file.display().to_string();
     let text = String::from_utf8(read(file)?).with_context(of_file)?;
-    let pod = read_pod(&text, options).with_context(of_file)?;
+    // Profiles are named from where the Pod is.
+    let profile = |path: &str| read(&file.parent().unwrap_or(Path::new(".")).join(path));
+    let pod = read_pod(&text, options, &profile).with_context(of_file)?;
     let located = pod.containers.iter().map(|PodContainer { place, image, .. }| {
         let named = images.iter().find(|(name, _)| name == image).map(|(_, reference)| reference.clone());
         named.or_else(|| Reference::parse(image).ok()).with_context(|| {
@@ -538,14 +582,19 @@ impl Modules {
                 Some(value.with_context(|| format!("{} is not JSON", path.display()))?)
             }
         };
-        Ok(Inputs {
+        let inputs = Inputs {
             modules,
             data,
             entries,
             framework: !self.no_framework,
             optimise: true,
             known_inputs: Default::default(),
-        })
+        };
+        let profiles = self.seccomp.iter().map(|path| {
+            // Rules that depend on capabilities are those for a container that has the usual ones.
+            Profile::read(&read(path)?, &usual_capabilities()).with_context(|| path.display().to_string())
+        });
+        inputs.with_seccomp(&profiles.collect::<Result<Vec<_>>>()?)
     }
 }
 

@@ -353,7 +353,13 @@ impl Guest {
 
     pub fn create(&self, workload: &Workload, container: &str, stdio: Stdio) -> u32 {
         let process = workload.process(stdio);
-        self.started(Request::CreateContainer { container, privileged: false, mounts: List::new(), process })
+        self.started(Request::CreateContainer {
+            container,
+            privileged: false,
+            mounts: List::new(),
+            seccomp: workload.container.seccomp_hash().unwrap(),
+            process,
+        })
     }
 
     /// Executes a further command to its end; returns its output and status.

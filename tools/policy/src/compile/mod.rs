@@ -32,6 +32,7 @@ use parma_guest::policy::format::ImageError;
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
+use crate::seccomp::{self, Profile};
 use constant::Constant;
 pub use error::{CompileError, Warning};
 use error::{Pos, Refusal};
@@ -112,6 +113,19 @@ impl Inputs {
             Json::Array(items) => items.iter().for_each(|item| self.know(item)),
             _ => {}
         }
+    }
+
+    /// Adds to a policy, in a module of its own, the filters of these profiles, by the hashes that its containers name. The
+    /// module is part of what is measured.
+    ///
+    /// # Errors
+    /// A profile has no filter, which reading it has shown already.
+    pub fn with_seccomp(mut self, profiles: &[Profile]) -> anyhow::Result<Inputs> {
+        if !profiles.is_empty() {
+            let text = format!("package {POLICY_PACKAGE}\n\n{}", seccomp::rule(profiles)?);
+            self.modules.push(("seccomp.rego".into(), text));
+        }
+        Ok(self)
     }
 
     /// Adds to a policy, in a module of its own, what it lacks: an alias to our framework's rule for each

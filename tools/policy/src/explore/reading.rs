@@ -515,7 +515,9 @@ pub(super) fn is_required(entry: &Json) -> bool {
 
 /// Whether an entry says anything of other containers, or of how many there are.
 fn obliges(entry: &Json) -> bool {
-    is_required(entry) || entry.get("max_instances").is_some() || !items(&entry["after"]).is_empty()
+    is_required(entry)
+        || entry.get("max_instances").is_some()
+        || ["after", "after_success"].iter().any(|field| !items(&entry[field]).is_empty())
 }
 
 /// The elements of an array, none of anything else.

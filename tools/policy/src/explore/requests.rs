@@ -393,6 +393,7 @@ impl<'p> Requests<'p> {
                     json!([{"type": "bind", "source": "/foreign", "destination": "/etc", "options": ["rw"]}]),
                 ),
                 ("isSandboxContainer", json!(true)),
+                ("succeeded", json!([])),
             ] {
                 others.push(with(base, field, value));
             }
@@ -485,6 +486,8 @@ impl<'p> Requests<'p> {
                 "capabilities": self.policy.capabilities(entry, privileged),
                 "seccompProfileSHA256": entry["seccomp_profile_sha256"],
                 "isSandboxContainer": false,
+                // Of these, those that run have done their work.
+                "succeeded": self.ids,
             });
             if !list.contains(&input) {
                 list.push(input);

@@ -326,7 +326,7 @@ impl World {
         )?;
         narrow(container, policy, |entry| policy.refuses_create(entry, input, &runs, &mounted))?;
         if policy.obliging {
-            let met = narrow(container, policy, |entry| instances.refuse(entry));
+            let met = narrow(container, policy, |entry| instances.refuse(entry, input));
             met.map_err(|(_, message)| (Invariant::ObligationsAreMet, message))?;
             let names: BTreeSet<String> =
                 container.entries.iter().map(|&entry| name_of(&policy.containers[entry])).collect();
@@ -367,11 +367,12 @@ impl World {
 
     fn instances(&self) -> Instances {
         let mut instances = Instances::default();
-        for container in self.containers.values() {
+        for (id, container) in &self.containers {
             let Some(name) = &container.instance else { continue };
             *instances.created.entry(name.clone()).or_default() += 1;
             if container.life == Life::Runs && !name.is_empty() {
                 instances.running.insert(name.clone());
+                instances.by_id.insert(id.clone(), name.clone());
             }
         }
         instances
@@ -422,11 +423,20 @@ impl World {
 struct Instances {
     created: BTreeMap<String, i64>,
     running: BTreeSet<String>,
+    /// The running ones by their containers' ids.
+    by_id: BTreeMap<String, String>,
 }
 
 impl Instances {
-    /// The obligation of an entry that is not met now.
-    fn refuse(&self, entry: &Json) -> Option<&'static str> {
+    /// The obligation of an entry that is not met when this is asked for.
+    fn refuse(&self, entry: &Json, input: &Json) -> Option<&'static str> {
+        let done = |name: &Json| {
+            let mut succeeded = items(&input["succeeded"]).iter().filter_map(Json::as_str);
+            succeeded.any(|id| self.by_id.get(id).is_some_and(|of| *name == **of))
+        };
+        if !items(&entry["after_success"]).iter().all(done) {
+            return Some("turn (`after_success`)");
+        }
         let after = items(&entry["after"]).iter();
         if !after.map(|name| name.as_str().unwrap_or_default()).all(|name| self.running.contains(name)) {
             return Some("turn (`after`)");

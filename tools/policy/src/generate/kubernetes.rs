@@ -10,7 +10,7 @@ use parma_guest::gate::fields::{self, CAPABILITY_NAMES, DirectoryName, MountPoin
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{GenerateOptions, Limits, Mount, USUAL_CAPABILITIES};
+use super::{GenerateOptions, Limits, Mount, PodSettings, Settings, USUAL_CAPABILITIES, hostname, sysctl};
 
 /// A pod, as far as it is not the cluster's business.
 #[derive(Debug, Clone)]
@@ -116,6 +116,9 @@ struct Spec {
     #[serde(default)]
     restart_policy: Restart,
     termination_grace_period_seconds: Option<u32>,
+    hostname: Option<String>,
+    #[serde(default)]
+    resources: Resources,
     #[serde(default, rename = "activeDeadlineSeconds")]
     _active_deadline_seconds: IgnoredAny,
     #[serde(default, rename = "runtimeClassName")]
@@ -304,6 +307,18 @@ struct PodSecurity {
     run_as_group: Option<u32>,
     run_as_non_root: Option<bool>,
     seccomp_profile: Option<Seccomp>,
+    #[serde(default)]
+    sysctls: Vec<Setting>,
+    #[serde(default)]
+    supplemental_groups: Vec<u32>,
+    fs_group: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Setting {
+    name: String,
+    value: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -320,6 +335,7 @@ struct Security {
     #[serde(default)]
     capabilities: Capabilities,
     seccomp_profile: Option<Seccomp>,
+    proc_mount: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -336,6 +352,7 @@ struct Capabilities {
 struct Seccomp {
     #[serde(rename = "type")]
     kind: String,
+    localhost_profile: Option<String>,
 }
 
 /// What is asked over the network needs no leave of the policy; a command does.
@@ -399,11 +416,16 @@ struct Exec {
 /// Seconds that a container has to stop, unless the Pod says otherwise.
 const GRACE: u32 = 30;
 
-/// The Pod in `yaml`. `options` are what the user adds to each container.
+/// The Pod in `yaml`. `options` are what the user adds to each container; `profile` reads a profile of system calls that the
+/// Pod names.
 ///
 /// # Errors
 /// It is no Pod, or says something that a policy cannot express; the error names the field.
-pub fn read_pod(yaml: &str, options: &GenerateOptions) -> Result<Pod> {
+pub fn read_pod(
+    yaml: &str,
+    options: &GenerateOptions,
+    profile: &dyn Fn(&str) -> Result<Vec<u8>>,
+) -> Result<Pod> {
     let pod: Document = serde_saphyr::from_str(yaml)
         .context("not a Pod that a policy can express: this field is not known, or of another type")?;
     ensure!(
@@ -423,7 +445,19 @@ pub fn read_pod(yaml: &str, options: &GenerateOptions) -> Result<Pod> {
     ] {
         ensure!(!set, "spec.{field}: no policy can express it; leave it out, or make it false");
     }
-    seccomp("spec.securityContext", spec.security_context.seccomp_profile.as_ref())?;
+    for (field, set) in [
+        ("supplementalGroups", !spec.security_context.supplemental_groups.is_empty()),
+        ("fsGroup", spec.security_context.fs_group.is_some()),
+    ] {
+        ensure!(
+            !set,
+            "spec.securityContext.{field}: groups are those that the image has for its user; leave it out"
+        );
+    }
+    let options = &GenerateOptions {
+        pod: spec.settings(pod.metadata.name.as_deref(), &options.pod)?,
+        ..options.clone()
+    };
     ensure!(!spec.containers.is_empty(), "spec.containers: there is none");
     let mut volumes = BTreeSet::new();
     for (number, volume) in spec.volumes.iter().enumerate() {
@@ -440,18 +474,23 @@ pub fn read_pod(yaml: &str, options: &GenerateOptions) -> Result<Pod> {
     let mut containers: Vec<PodContainer> = Vec::new();
     // Initial containers start one after the other, the others after the last of them.
     let mut after = Vec::new();
+    let place = "spec.securityContext";
+    let general = seccomp(place, spec.security_context.seccomp_profile.as_ref(), profile)?;
     for (list, members) in lists {
         for (number, container) in members.iter().enumerate() {
             let place = format!("spec.{list}[{number}]");
             ensure!(names.insert(&container.name), "{place}.name: {:?} is there twice", container.name);
             let options = container.options(options, &spec.security_context, &volumes);
             let mut options = options.with_context(|| place.clone())?;
+            let own = container.security_context.seccomp_profile.as_ref();
+            let own = seccomp(&format!("{place}.securityContext"), own, profile)?;
+            options.seccomp = own.or_else(|| general.clone()).unwrap_or(options.seccomp);
             let initial = list == "initContainers";
             ensure!(
                 container.restart_policy.is_none(),
                 "{place}.restartPolicy: the Pod has one for all its containers; leave it out"
             );
-            options.after.clone_from(&after);
+            options.after_success.clone_from(&after);
             if initial {
                 after = vec![container.name.clone()];
             }
@@ -491,14 +530,11 @@ impl Container {
         volumes: &BTreeSet<&str>,
     ) -> Result<GenerateOptions> {
         let security = &self.security_context;
-        for (field, set) in [
-            ("tty", self.tty),
-            ("securityContext.privileged", security.privileged),
-            ("securityContext.readOnlyRootFilesystem", security.read_only_root_filesystem),
-        ] {
+        for (field, set) in [("tty", self.tty), ("securityContext.privileged", security.privileged)] {
             ensure!(!set, "{field}: no policy can express it; leave it out, or make it false");
         }
-        seccomp("securityContext", security.seccomp_profile.as_ref())?;
+        let usual = security.proc_mount.as_deref().is_none_or(|kind| kind == "Default");
+        ensure!(usual, "securityContext.procMount: /proc is always masked; make it Default");
         let mut env: Vec<(String, String)> = Vec::new();
         for Variable { name, value } in &self.env {
             let value = expanded(value, &env);
@@ -559,6 +595,10 @@ impl Container {
             exec,
             mounts,
             limits: self.resources.limits()?,
+            settings: Settings {
+                read_only_root: general.settings.read_only_root || security.read_only_root_filesystem,
+                ..general.settings.clone()
+            },
             no_new_privileges: match security.allow_privilege_escalation {
                 Some(allowed) => !allowed,
                 None => general.no_new_privileges,
@@ -568,11 +608,66 @@ impl Container {
     }
 }
 
-fn seccomp(place: &str, profile: Option<&Seccomp>) -> Result<()> {
-    // The guest has one filter, for every container.
-    let usual = profile.is_none_or(|profile| profile.kind == "RuntimeDefault");
-    ensure!(usual, "{place}.seccompProfile: every container has the guest's own; make it RuntimeDefault");
-    Ok(())
+impl Spec {
+    /// What all containers are given: what the Pod says, over what the user does.
+    fn settings(&self, name: Option<&str>, general: &PodSettings) -> Result<PodSettings> {
+        let mut settings = general.clone();
+        if let Some(name) = &self.hostname {
+            settings.hostname = Some(hostname(name).context("spec.hostname")?);
+        } else if settings.hostname.is_none() {
+            // A Pod's name may be longer, and have dots.
+            settings.hostname = name.and_then(|name| hostname(name).ok());
+        }
+        for Setting { name, value } in &self.security_context.sysctls {
+            sysctl(name, value).context("spec.securityContext.sysctls")?;
+            settings.sysctls.insert(name.clone(), value.clone());
+        }
+        let own = self.resources.limits().context("spec")?;
+        // Without a limit for all, what the containers may have together, if all of them have one. Initial ones run alone.
+        let together = |of: fn(&Limits) -> Option<u64>| -> Result<Option<u64>> {
+            let all = |list: &[Container]| -> Result<Vec<Option<u64>>> {
+                list.iter().map(|container| Ok(of(&container.resources.limits()?))).collect()
+            };
+            let (initial, others) = (all(&self.init_containers)?, all(&self.containers)?);
+            let most = initial.into_iter().try_fold(0, |most, limit| Some(u64::max(most, limit?)));
+            let sum = others.into_iter().try_fold(0, |sum, limit| Some(sum + limit?));
+            Ok(most.zip(sum).map(|(most, sum)| most.max(sum)))
+        };
+        settings.limits.memory = match own.memory {
+            Some(bytes) => Some(bytes),
+            None => {
+                together(|limits| limits.memory)?.filter(|bytes| fields::Resources::MEMORY.contains(bytes))
+            }
+        };
+        settings.limits.cpu = match own.cpu {
+            Some(share) => Some(share),
+            None => {
+                let share =
+                    together(|limits| limits.cpu.map(u64::from))?.and_then(|share| u32::try_from(share).ok());
+                share.filter(|share| fields::Resources::CPU.contains(share))
+            }
+        };
+        Ok(settings)
+    }
+}
+
+/// The profile that is asked for: `Some(None)` is none beside the guest's own filter.
+fn seccomp(
+    place: &str,
+    asked: Option<&Seccomp>,
+    read: &dyn Fn(&str) -> Result<Vec<u8>>,
+) -> Result<Option<Option<Vec<u8>>>> {
+    let Some(Seccomp { kind, localhost_profile }) = asked else { return Ok(None) };
+    match (kind.as_str(), localhost_profile) {
+        // What a container has in any case is the runtime's default, and the least of what is not confined.
+        ("RuntimeDefault" | "Unconfined", None) => Ok(Some(None)),
+        ("Localhost", Some(path)) => read(path)
+            .map(|json| Some(Some(json)))
+            .with_context(|| format!("{place}.seccompProfile.localhostProfile")),
+        _ => bail!(
+            "{place}.seccompProfile: give RuntimeDefault, Unconfined, or Localhost with the file as localhostProfile"
+        ),
+    }
 }
 
 /// The usual capabilities, less what is dropped, and what is added.

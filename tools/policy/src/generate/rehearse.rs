@@ -24,8 +24,9 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     // All of them are there before the first ends: that is what some wait for.
     let (mut lives, mut ends) = (Vec::new(), Vec::new());
     let mut devices = 0;
+    let ids: Vec<String> = (0..containers.len()).map(id_of).collect();
     for (number, container) in containers.iter().enumerate() {
-        let (life, end) = honest_life(container, &id_of(number), devices);
+        let (life, end) = honest_life(container, &ids[number], devices, &ids[..number])?;
         devices += verified(container).count();
         lives.extend(life);
         ends.push(end);
@@ -55,8 +56,14 @@ fn verified(container: &Container) -> impl Iterator<Item = &[u8; 32]> {
     container.layers.iter().chain(volumes)
 }
 
-/// Those of a container's life, and of its end. Its devices are numbered from `first`.
-fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requests) {
+/// Those of a container's life, and of its end. Its devices are numbered from `first`; the containers `before` it have done
+/// their work.
+fn honest_life(
+    container: &Container,
+    id: &str,
+    first: usize,
+    before: &[String],
+) -> Result<(Requests, Requests)> {
     let device = |number: usize| format!("/run/mounts/scsi/m{}", first + number);
     let devices = 0..verified(container).count();
     let rootfs = format!("/run/gcs/c/{id}/rootfs");
@@ -104,7 +111,11 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
         };
         volumes.push(place);
     }
-    life.push((Point::CreateContainer, process(container, id, &volumes, &container.args)));
+    let mut creation = process(container, id, &volumes, &container.args);
+    creation["succeeded"] = json!(before);
+    creation["seccompProfileSHA256"] =
+        json!(container.seccomp_hash()?.map(|hash| hex(&hash)).unwrap_or_default());
+    life.push((Point::CreateContainer, creation));
     for command in &container.exec {
         life.push((Point::ExecInContainer, process(container, id, &volumes, command)));
     }
@@ -133,7 +144,7 @@ fn honest_life(container: &Container, id: &str, first: usize) -> (Requests, Requ
     let unmount = |place| (Point::RwUnmountDevice, json!({"unmountTarget": place}));
     end.extend(opened.into_iter().map(unmount));
     end.extend(devices.map(|number| (Point::UnmountDevice, json!({"unmountTarget": device(number)}))));
-    (life, end)
+    Ok((life, end))
 }
 
 /// The start of a process, with the fields of both enforcement points that start one.
@@ -172,7 +183,6 @@ fn process(container: &Container, id: &str, volumes: &[String], args: &[String])
             "inheritable": names(sets.inheritable),
             "permitted": names(sets.permitted),
         },
-        "seccompProfileSHA256": "",
         "isSandboxContainer": false,
     })
 }
