@@ -71,8 +71,15 @@ pub const CLIENTS: Need = Need(&[
     package("wrk", "wrk", "the client of the nginx test"),
 ]);
 
+/// To test the shim. (Debian's containerd brings runc, which it needs for nothing here.)
+pub const CONTAINERD: Need = Need(&[package(
+    "containerd",
+    "containerd",
+    "the shim's tests run under it, with directories of their own",
+)]);
+
 pub fn main(arguments: Arguments) -> Result<()> {
-    let all = [DEBIAN, KERNEL, VM, ORACLES, CLIENTS];
+    let all = [DEBIAN, KERNEL, VM, ORACLES, CLIENTS, CONTAINERD];
     if arguments.check {
         let missing: Vec<_> = all.iter().flat_map(missing).collect();
         for package in &missing {

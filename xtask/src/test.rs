@@ -67,7 +67,14 @@ pub fn main(arguments: Arguments) -> Result<()> {
 
 /// Builds what the tests need; returns where it is.
 fn prepare() -> Result<Vec<(&'static str, OsString)>> {
-    setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES, setup::CLIENTS])?;
+    setup::ensure(&[
+        setup::DEBIAN,
+        setup::KERNEL,
+        setup::VM,
+        setup::ORACLES,
+        setup::CLIENTS,
+        setup::CONTAINERD,
+    ])?;
     let mut places = vec![
         ("PARMA_VSOCKD", setup::vhost_device_vsock()?.into()),
         ("PARMA_FIXTURES", fixtures::all()?.into()),

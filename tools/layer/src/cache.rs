@@ -9,8 +9,9 @@
 use std::env;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result};
 
@@ -108,6 +109,38 @@ impl Cache {
         look_up(&path)?.with_context(|| format!("{}: was changed while it was made", path.display()))
     }
 
+    /// Whether a layer of this diff id was converted as `options` say.
+    #[must_use]
+    pub fn holds(&self, diff_id: Digest, options: &Options) -> bool {
+        let path = self.layers.join(format!("{}.img", key(diff_id, options)));
+        matches!(look_up(&path), Ok(Some(_)))
+    }
+
+    /// Removes converted layers, those first that were not used for longest, until the others have `most` bytes together;
+    /// `used` stay. A guest that has one of the removed goes on: its file is open.
+    ///
+    /// # Errors
+    /// The cache cannot be read.
+    pub fn trim(&self, most: u64, used: &[&Path]) -> Result<()> {
+        let mut images = Vec::new();
+        for entry in fs::read_dir(&self.layers).with_context(|| self.layers.display().to_string())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "img")
+                && let Ok(meta) = fs::metadata(&path)
+            {
+                images.push((meta.modified()?, meta.blocks() * 512, path));
+            }
+        }
+        images.sort();
+        let mut total: u64 = images.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, bytes, path) in images {
+            if total > most && !used.contains(&path.as_path()) && fs::remove_file(&path).is_ok() {
+                total -= bytes;
+            }
+        }
+        Ok(())
+    }
+
     /// All layers of an image, lowest first, converted as Azure's policies expect. `progress` gets the layer's
     /// index and the bytes of its image written so far.
     ///
@@ -151,6 +184,8 @@ fn look_up(path: &Path) -> Result<Option<CachedLayer>> {
         Err(e) => return Err(e).with_context(context),
     };
     let found = describe(&file).with_context(context)?;
+    // When it was last used, for `Cache::trim`; a file of another user's stays as it is.
+    let _ = file.set_modified(SystemTime::now());
     Ok(found.map(|p| CachedLayer { path: path.into(), root_hash: p.root, data_blocks: p.data_blocks }))
 }
 

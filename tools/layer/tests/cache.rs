@@ -108,3 +108,28 @@ fn an_unwritable_cache_says_how_to_choose_another() {
     fs::write(&file, "").unwrap();
     assert!(message(Cache::at(&file.join("x"))).contains("PARMA_CACHE"));
 }
+
+#[test]
+fn what_was_not_used_for_longest_is_removed_first_and_what_is_in_use_never() {
+    let directory = tempfile::tempdir().unwrap();
+    let cache = Cache::at(directory.path()).unwrap();
+    let (_layout, image) = image_of(&tar(), LAYER);
+    let plain = Options { convert_whiteouts: false, ..Options::default() };
+    let convert = |options| cache.layer(&image, 0, options, &mut |_| ()).unwrap();
+    let (first, second) = (convert(&Options::default()), convert(&plain));
+    let old = std::time::SystemTime::UNIX_EPOCH;
+    fs::File::open(&second.path).unwrap().set_modified(old).unwrap();
+    assert!(cache.holds(image.layers[0].diff_id, &plain));
+    cache.trim(u64::MAX, &[]).unwrap();
+    assert_eq!(images(directory.path()).len(), 2);
+    cache.trim(0, &[&second.path]).unwrap();
+    assert!(!first.path.exists() && second.path.exists());
+    // Looking a layer up is a use of it.
+    let first = convert(&Options::default());
+    fs::File::open(&first.path).unwrap().set_modified(old).unwrap();
+    convert(&Options::default());
+    fs::File::open(&second.path).unwrap().set_modified(old + std::time::Duration::from_secs(1)).unwrap();
+    let one = fs::metadata(&first.path).unwrap();
+    cache.trim(std::os::unix::fs::MetadataExt::blocks(&one) * 512, &[]).unwrap();
+    assert!(first.path.exists() && !second.path.exists());
+}

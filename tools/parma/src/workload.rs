@@ -1,6 +1,8 @@
 //! From an OCI image to what a guest is asked for: layers, a container, a policy.
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use parma_guest::gate::fields::Serial;
 use parma_guest::policy::format;
 use parma_guest::wire::MAX_POLICY;
@@ -12,6 +14,9 @@ use parma_policy::{Inputs, Warning};
 use parma_vmm::Disk;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The annotation of a pod, or the label of an image, that holds its policy: compiled, in base64.
+pub const ANNOTATION: &str = "parma.dev/policy";
 
 /// One layer of an image, as a disk that the guest can verify.
 #[derive(Clone, Debug)]
@@ -154,6 +159,12 @@ impl Policy {
         let source = String::from_utf8(bytes)
             .with_context(|| format!("{} is neither Rego nor a compiled policy", path.display()))?;
         Self::compile(&path.display().to_string(), &source)
+    }
+
+    /// It as the annotation of a pod or the label of an image, named [`ANNOTATION`].
+    #[must_use]
+    pub fn annotation(&self) -> String {
+        STANDARD.encode(&self.image)
     }
 
     /// What HOST_DATA has to be for a guest to accept it.

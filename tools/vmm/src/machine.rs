@@ -202,6 +202,12 @@ impl Machine {
         Ok(Self { qemu: process, qmp, console, vsock, psp, accel, hot, plugged: 0, _runtime: runtime })
     }
 
+    /// QEMU's process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.qemu.pid()
+    }
+
     /// Processor time that QEMU has used.
     ///
     /// # Errors

@@ -52,6 +52,11 @@ impl Process {
         Ok(Self { name, child, pidfd, log: log.to_owned() })
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time that it has used (proc_pid_stat(5), fields 14 and 15, in hundredths of a second).
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma::output::{self, hex};
-use parma::workload::{Policy, Volume, Workload};
+use parma::workload::{ANNOTATION, Policy, Volume, Workload};
 use parma_guest::gate::settings::Limit;
 use parma_kms::verify::from_hex;
 use parma_layer::oci::Reference;
@@ -191,6 +191,9 @@ pub struct Generate {
     /// Where to write it [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Compile it, and print the annotation that gives it to a Pod, NAME: VALUE
+    #[arg(long)]
+    annotation: bool,
     /// Arguments in place of the image's own
     #[arg(last = true)]
     args: Vec<String>,
@@ -218,6 +221,9 @@ pub struct Compile {
     /// Where to write the compiled policy
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Print the annotation that gives it to a Pod, NAME: VALUE, instead of HOST_DATA
+    #[arg(long, conflicts_with_all = ["json", "fragment"])]
+    annotation: bool,
     /// Print a JSON object: host_data, bytes, warnings
     #[arg(long)]
     json: bool,
@@ -402,7 +408,7 @@ pub fn of_pod(
 /// Runs one of them.
 pub fn main(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Generate(Generate { reference, file, image, allow, output, args }) => {
+        Command::Generate(Generate { reference, file, image, allow, output, annotation, args }) => {
             let options = allow.options(&args)?;
             let wanted = match (reference, file) {
                 (Some(reference), _) => vec![(reference, options)],
@@ -424,10 +430,24 @@ pub fn main(command: Command) -> Result<ExitCode> {
             let policy = policy_of(&containers)?;
             match output {
                 Some(path) => output::write(&path, policy.as_bytes())?,
-                None => print(&policy)?,
+                None if !annotation => print(&policy)?,
+                None => {}
+            }
+            if annotation {
+                let compiled = Policy::compile("generated.rego", &policy)?;
+                print(&format!("{ANNOTATION}: {}\n", compiled.annotation()))?;
             }
         }
-        Command::Compile(Compile { policy, inputs, entry, fragment, add_missing_points, output, json }) => {
+        Command::Compile(Compile {
+            policy,
+            inputs,
+            entry,
+            fragment,
+            add_missing_points,
+            output,
+            annotation,
+            json,
+        }) => {
             let inputs = inputs.with(&policy, entry)?;
             let inputs = match inputs.modules.first() {
                 Some((name, text)) if fragment => parma_policy::fragment::inputs(name, text),
@@ -448,7 +468,12 @@ pub fn main(command: Command) -> Result<ExitCode> {
                 print(&format!("{value}\n"))?;
             } else {
                 show_warnings(&compiled.warnings);
-                print(&format!("{host_data}\n"))?;
+                if annotation {
+                    let policy = Policy { source: None, image: compiled.image, warnings: Vec::new() };
+                    print(&format!("{ANNOTATION}: {}\n", policy.annotation()))?;
+                } else {
+                    print(&format!("{host_data}\n"))?;
+                }
             }
         }
         Command::Check(Check { policy, inputs, json }) => {

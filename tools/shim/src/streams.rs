@@ -1,0 +1,127 @@
+//! Carries a process's standard streams between the guest and the pipes or files that containerd names.
+
+use anyhow::{Context as _, Result, bail};
+use parma_guest::wire::{Stdio, Stream, WindowSize};
+use parma_vmm::Connector;
+use std::fs::File;
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+
+/// Where a process's streams go.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// A named pipe; empty: none.
+    pub stdin: String,
+    /// A named pipe, or `file://` and a path; empty: none.
+    pub stdout: String,
+    /// As for `stdout`.
+    pub stderr: String,
+    /// A terminal of this size in place of pipes. What it shows is `stdout`.
+    pub terminal: Option<WindowSize>,
+}
+
+impl Places {
+    /// Which streams are wanted.
+    #[must_use]
+    pub fn wanted(&self) -> Stdio {
+        Stdio {
+            stdin: !self.stdin.is_empty(),
+            stdout: !self.stdout.is_empty(),
+            stderr: !self.stderr.is_empty() && self.terminal.is_none(),
+            terminal: self.terminal,
+        }
+    }
+
+    /// Connects the streams of a process that runs.
+    ///
+    /// # Errors
+    /// The guest refuses, or a place is of a kind that is not supported.
+    pub fn connect(&self, connector: &Connector, process: u32) -> Result<Streams> {
+        let mut streams = Streams { input: None, output: Vec::new() };
+        let wanted = self.wanted();
+        for (name, stream, wanted) in
+            [(&self.stdout, Stream::Stdout, wanted.stdout), (&self.stderr, Stream::Stderr, wanted.stderr)]
+        {
+            if !wanted {
+                continue;
+            }
+            let place = Place::parse(name)?;
+            let mut from = connector.attach(process, stream)?.with_context(|| format!("{stream:?}"))?;
+            streams.output.push(std::thread::spawn(move || {
+                // A place that is gone costs the output, not the process: the connection's end tells the guest.
+                if let Ok((mut to, _held)) = place.open() {
+                    let _ = io::copy(&mut from, &mut to);
+                }
+            }));
+        }
+        if !self.stdin.is_empty() {
+            // Held open for writing until containerd says that there is no more (CloseIO): whoever writes may come and go.
+            streams.input = Some(hold(&self.stdin)?);
+            // Opened while it is held: later there may be no writer left, and this would wait for one.
+            let mut from = File::open(&self.stdin)?;
+            let mut to = connector.attach(process, Stream::Stdin)?.context("Stdin")?;
+            // Not waited for: it may be blocked in a read when the process is over.
+            std::thread::spawn(move || {
+                let _ = io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Write);
+            });
+        }
+        Ok(streams)
+    }
+}
+
+/// The connected streams of a process.
+#[derive(Debug, Default)]
+pub struct Streams {
+    input: Option<File>,
+    output: Vec<JoinHandle<()>>,
+}
+
+impl Streams {
+    /// Nothing more comes from containerd than what is on its way.
+    pub fn close_input(&mut self) {
+        self.input = None;
+    }
+
+    /// Whether all output of the process, which has ended, was carried.
+    #[must_use]
+    pub fn drained(&self) -> bool {
+        self.output.iter().all(JoinHandle::is_finished)
+    }
+}
+
+enum Place {
+    Pipe(PathBuf),
+    File(PathBuf),
+}
+
+impl Place {
+    fn parse(name: &str) -> Result<Self> {
+        match name.split_once("://") {
+            None => Ok(Self::Pipe(name.into())),
+            Some(("fifo", path)) => Ok(Self::Pipe(path.into())),
+            Some(("file", path)) => Ok(Self::File(path.into())),
+            Some((kind, _)) => bail!("output to {kind}:// is not supported: use a pipe or file://"),
+        }
+    }
+
+    /// Opens it; for a pipe waits for its reader, and then holds it open for others that come later.
+    fn open(&self) -> io::Result<(File, Option<File>)> {
+        match self {
+            Self::Pipe(path) => {
+                let to = File::options().write(true).open(path)?;
+                let held = hold(path)?;
+                Ok((to, Some(held)))
+            }
+            Self::File(path) => Ok((File::options().append(true).create(true).open(path)?, None)),
+        }
+    }
+}
+
+fn hold(path: impl AsRef<std::path::Path>) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    File::options().read(true).write(true).custom_flags(flags).open(path)
+}

@@ -1,0 +1,232 @@
+//! Debian's containerd, which a test starts with directories of its own.
+//!
+//! It runs under `cargo xtask test`, as root, where containerd is installed; otherwise the tests say that they are skipped.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use parma::workload::Policy;
+use parma_layer::cache::Cache;
+use parma_layer::oci::{Image, Reference};
+use parma_policy::generate::{Container, GenerateOptions};
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// More than anything takes, on any machine.
+pub const LONG: Duration = Duration::from_secs(240);
+pub const IMAGE: &str = "parma.test/busybox:latest";
+
+/// CRI with our runtime alone, whose sandboxes run no program of their image.
+const CRI: &str = r#"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "parma.test/busybox:latest"
+disable_apparmor = true
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+default_runtime_name = "parma"
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.parma]
+runtime_type = "io.containerd.parma.v2"
+pod_annotations = ["parma.dev/*"]
+"#;
+
+/// A containerd, and what it has.
+pub struct Node {
+    pub dir: TempDir,
+    fixtures: PathBuf,
+    containerd: Option<Child>,
+}
+
+impl Node {
+    /// Starts one with the fixture busybox; `None` after saying what is missing.
+    pub fn start() -> Option<Self> {
+        let missing = |what| {
+            eprintln!("skipped: it needs {what}; run `cargo xtask test` as root");
+            None
+        };
+        let (Some(_), Some(fixtures)) = (std::env::var_os("PARMA_IMAGE"), std::env::var_os("PARMA_FIXTURES"))
+        else {
+            return missing("a measured image and container images");
+        };
+        if !rustix::process::getuid().is_root() {
+            return missing("root, for containerd");
+        }
+        if Command::new("containerd").arg("--version").output().is_err() {
+            return missing("containerd");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let mut node = Self { dir, fixtures: fixtures.into(), containerd: None };
+        let path = |name: &str| node.dir.path().join(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n{CRI}",
+            path("root"),
+            path("state"),
+            path("socket"),
+            path("opt")
+        );
+        fs::write(node.dir.path().join("config.toml"), config).unwrap();
+        node.start_containerd();
+        node.import("busybox", "parma.test/busybox");
+        Some(node)
+    }
+
+    pub fn start_containerd(&mut self) {
+        let shim = PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-parma-v2"));
+        let path = std::env::var("PATH").unwrap_or_default();
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let child = Command::new("containerd")
+            .arg("--config")
+            .arg(self.dir.path().join("config.toml"))
+            .env("PATH", format!("{}:{path}", shim.parent().unwrap().display()))
+            .env("PARMA_CACHE", self.cache())
+            .env("PARMA_POLICIES", self.dir.path().join("policies"))
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.containerd = Some(child);
+        let socket = self.dir.path().join("socket");
+        until("containerd listens", || UnixStream::connect(&socket).is_ok());
+    }
+
+    pub fn kill_containerd(&mut self) {
+        let mut child = self.containerd.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
+    /// Imports a fixture, for ctr and for CRI.
+    pub fn import(&self, fixture: &str, name: &str) {
+        let tar = self.dir.path().join("image.tar");
+        let mut builder = tar::Builder::new(File::create(&tar).unwrap());
+        builder.append_dir_all(".", self.fixtures.join(fixture)).unwrap();
+        builder.finish().unwrap();
+        let tar = tar.display().to_string();
+        for namespace in ["default", "k8s.io"] {
+            let import = [
+                "--namespace",
+                namespace,
+                "images",
+                "import",
+                "--snapshotter",
+                "native",
+                "--base-name",
+                name,
+            ];
+            self.ctr(&[&import[..], &[&tar]].concat());
+        }
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.dir.path().join("socket")).args(arguments);
+        command
+    }
+
+    /// Runs ctr, which has to succeed; gives its output.
+    pub fn ctr(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(output.status.success(), "ctr {arguments:?}: {}\n{}", text(&output), self.log());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        let shim = log.lines().filter(|line| line.contains("parma") || line.contains("shim"));
+        shim.collect::<Vec<_>>().join("\n")
+    }
+
+    /// The annotation of the strict policy for these arguments.
+    pub fn policy(&self, args: &[&str], options: GenerateOptions) -> String {
+        let policy = Policy::compile("p.rego", &self.container(args, options).policy()).unwrap();
+        format!("{}={}", parma::workload::ANNOTATION, policy.annotation())
+    }
+
+    /// A container of busybox with these arguments.
+    pub fn container(&self, args: &[&str], options: GenerateOptions) -> Container {
+        let reference = format!("oci:{}:latest", self.fixtures.join("busybox").display());
+        let image = Image::open(&Reference::parse(&reference).unwrap()).unwrap();
+        // A cache of its own: the shim's is to be empty first.
+        let cache = Cache::at(&self.dir.path().join("own-cache")).unwrap();
+        let layers = cache.convert(&image, &mut |_, _| {}).unwrap();
+        let hashes: Vec<_> = layers.iter().map(|layer| layer.root_hash).collect();
+        let args = args.iter().map(ToString::to_string).collect();
+        let options = GenerateOptions { entrypoint: Some(args), args: Some(Vec::new()), ..options };
+        Container::new(&image, &hashes, &options).unwrap()
+    }
+
+    pub fn run<'a>(&self, policy: &'a str, flags: &[&'a str], id: &'a str, args: &[&'a str]) -> Command {
+        let mut words = vec!["run", "--snapshotter", "native", "--runtime", "io.containerd.parma.v2"];
+        if !policy.is_empty() {
+            words.extend(["--annotation", policy]);
+        }
+        words.extend(flags);
+        words.extend([IMAGE, id]);
+        words.extend(args);
+        self.command(&words)
+    }
+
+    /// The line of `ctr tasks ls` about a task.
+    pub fn task(&self, id: &str) -> String {
+        let tasks = self.ctr(&["tasks", "ls"]);
+        tasks.lines().find(|line| line.starts_with(id)).unwrap_or_default().to_owned()
+    }
+
+    pub fn pid(&self, id: &str) -> u32 {
+        self.task(id).split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.containerd {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        // Shims outlive their containerd; these are the ones of this test alone, by their argument.
+        let socket = self.dir.path().join("socket").display().to_string();
+        for shim in shims(&socket) {
+            kill(shim);
+        }
+    }
+}
+
+/// The shims that serve the containerd of this socket.
+pub fn shims(socket: &str) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let number = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    number
+        .filter(|pid: &u32| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.contains("containerd-shim-parma-v2") && line.split('\0').any(|word| word == socket)
+        })
+        .collect()
+}
+
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// Whether a process is there and no zombie.
+pub fn lives(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in {LONG:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}

@@ -1,0 +1,150 @@
+//! The shim under containerd: containers of `ctr`, each a pod of one.
+
+mod common;
+
+use common::{Node, kill, lives, shims, text, until};
+use parma_policy::generate::GenerateOptions;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+#[test]
+fn a_container_of_ctr_lives_in_a_guest_and_outlives_containerd() {
+    let Some(mut node) = Node::start() else { return };
+    let shown = File::create(node.dir.path().join("events")).unwrap();
+    let mut events = node.command(&["events"]).stdout(shown).stderr(Stdio::null()).spawn().unwrap();
+
+    // Its output and its code are ctr's.
+    let args = ["sh", "-c", "echo from $(uname -n | wc -c); echo to stderr >&2; exit 7"];
+    let policy = node.policy(&args, GenerateOptions::default());
+    let output = node.run(&policy, &["--rm"], "once", &args).output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{}\n{}", text(&output), node.log());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "from 13\n");
+    assert!(text(&output).contains("to stderr"));
+    assert_eq!(node.task("once"), "");
+
+    let args = ["sh", "-c", "echo started; exec sleep 100000"];
+    let exec = ["sh", "-c", "cat; exit 3"].map(str::to_owned).to_vec();
+    let options = GenerateOptions { exec: vec![exec], ..GenerateOptions::default() };
+    let policy = node.policy(&args, options);
+    let log = node.dir.path().join("output").display().to_string();
+    let uri = format!("file://{log}");
+    let run = node.run(&policy, &["--detach", "--log-uri", &uri], "c1", &args).output().unwrap();
+    assert!(run.status.success(), "{}\n{}", text(&run), node.log());
+    until("its output is logged", || fs::read_to_string(&log).is_ok_and(|text| text == "started\n"));
+    assert!(node.task("c1").ends_with("RUNNING"), "{}", node.task("c1"));
+    assert!(node.ctr(&["tasks", "metrics", "c1"]).contains("memory.usage"), "no metrics");
+
+    // containerd is killed and comes back: the container goes on, and can be asked for something.
+    let guest = node.pid("c1");
+    node.kill_containerd();
+    node.start_containerd();
+    until("containerd knows the task", || node.task("c1").ends_with("RUNNING"));
+    assert_eq!(node.pid("c1"), guest);
+    let mut exec = node
+        .command(&["tasks", "exec", "--exec-id", "e1", "c1", "sh", "-c", "cat; exit 3"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut exec.stdin.take().unwrap(), b"through stdin\n").unwrap();
+    let output = exec.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(3), &b"through stdin\n"[..]));
+
+    // What the policy does not allow is refused in one line.
+    let denied = node.command(&["tasks", "exec", "--exec-id", "e2", "c1", "id"]).output().unwrap();
+    let message = text(&denied);
+    assert!(!denied.status.success() && message.trim().lines().count() == 1, "{message}");
+    assert!(message.contains("exec_in_container"), "{message}");
+
+    // The guest dies: the task is reported as killed.
+    kill(guest);
+    until("the task has ended", || node.task("c1").ends_with("STOPPED"));
+    let deleted = node.command(&["tasks", "delete", "c1"]).output().unwrap();
+    assert!(text(&deleted).contains("137"), "{}", text(&deleted));
+    node.ctr(&["containers", "delete", "c1"]);
+
+    // The shim dies: its guest goes with it.
+    let run = node.run(&policy, &["--detach", "--log-uri", &uri], "c2", &args).output().unwrap();
+    assert!(run.status.success(), "{}\n{}", text(&run), node.log());
+    let guest = node.pid("c2");
+    let socket = node.dir.path().join("socket").display().to_string();
+    for shim in shims(&socket) {
+        kill(shim);
+    }
+    until("no QEMU is left", || !lives(guest));
+    until("the task is gone", || !node.task("c2").ends_with("RUNNING"));
+
+    events.kill().unwrap();
+    events.wait().unwrap();
+    let events = fs::read_to_string(node.dir.path().join("events")).unwrap();
+    let of_once: Vec<_> = events
+        .lines()
+        .filter(|line| line.contains("\"once\""))
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with("/tasks/")))
+        .collect();
+    assert_eq!(of_once, ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"], "{events}");
+}
+
+#[test]
+fn what_cannot_run_is_one_line_with_the_remedy_and_leaves_nothing() {
+    let Some(node) = Node::start() else { return };
+    let line = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        let message = text(&output);
+        assert_eq!(message.trim().lines().count(), 1, "{message}");
+        message
+    };
+    let message = line(&mut node.run("", &[], "none", &["true"]));
+    assert!(message.contains("policy generate --annotation"), "{message}");
+    for wrong in ["parma.dev/policy=/etc/passwd", "parma.dev/policy=cm9vdA=="] {
+        let message = line(&mut node.run(wrong, &[], "wrong", &["true"]));
+        assert!(message.contains("parma.dev/policy"), "{message}");
+    }
+    let other = node.policy(&["echo", "other"], GenerateOptions::default());
+    let message = line(&mut node.run(&other, &[], "denied", &["true"]));
+    assert!(message.contains("create_container"), "{message}");
+    let mount = "type=bind,src=/etc,dst=/mnt,options=rbind:ro";
+    let message = line(&mut node.run(&other, &["--mount", mount], "mount", &["true"]));
+    assert!(message.contains("/mnt"), "{message}");
+    let socket = node.dir.path().join("socket").display().to_string();
+    until("no shim is left", || shims(&socket).is_empty());
+}
+
+#[test]
+fn a_full_disk_fails_the_conversion_and_leaves_nothing_half_done() {
+    let Some(node) = Node::start() else { return };
+    let cache = node.cache();
+    fs::create_dir_all(&cache).unwrap();
+    let mounted =
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&cache).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: it needs to mount a small filesystem");
+        return;
+    }
+    let unmount = Unmount(&cache);
+    let policy = node.policy(&["true"], GenerateOptions::default());
+    let output = node.run(&policy, &["--rm"], "full", &["true"]).output().unwrap();
+    assert!(!output.status.success());
+    assert!(text(&output).contains("room"), "{}", text(&output));
+    let left = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| !name.ends_with("lock") && name != "layers").collect::<Vec<_>>()
+    };
+    assert_eq!(left(&cache), [] as [String; 0]);
+    assert_eq!(left(&cache.join("layers")), [] as [String; 0]);
+    drop(unmount);
+    // With room it runs.
+    let output = node.run(&policy, &["--rm"], "room", &["true"]).output().unwrap();
+    assert!(output.status.success(), "{}\n{}", text(&output), node.log());
+}
+
+struct Unmount<'a>(&'a Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
