@@ -81,8 +81,12 @@ impl Pod {
         let all =
             openat(CWD, c"/proc/sys", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         for Sysctl { path, value } in &self.sysctls {
-            let file =
-                openat(&all, path.as_c_str(), OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let file = openat(
+                &all,
+                path.as_c_str(),
+                OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
             if write(&file, value.as_bytes())? != value.len() {
                 return Err(Errno::INVAL);
             }

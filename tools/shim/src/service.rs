@@ -545,8 +545,10 @@ impl Member {
         });
         let mounts = List::from_vec(mounts.collect()).context("more mounts than the guest takes")?;
         let container = self.id.as_str();
-        let process =
-            started(uvm, Request::CreateContainer { container, privileged: false, mounts, process })?;
+        // A profile that containerd adds is not asked for: which filter a container has is for its policy to say.
+        let seccomp = None;
+        let request = Request::CreateContainer { container, privileged: false, mounts, seccomp, process };
+        let process = started(uvm, request)?;
         if self.limits != Resources::default()
             && let Err(error) = uvm.guest.update(&self.id, self.limits)
         {
