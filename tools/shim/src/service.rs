@@ -63,13 +63,16 @@ pub struct Service {
     inner: Arc<Inner>,
 }
 
+/// An event's topic and content.
+type Event = (String, Box<dyn MessageDyn>);
+
 struct Inner {
     namespace: String,
     id: String,
     /// containerd's socket.
     address: String,
     exit: ExitSignal,
-    events: Mutex<Option<Sender<(String, Box<dyn MessageDyn>)>>>,
+    events: Mutex<Option<Sender<Event>>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -198,7 +201,7 @@ impl Shim for Service {
     }
 
     fn create_task_service(&self, publisher: RemotePublisher) -> Self {
-        let (sender, events) = channel::<(String, Box<dyn MessageDyn>)>();
+        let (sender, events) = channel::<Event>();
         let namespace = self.inner.namespace.clone();
         // One thread, so that events arrive in their order, also where containerd is restarted meanwhile.
         std::thread::spawn(move || {

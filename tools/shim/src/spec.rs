@@ -128,7 +128,7 @@ impl Wanted {
                 process.set_env(Some(env.into_iter().filter(|v| !host_name(v)).collect()));
             }
             ensure!(
-                !spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true)),
+                spec.root().as_ref().is_none_or(|root| root.readonly() != Some(true)),
                 "readOnlyRootFilesystem: not supported: leave it out"
             );
             ensure!(
