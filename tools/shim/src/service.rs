@@ -64,7 +64,7 @@ pub struct Service {
 }
 
 /// An event's topic and content.
-type Event = (String, Box<dyn MessageDyn>);
+type Published = (String, Box<dyn MessageDyn>);
 
 struct Inner {
     namespace: String,
@@ -72,7 +72,7 @@ struct Inner {
     /// containerd's socket.
     address: String,
     exit: ExitSignal,
-    events: Mutex<Option<Sender<Event>>>,
+    events: Mutex<Option<Sender<Published>>>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -201,7 +201,7 @@ impl Shim for Service {
     }
 
     fn create_task_service(&self, publisher: RemotePublisher) -> Self {
-        let (sender, events) = channel::<Event>();
+        let (sender, events) = channel::<Published>();
         let namespace = self.inner.namespace.clone();
         // One thread, so that events arrive in their order, also where containerd is restarted meanwhile.
         std::thread::spawn(move || {
