@@ -279,6 +279,7 @@ fn what_entries_oblige_to_is_met_in_every_state() {
 	data.framework.user_ok(one.user)
 	data.framework.privileged_ok(one)
 	data.framework.no_new_privileges_ok(one)
+	data.framework.terminal_ok(one)
 	one.seccomp_profile_sha256 == input.seccompProfileSHA256
 	data.framework.mounts_ok(one)
 	data.framework.equips({}, one.env_rules, input.envList)
@@ -362,6 +363,7 @@ fn a_mixture_of_two_entries_is_found_with_the_field_that_each_refuses() {
 	data.framework.user_ok(one.user)
 	data.framework.privileged_ok(one)
 	data.framework.no_new_privileges_ok(one)
+	data.framework.terminal_ok(one)
 	one.seccomp_profile_sha256 == input.seccompProfileSHA256
 	data.framework.mounts_ok(one)
 	some other in possible
