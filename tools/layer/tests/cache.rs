@@ -116,7 +116,8 @@ fn what_was_not_used_for_longest_is_removed_first_and_what_is_in_use_never() {
     let (_layout, image) = image_of(&tar(), LAYER);
     let plain = Options { convert_whiteouts: false, ..Options::default() };
     let convert = |options| cache.layer(&image, 0, options, &mut |_| ()).unwrap();
-    let (first, second) = (convert(&Options::default()), convert(&plain));
+    let usual = Options::default();
+    let (first, second) = (convert(&usual), convert(&plain));
     let old = std::time::SystemTime::UNIX_EPOCH;
     fs::File::open(&second.path).unwrap().set_modified(old).unwrap();
     assert!(cache.holds(image.layers[0].diff_id, &plain));
@@ -125,9 +126,9 @@ fn what_was_not_used_for_longest_is_removed_first_and_what_is_in_use_never() {
     cache.trim(0, &[&second.path]).unwrap();
     assert!(!first.path.exists() && second.path.exists());
     // Looking a layer up is a use of it.
-    let first = convert(&Options::default());
+    let first = convert(&usual);
     fs::File::open(&first.path).unwrap().set_modified(old).unwrap();
-    convert(&Options::default());
+    convert(&usual);
     fs::File::open(&second.path).unwrap().set_modified(old + std::time::Duration::from_secs(1)).unwrap();
     let one = fs::metadata(&first.path).unwrap();
     cache.trim(std::os::unix::fs::MetadataExt::blocks(&one) * 512, &[]).unwrap();
