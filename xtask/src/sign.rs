@@ -1,14 +1,15 @@
 //! The ID block: what the PSP holds a launch against. With it a host that launches anything else is refused by its own
 //! processor, and reports name the keys. Source: SEV-SNP firmware ABI (56860), tables of ID_BLOCK and ID_AUTH_INFORMATION.
 //!
-//! QEMU takes both in base64: `-object sev-snp-guest,…,id-block=…,id-auth=…,author-key-enabled=on`.
+//! `parma run` and `parma host command` take both from the image's directory and give them to QEMU.
 
 use crate::{cache, measure};
 use anyhow::{Context, Result};
 use p384::ecdsa::signature::Signer;
 use p384::ecdsa::{Signature, SigningKey, VerifyingKey};
 use p384::pkcs8::DecodePrivateKey;
-use parma_vmm::snp::{POLICY, base64};
+use parma_vmm::id_block::{ALGORITHM, AUTH, BLOCK, FILES, VERSION, encode};
+use parma_vmm::snp::POLICY;
 use sha2::{Digest, Sha384};
 use std::path::{Path, PathBuf};
 
@@ -37,11 +38,8 @@ pub struct Arguments {
     svn: u32,
 }
 
-const BLOCK: usize = 96;
-const AUTH: usize = 4096;
 const PUBLIC_KEY: usize = 0x404;
-/// ECDSA with P-384 and SHA-384; the curve's number in a key.
-const ALGORITHM: u32 = 1;
+/// The curve's number in a key.
 const CURVE: u32 = 2;
 /// Bytes of a number: little-endian, zero-extended.
 const NUMBER: usize = 72;
@@ -52,9 +50,9 @@ pub fn main(arguments: Arguments) -> Result<()> {
     let (id, author) = (key(&arguments.id_key)?, key(&arguments.author_key)?);
     let block = id_block(&digest, arguments.svn);
     let auth = id_auth(&block, &id, &author);
-    for (name, bytes) in [("id-block", &block[..]), ("id-auth", &auth)] {
+    for (name, bytes) in FILES.into_iter().zip([&block[..], &auth]) {
         let path = arguments.image.join(name);
-        cache::write(&path, base64(bytes).as_bytes())?;
+        cache::write(&path, encode(bytes).as_bytes())?;
         println!("{name:<18} {}", path.display());
     }
     let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
@@ -75,7 +73,7 @@ fn key(path: &Path) -> Result<SigningKey> {
 fn id_block(digest: &[u8; 48], svn: u32) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     block[..48].copy_from_slice(digest);
-    block[0x50..0x54].copy_from_slice(&1u32.to_le_bytes());
+    block[0x50..0x54].copy_from_slice(&VERSION.to_le_bytes());
     block[0x54..0x58].copy_from_slice(&svn.to_le_bytes());
     block[0x58..].copy_from_slice(&u64::from(POLICY).to_le_bytes());
     block

@@ -1,10 +1,14 @@
-//! What has to be trusted, counted: source lines of `src/` and `boot/`, bytes of what is built from them.
+//! What has to be trusted, counted: source lines of `src/` and `boot/` and of the crates that are linked into what is built from
+//! them, and its bytes. The kernel, and Rust's own `core` and `alloc`, are counted in bytes only.
 
-use crate::{cache, image};
+use crate::{cache, image, process};
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Counts the trusted base: lines of source, bytes of the image.
 #[derive(clap::Args)]
@@ -21,6 +25,9 @@ pub struct Arguments {
 struct Tcb {
     source: Vec<Source>,
     total: Lines,
+    /// Third-party crates of which code is linked into the image, each whole.
+    crates: Vec<Source>,
+    crates_total: Lines,
     /// Of the image for SNP hardware, not of the emulated one.
     image: Vec<Built>,
 }
@@ -143,6 +150,10 @@ const PEERS: [(&str, &str); 4] = [
     ("agent: Kata Containers", "15-30 MB"),
 ];
 
+/// How cargo names what is built: the init and the firmware.
+const PROGRAMS: [[&str; 4]; 2] =
+    [["-p", "parma-guest", "--features", "guest"], ["-p", "parma-firmware", "--features", "rom"]];
+
 pub fn main(arguments: Arguments) -> Result<()> {
     let root = cache::root();
     let mut source = Vec::new();
@@ -150,8 +161,10 @@ pub fn main(arguments: Arguments) -> Result<()> {
         count(&root, &root.join(directory), &mut source)?;
     }
     source.sort_by(|a, b| a.file.cmp(&b.file));
-    let mut total = Lines::default();
+    let crates = crates()?;
+    let [mut total, mut crates_total] = [Lines::default(); 2];
     source.iter().for_each(|s| total.add(s.lines));
+    crates.iter().for_each(|s| crates_total.add(s.lines));
     let mut built = Vec::new();
     if !arguments.source_only {
         let image = image::build(false)?;
@@ -166,7 +179,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
             built.push(Built { component, bytes });
         }
     }
-    let tcb = Tcb { source, total, image: built };
+    let tcb = Tcb { source, total, crates, crates_total, image: built };
     if arguments.json {
         println!("{}", serde_json::to_string_pretty(&tcb)?);
     } else {
@@ -183,12 +196,72 @@ fn print(tcb: &Tcb) {
     tcb.source.iter().for_each(|source| row(&source.lines, &source.file));
     row(&tcb.total, "total");
     println!("{:>8} marks of unsafe, {} lines of assembly", tcb.total.unsafe_marks, tcb.total.assembly);
+    println!(
+        "\n{:>8} {:>8} {:>8} {:>9}  third-party crates of which code is linked in, whole",
+        "code", "comments", "tests", "bytes"
+    );
+    tcb.crates.iter().for_each(|source| row(&source.lines, &source.file));
+    row(&tcb.crates_total, "total");
+    println!("{:>8} marks of unsafe", tcb.crates_total.unsafe_marks);
     if !tcb.image.is_empty() {
         println!("\n{:>9}  image", "bytes");
         tcb.image.iter().for_each(|built| println!("{:>9}  {}", built.bytes, built.component));
         println!("\npeers, as published");
         PEERS.iter().for_each(|(what, figure)| println!("{figure:>16}  {what}"));
     }
+}
+
+/// The third-party crates that cargo links into the measured programs. Those that run in the compiler are not among them.
+fn crates() -> Result<Vec<Source>> {
+    let cargo =
+        |words: &[&str]| process::output(Command::new("cargo").current_dir(cache::root()).args(words));
+    let tree =
+        ["tree", "--locked", "--target", "x86_64-unknown-linux-gnu", "--edges", "normal,no-proc-macro"];
+    let mut linked = BTreeSet::new();
+    for program in PROGRAMS {
+        let format = ["--prefix", "none", "--format", "{p}"];
+        for line in cargo(&[&tree[..], &format, &program].concat())?.lines() {
+            linked.extend(name_and_version(line));
+        }
+    }
+    let metadata: Value = serde_json::from_str(&cargo(&["metadata", "--locked", "--format-version", "1"])?)
+        .context("cargo metadata")?;
+    let mut crates = Vec::new();
+    for package in metadata["packages"].as_array().context("cargo metadata")? {
+        let text = |field: &str| package[field].as_str().unwrap_or_default();
+        if package["source"].is_null()
+            || !linked.contains(&(text("name").to_owned(), text("version").to_owned()))
+        {
+            continue;
+        }
+        let directory = Path::new(text("manifest_path")).with_file_name("src");
+        let mut lines = Lines::default();
+        count_rust(&directory, &mut lines)?;
+        crates.push(Source { file: format!("{} {}", text("name"), text("version")), lines });
+    }
+    crates.sort_by(|a, b| a.file.cmp(&b.file));
+    Ok(crates)
+}
+
+/// Of a line of `cargo tree`, unless it is about a crate of ours: `sha2 v0.11.1 (*)`.
+fn name_and_version(line: &str) -> Option<(String, String)> {
+    let mut words = line.split(' ');
+    let (name, version) = (words.next()?, words.next()?.strip_prefix('v')?);
+    let ours = words.next().is_some_and(|word| word.starts_with("(/"));
+    (!ours).then(|| (name.to_owned(), version.to_owned()))
+}
+
+fn count_rust(directory: &Path, lines: &mut Lines) -> Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    for entry in entries {
+        let path = entry?.path();
+        if path.is_dir() {
+            count_rust(&path, lines)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            lines.add(Lines::of_rust(&String::from_utf8_lossy(&cache::read(&path)?)));
+        }
+    }
+    Ok(())
 }
 
 fn count(root: &Path, directory: &Path, source: &mut Vec<Source>) -> Result<()> {
@@ -232,6 +305,19 @@ mod tests {
         let text = "unsafe extern \"C\" {}\nfn a() {\n    // unsafe {\n    unsafe { b() };\n}\n#[cfg(test)]\nmod tests {\n    unsafe fn c() {}\n}\n";
         assert_eq!(Lines::of_rust(text).unsafe_marks, 2);
         assert_eq!(Lines::of_assembly("# why\n    hlt\n").assembly, 1);
+    }
+
+    #[test]
+    fn crates_of_others_are_told_from_ours() {
+        let sha2 = Some(("sha2".to_owned(), "0.11.1".to_owned()));
+        assert_eq!(name_and_version("sha2 v0.11.1"), sha2);
+        assert_eq!(name_and_version("sha2 v0.11.1 (*)"), sha2);
+        assert_eq!(name_and_version("parma-guest v0.1.0 (/home/parma)"), None);
+        assert_eq!(name_and_version(""), None);
+        let crates = crates().unwrap();
+        let sha2 = crates.iter().find(|found| found.file.starts_with("sha2 ")).expect("it is linked in");
+        assert!(sha2.lines.code > 500, "{:?}", sha2.lines);
+        assert!(!crates.iter().any(|found| found.file.starts_with("syn ")), "it runs in the compiler");
     }
 
     #[test]

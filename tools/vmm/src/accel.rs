@@ -2,6 +2,7 @@
 //! virtualisation, for example), so the kernel itself is booted once; the answer is kept until the host reboots.
 
 use crate::image::Image;
+use crate::machine::Config;
 use crate::process::{Process, tail};
 use crate::qemu;
 use crate::runtime::{Runtime, cache_dir};
@@ -72,7 +73,8 @@ fn probe(image: &Image) -> Result<bool> {
     let runtime = Runtime::new()?;
     let console = runtime.file("console");
     let mut command = Command::new(qemu::PROGRAM);
-    command.args(qemu::base(Accel::Kvm, 256, 1, &[0; 32])).arg("-kernel").arg(&image.kernel);
+    let config = Config { memory_mib: 256, ..Config::new(image.clone(), [0; 32]) };
+    command.args(qemu::base(Accel::Kvm, &config)?).arg("-kernel").arg(&image.kernel);
     command.args(["-append", "console=ttyS0 panic=-1"]);
     command.arg("-serial").arg(qemu::file_option("file:", &console)?);
     let mut process =

@@ -1,5 +1,6 @@
 //! A measured image on disk, as `cargo xtask image` writes it.
 
+use crate::id_block::IdBlock;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use parma_firmware::measure;
 use parma_psp::Measurement;
@@ -24,6 +25,8 @@ pub struct Image {
     pub command_line: PathBuf,
     /// Whether its init takes its reports from an emulated PSP.
     pub emulated: bool,
+    /// What the PSP of SNP hardware is to hold its launch against, if it was signed.
+    pub id_block: Option<IdBlock>,
 }
 
 /// The processor model that counts as launched where an emulated PSP reports: QEMU's `-cpu` of the SNP command line.
@@ -42,7 +45,8 @@ struct Component {
 }
 
 impl Image {
-    /// Opens the image in this directory: `rom`, `bzImage`, `initrd`, `cmdline` and `manifest.json`.
+    /// Opens the image in this directory: `rom`, `bzImage`, `initrd`, `cmdline` and `manifest.json`; and `id-block` and
+    /// `id-auth`, where they are.
     ///
     /// # Errors
     /// A file is missing or is not what the manifest says.
@@ -67,6 +71,7 @@ impl Image {
             initrd: checked("initrd")?,
             command_line: checked("cmdline")?,
             emulated: manifest.emulated,
+            id_block: IdBlock::open(dir)?,
         })
     }
 

@@ -4,6 +4,7 @@
 //! frames are bounded, every value is checked before use, and text is escaped before it is shown (T07, T09).
 //!
 //! * [`Image`] is a measured image on disk, its bytes checked against its manifest.
+//! * [`IdBlock`] is what its processor holds the launch of an image against.
 //! * [`Machine`] is one running virtual machine with its vsock device and, in emulation, its PSP. Dropping it, or the
 //!   death of this process, ends all of it.
 //! * [`Disk`] is a block device of it, there from the start or plugged in later; [`ScriptedDisk`] is one that a test drives.
@@ -13,6 +14,7 @@
 mod accel;
 mod connection;
 mod disk;
+pub mod id_block;
 mod image;
 mod machine;
 mod nbd;
@@ -31,6 +33,7 @@ mod vsock;
 pub use accel::Accel;
 pub use connection::Connection;
 pub use disk::{Disk, Source, most_disks};
+pub use id_block::IdBlock;
 pub use image::{CPU, Image};
 pub use machine::{Attached, Config, Exit, Machine};
 pub use network::{Forward, Network};

@@ -85,10 +85,10 @@ impl Config {
     /// QEMU's command line for an SNP guest, without vsock device and disks.
     ///
     /// # Errors
-    /// A path is not UTF-8.
+    /// A path is not UTF-8, or the image's ID block is not for this launch.
     pub fn snp_command_line(&self) -> Result<Vec<OsString>> {
         let mut line = vec![qemu::PROGRAM.into()];
-        line.extend(qemu::base(Accel::Snp, self.memory_mib, self.vcpus, &self.host_data));
+        line.extend(qemu::base(Accel::Snp, self)?);
         line.extend(qemu::boot(&self.image)?);
         Ok(line)
     }
@@ -159,7 +159,7 @@ impl Machine {
         let (console, console_fd) = UnixStream::pair().context("socketpair")?;
         let (qmp_fd, console_fd) = (OwnedFd::from(qmp_fd), OwnedFd::from(console_fd));
         let mut command = Command::new(qemu::PROGRAM);
-        command.args(qemu::base(accel, config.memory_mib, config.vcpus, &config.host_data));
+        command.args(qemu::base(accel, config)?);
         command.args(qemu::boot(&config.image)?);
         command.arg("-chardev").arg(format!("socket,id=qmp,fd={}", qmp_fd.as_raw_fd()));
         command.args(["-mon", "chardev=qmp,mode=control"]);

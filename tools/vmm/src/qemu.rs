@@ -5,6 +5,7 @@
 
 use crate::accel::Accel;
 use crate::image::Image;
+use crate::machine::Config;
 use crate::snp;
 use anyhow::{Context as _, Result};
 use std::ffi::OsString;
@@ -15,10 +16,19 @@ pub const PROGRAM: &str = "qemu-system-x86_64";
 /// How to get it.
 pub const REMEDY: &str = "install it with `apt-get install qemu-system-x86`";
 
-/// The machine without its devices. `host_data` is for the secure processor, where there is one.
-pub fn base(accel: Accel, memory_mib: u32, vcpus: u32, host_data: &[u8; 32]) -> Vec<OsString> {
+/// The machine without its devices. HOST_DATA and the ID block are for the secure processor, where there is one.
+///
+/// # Errors
+/// The ID block is not for this launch.
+pub fn base(accel: Accel, config: &Config) -> Result<Vec<OsString>> {
+    let Config { image, host_data, memory_mib, vcpus, .. } = config;
     let (accel, cpu) = match accel {
-        Accel::Snp => return snp::base(memory_mib, vcpus, host_data),
+        Accel::Snp => {
+            if let Some(id_block) = &image.id_block {
+                id_block.check(&image.measurement(*vcpus)?, *vcpus)?;
+            }
+            return Ok(snp::base(*memory_mib, *vcpus, host_data, image.id_block.as_ref()));
+        }
         Accel::Kvm => ("kvm", "host"),
         Accel::Tcg => ("tcg", "max"),
     };
@@ -26,7 +36,7 @@ pub fn base(accel: Accel, memory_mib: u32, vcpus: u32, host_data: &[u8; 32]) -> 
     let memory = format!("memory-backend-memfd,id=ram0,size={memory_mib}M,share=on");
     let vcpus = vcpus.to_string();
     let memory_size = format!("{memory_mib}M");
-    [
+    let words = [
         "-nodefaults",
         "-no-user-config",
         "-no-reboot",
@@ -47,9 +57,8 @@ pub fn base(accel: Accel, memory_mib: u32, vcpus: u32, host_data: &[u8; 32]) -> 
         &memory_size,
         "-smp",
         &vcpus,
-    ]
-    .map(OsString::from)
-    .into()
+    ];
+    Ok(words.map(OsString::from).into())
 }
 
 /// What boots: the ROM, and the files that it verifies. QEMU's `-kernel` would rewrite the kernel's header.

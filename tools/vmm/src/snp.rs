@@ -2,9 +2,12 @@
 //!
 //! Source: QEMU `docs/system/i386/amd-memory-encryption.rst`, `qapi/qom.json` (`SevSnpGuestProperties`).
 
+use crate::id_block::IdBlock;
 use crate::image::CPU;
 use crate::qemu;
 use anyhow::{Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::process::Command;
@@ -115,8 +118,9 @@ pub fn require() -> Result<()> {
 
 /// The machine of an SNP guest without its devices.
 #[must_use]
-pub fn base(memory_mib: u32, vcpus: u32, host_data: &[u8; 32]) -> Vec<OsString> {
-    let host_data = base64(host_data);
+pub fn base(memory_mib: u32, vcpus: u32, host_data: &[u8; 32], id_block: Option<&IdBlock>) -> Vec<OsString> {
+    let host_data = STANDARD.encode(host_data);
+    let id_block = id_block.map(IdBlock::properties).unwrap_or_default();
     let text = [
         "-nodefaults -no-user-config -no-reboot -display none -accel kvm".to_owned(),
         format!("-cpu {CPU} -smp {vcpus} -m {memory_mib}M"),
@@ -125,7 +129,7 @@ pub fn base(memory_mib: u32, vcpus: u32, host_data: &[u8; 32]) -> Vec<OsString> 
         // Devices reach only what the guest shares with them.
         "-global virtio-device.iommu_platform=on".to_owned(),
         format!("-object memory-backend-memfd,id=ram0,size={memory_mib}M,share=true,prealloc=false"),
-        format!("-object sev-snp-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy={POLICY:#x},host-data={host_data}"),
+        format!("-object sev-snp-guest,id=sev0,cbitpos=51,reduced-phys-bits=1,policy={POLICY:#x},host-data={host_data}{id_block}"),
     ];
     text.iter().flat_map(|part| part.split(' ')).map(OsString::from).collect()
 }
@@ -142,26 +146,13 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()??, numbers.next()??))
 }
 
-/// Base64 with padding (RFC 4648), as QEMU takes binary values.
-#[must_use]
-pub fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for part in bytes.chunks(3) {
-        let value = (0..3).fold(0, |value, at| value << 8 | u32::from(part.get(at).copied().unwrap_or(0)));
-        for index in 0..4 {
-            let digit = DIGITS[(value >> (18 - 6 * index) & 63) as usize];
-            text.push(if index <= part.len() { digit.into() } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::disk::{self, Disk, Place};
-    use crate::{Config, Image};
+    use crate::id_block::{self, tests::parts};
+    use crate::{Config, Image, vsock};
+    use parma_firmware::rom;
     use parma_guest::gate::fields::Serial;
     use serde_json::{Value, json};
     use std::ffi::OsStr;
@@ -172,7 +163,7 @@ mod tests {
     #[test]
     fn the_command_line_binds_the_policy_and_lets_nobody_debug() {
         let line: Vec<_> =
-            base(512, 2, &[0xff; 32]).into_iter().map(|word| word.into_string().unwrap()).collect();
+            base(512, 2, &[0xff; 32], None).into_iter().map(|word| word.into_string().unwrap()).collect();
         let after = |word: &str| line[line.iter().position(|found| found == word).unwrap() + 1].clone();
         assert_eq!((after("-accel"), after("-cpu"), after("-smp")), ("kvm".into(), CPU.into(), "2".into()));
         let guest = line.iter().find(|word| word.starts_with("sev-snp-guest,")).unwrap();
@@ -195,14 +186,25 @@ mod tests {
             std::fs::write(dir.join(name), vec![0; size]).unwrap();
             dir.join(name)
         };
+        let mut rom = vec![0; rom::ROM_SIZE - rom::RESET_SIZE - rom::TAIL_SIZE];
+        rom.extend(rom::tail());
+        rom.resize(rom::ROM_SIZE, 0);
+        std::fs::write(dir.join("rom"), rom).unwrap();
         let image = Image {
-            rom: file("rom", 64 << 10),
+            rom: dir.join("rom"),
             kernel: file("bzImage", 512),
             initrd: file("initrd", 512),
             command_line: file("cmdline", 64),
             emulated: false,
+            id_block: None,
         };
-        let config = Config { vcpus: 2, ..Config::new(image, [0xa5; 32]) };
+        // It has to be for this launch, like the one that `cargo xtask sign` makes.
+        let digest = image.measurement(VCPUS).unwrap();
+        for (name, bytes) in id_block::FILES.into_iter().zip(parts(digest.0)) {
+            std::fs::write(dir.join(name), STANDARD.encode(bytes)).unwrap();
+        }
+        let image = Image { id_block: IdBlock::open(dir).unwrap(), ..image };
+        let config = Config { vcpus: VCPUS, ..Config::new(image, [0xa5; 32]) };
         let mut line = config.snp_command_line().unwrap();
         line.extend(disk::hot_ports(2));
         let disk = Disk::layer(&file("disk", 4096), Serial::parse("layer0").unwrap());
@@ -219,6 +221,7 @@ mod tests {
     }
 
     const DISK_FD: i64 = 9;
+    const VCPUS: u32 = 2;
 
     /// What QEMU says to this command line and these requests, and whether it ended well.
     fn ask(qemu: &OsStr, dir: &Path, line: &[String], requests: &[Value]) -> (bool, String, String) {
@@ -262,17 +265,34 @@ mod tests {
             if word == "kvm" {
                 *word = "tcg".to_owned();
             }
-            if word.starts_with("sev-snp-guest,") {
-                let (block, auth) = (base64(&[1; 96]), base64(&[2; 4096]));
-                *word += &format!(",id-block={block},id-auth={auth},author-key-enabled=on");
-            }
         }
         let get = |property: &str| json!({"execute": "qom-get", "arguments": {"path": "/objects/sev0", "property": property}});
-        let requests = ["policy", "host-data", "cbitpos", "author-key-enabled"].map(get);
-        let (well, answers, errors) = ask(&qemu, dir.path(), &line, &requests);
+        let properties = ["policy", "host-data", "cbitpos", "author-key-enabled", "id-block", "id-auth"];
+        let (well, answers, errors) = ask(&qemu, dir.path(), &line, &properties.map(get));
         assert!(well, "{errors}");
-        for answer in [json!(POLICY), json!(base64(&[0xa5; 32])), json!(51), json!(true)] {
+        let signed = id_block::FILES.map(|name| std::fs::read_to_string(dir.path().join(name)).unwrap());
+        let host_data = STANDARD.encode([0xa5; 32]);
+        for answer in
+            [json!(POLICY), json!(host_data), json!(51), json!(true), json!(signed[0]), json!(signed[1])]
+        {
             assert!(answers.contains(&json!({"return": answer}).to_string().replace(':', ": ")), "{answers}");
+        }
+    }
+
+    /// The kernel's vsock needs a device of the host's, so QEMU is asked for the properties of its own.
+    #[test]
+    fn a_newer_qemu_has_every_property_of_the_vsock_device() {
+        let Some(qemu) = newer_qemu() else { return };
+        let output = Command::new(qemu).args(["-device", "vhost-vsock-pci,help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        let device = vsock::kernel_device(3);
+        let (name, properties) = device.split_once(',').unwrap();
+        assert!(name == "vhost-vsock-pci" && properties.contains("guest-cid=3"), "{device}");
+        for property in properties.split(',').map(|property| property.split_once('=').unwrap().0) {
+            assert!(
+                help.lines().any(|line| line.trim_start().starts_with(&format!("{property}="))),
+                "{property}: {help}"
+            );
         }
     }
 
@@ -282,7 +302,9 @@ mod tests {
         let Some(qemu) = newer_qemu() else { return };
         let dir = tempfile::tempdir().unwrap();
         let line = whole_line(dir.path());
-        for word in ["host-data", "confidential-guest-support", "reduced-phys-bits"] {
+        for word in
+            ["host-data", "confidential-guest-support", "reduced-phys-bits", "id-block", "author-key-enabled"]
+        {
             let wrong = &word[..word.len() - 1];
             let line: Vec<_> = line.iter().map(|argument| argument.replace(word, wrong)).collect();
             let (well, _, errors) = ask(&qemu, dir.path(), &line, &[]);
@@ -297,13 +319,5 @@ mod tests {
         assert_eq!(parse_version("no QEMU"), None);
         assert!(has_flag("model name\t: x\nflags\t\t: fpu sev_snp sev\n", "sev_snp"));
         assert!(!has_flag("flags\t\t: fpu sev_snp_more\n", "sev_snp") && !has_flag("", "sev_snp"));
-    }
-
-    #[test]
-    fn base64_is_that_of_rfc_4648() {
-        for (bytes, text) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")]
-        {
-            assert_eq!(base64(bytes.as_bytes()), text);
-        }
     }
 }

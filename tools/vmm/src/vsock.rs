@@ -135,9 +135,7 @@ impl Vsock {
                 .context("getrandom")?;
             // CIDs 0 to 2 mean something else, and the highest are reserved.
             let cid = (u32::from_le_bytes(random) >> 1).max(3);
-            let device = format!(
-                "vhost-vsock-pci,guest-cid={cid},disable-legacy=on,addr=1.0,multifunction=on,romfile="
-            );
+            let device = kernel_device(cid);
             return Ok(Self {
                 connector: Connector::Kernel(cid),
                 arguments: vec!["-device".into(), device.into()],
@@ -199,6 +197,11 @@ impl Vsock {
         }
         Ok(())
     }
+}
+
+/// QEMU's device of the kernel's vsock, under this CID.
+pub fn kernel_device(cid: u32) -> String {
+    format!("vhost-vsock-pci,guest-cid={cid},disable-legacy=on,addr=1.0,multifunction=on,romfile=")
 }
 
 /// `$PARMA_VSOCKD`, or the one in `PATH`, or the one that `cargo xtask setup` built.
