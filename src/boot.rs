@@ -67,13 +67,13 @@ const SETTINGS: &[(&str, &str)] = &[
     ("/proc/sys/vm/unprivileged_userfaultfd", "0"),
 ];
 
-/// Descriptors that the init may hold: of 1024 processes one each and three streams of two, of 128 containers one each,
-/// and its own. The kernel's default would run out first, and a connection that cannot be accepted ends the machine.
+/// Descriptors that the init may hold: of 1024 processes one each and three streams of two, of 128 containers one each
+/// and five of its attestation, and its own. The kernel's default would run out first, and a connection that cannot be accepted ends the machine.
 const OPEN_FILES: u64 = 8192;
 
 /// Folders that the guest mounts things in.
 const FOLDERS: &[&str] =
-    &["/run/mounts", "/run/mounts/scsi", "/run/mounts/volumes", "/run/gcs", "/run/gcs/c"];
+    &["/run/mounts", "/run/mounts/scsi", "/run/mounts/volumes", "/run/gcs", "/run/gcs/c", "/run/attestation"];
 
 /// Makes the machine ready. Refuses to run as anything but the first process of a machine.
 pub fn prepare() -> Result<(), Failed> {

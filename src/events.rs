@@ -4,7 +4,7 @@
 //! context id), control connections one at a time. Requests go to the gate, bytes of standard streams to the containers,
 //! ended children to both. When the gate has been told to stop and the reply is out, the machine ends.
 
-use crate::attest::Report;
+use crate::attest::{self, Report};
 use crate::boot::{Failed, step};
 use crate::container::{Containers, Places, TOKEN_BIT};
 use crate::control::{Control, Serve};
@@ -98,6 +98,7 @@ fn name(request: &Request<'_>) -> &'static str {
         Request::DumpStacks => "dump stacks",
         Request::Unoffered { point, .. } => point.name(),
         Request::ResizeTerminal { .. } => "resize terminal",
+        Request::Endorse { .. } => "endorse",
     }
 }
 
@@ -107,7 +108,9 @@ impl Events {
         let body = SpinMutexGuard::leak(BODY.lock());
         let bodies = body.as_mut_ptr_range();
         let secrets = [heap, bodies.start.expose_provenance()..bodies.end.addr()];
-        let places = Places { secrets, ..Places::default() };
+        let (place, _) = Places::default().attestation;
+        let source = |data: &[u8; 64]| attest::report_over(data).ok().map(|report| *report.bytes());
+        let places = Places { secrets, attestation: (place, source), ..Places::default() };
         let epoll = step("epoll", epoll::create(CreateFlags::CLOEXEC))?;
         let events = Self {
             control_listener: step("control port", vsock::listener(CONTROL_PORT))?,

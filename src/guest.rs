@@ -3,10 +3,10 @@
 use crate::attest::{self, AttestError, Report};
 use crate::container::Containers;
 use crate::gate::action::{
-    ActError, Actor, CreateContainer, DumpStack, ExecExternal, ExecInContainer, GetUsage, KeepKey,
-    MountDevice, MountOverlay, MountScratch, MountVolume, Permit, ProcessId, ResizeTerminal, SetLogging,
-    SetUpNetwork, ShutdownContainer, SignalProcess, UnmountDevice, UnmountOverlay, UnmountScratch,
-    UnmountVolume, UpdateContainer, User,
+    ActError, Actor, CreateContainer, DeliverSecret, DumpStack, Endorse, ExecExternal, ExecInContainer,
+    GetUsage, KeepKey, MountDevice, MountOverlay, MountScratch, MountVolume, Permit, ProcessId,
+    ResizeTerminal, SetLogging, SetUpNetwork, ShutdownContainer, SignalProcess, UnmountDevice,
+    UnmountOverlay, UnmountScratch, UnmountVolume, UpdateContainer, User,
 };
 use crate::gate::fields::{ContainerId, UserSpec};
 use crate::linux::{Errno, console};
@@ -111,6 +111,14 @@ impl Actor for Guest {
         let action = permit.into_action();
         let kept = self.disks.keys.keep(&action.key, action.least_generation);
         kept.map_err(|errno| failed(Step::ReleaseKey, errno, true))
+    }
+
+    fn endorse(&mut self, permit: Permit<Endorse<'_>>) -> Result<(), ActError> {
+        self.containers.endorse(permit)
+    }
+
+    fn deliver_secret(&mut self, permit: Permit<DeliverSecret<'_>>) -> Result<(), ActError> {
+        self.containers.deliver_secret(permit)
     }
 
     fn random(&self) -> Result<[u8; 32], ActError> {

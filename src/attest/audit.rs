@@ -13,6 +13,7 @@
 //!
 //! `docs/wire-protocol.md` describes the same bytes for someone who writes another verifier.
 
+use crate::gate::action::User;
 use crate::point::Point;
 use crate::wire::{Denied, List, Reason, Refusal, Step, frame};
 use alloc::collections::VecDeque;
@@ -33,6 +34,9 @@ pub struct Entry {
     pub request: [u8; 32],
     /// The enforcement points that the policy was asked about for it: bit *n* for point number *n*.
     pub points: u32,
+    /// The user of the process that it is about, as the container's own files resolve it: [`user_digest`]; 32 bytes of 0
+    /// where there is none.
+    pub user: [u8; 32],
     /// What came of it.
     pub verdict: Verdict,
     /// What the policy remembers after it: see [`crate::policy::Engine::state_digest`].
@@ -112,6 +116,11 @@ pub fn request_digest(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body.get(number..).unwrap_or_default()).into()
 }
 
+/// SHA-256 of a user's encoding; `None` where there is no memory for it.
+pub fn user_digest(user: &User) -> Option<[u8; 32]> {
+    Some(Sha256::digest(frame::encode(user).ok()?.get(frame::HEADER..)?).into())
+}
+
 /// The log.
 #[derive(Debug)]
 pub struct Log {
@@ -141,8 +150,15 @@ impl Log {
 
     /// Adds an entry. `false` if there was no memory: then the chain has not grown, and nobody may go on as if it had.
     #[must_use]
-    pub fn record(&mut self, request: [u8; 32], points: u32, verdict: Verdict, state: [u8; 32]) -> bool {
-        let entry = Entry { sequence: self.next, request, points, verdict, state };
+    pub fn record(
+        &mut self,
+        request: [u8; 32],
+        points: u32,
+        user: [u8; 32],
+        verdict: Verdict,
+        state: [u8; 32],
+    ) -> bool {
+        let entry = Entry { sequence: self.next, request, points, user, verdict, state };
         let Some(head) = after(self.head, &entry) else { return false };
         if !self.reserve() {
             return false;
@@ -178,7 +194,13 @@ mod tests {
         for number in 1..=count {
             let refusal = Refusal { culprit: Culprit::Host, reason: Reason::Malformed };
             let refusal = (number % 3 == 0).then_some(&refusal);
-            assert!(log.record([number as u8; 32], 1 << (number % 27), Verdict::of(refusal), [1; 32]));
+            assert!(log.record(
+                [number as u8; 32],
+                1 << (number % 27),
+                [2; 32],
+                Verdict::of(refusal),
+                [1; 32]
+            ));
         }
         log
     }
@@ -200,9 +222,10 @@ mod tests {
             let mut missing = entries.clone();
             missing.remove(at);
             assert_ne!(follow([7; 32], 1, &missing), Some(log.head()), "without {at}");
-            let changes: [fn(&mut Entry); 5] = [
+            let changes: [fn(&mut Entry); 6] = [
                 |entry| entry.request[31] ^= 1,
                 |entry| entry.points ^= 1,
+                |entry| entry.user[5] ^= 1,
                 |entry| entry.verdict = Verdict::Poisoned,
                 |entry| entry.state[0] ^= 1,
                 |entry| entry.sequence += 1,

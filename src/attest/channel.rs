@@ -6,6 +6,7 @@
 //!                and the head of its audit log
 //! both           transcript = SHA-512("parma channel v1" ‖ 00 ‖ nonce ‖ peer's key ‖ guest's key ‖ audit head)
 //!                key to guest ‖ key from guest = SHA-512(00000001 ‖ Z ‖ transcript)
+//!                exporter = the first 32 bytes of SHA-512(00000002 ‖ Z ‖ transcript), for streams ([`super::stream`])
 //! then           message n each way: AES-256-GCM, nonce = n as 96 bits, big-endian
 //! ```
 //!
@@ -19,6 +20,7 @@
 //!
 //! The guest knows nothing about its peer. What a peer may ask for is for the gate to decide, as for anybody.
 
+use super::stream::Exporter;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use aes_gcm::{Aes256Gcm, Nonce, Tag};
 use alloc::boxed::Box;
@@ -72,12 +74,19 @@ impl Ephemeral {
             .chain_update(shared.x())
             .chain_update(transcript)
             .finalize();
+        // The next block of the same derivation, for whatever else is kept from others by this channel.
+        let exporter = Sha512::new()
+            .chain_update([0, 0, 0, 2])
+            .chain_update(shared.x())
+            .chain_update(transcript)
+            .finalize();
         let (to_guest, from_guest) = keys.split_at(32);
         let (send, receive) = match end {
             End::Guest => (from_guest, to_guest),
             End::Peer => (to_guest, from_guest),
         };
-        Some(Channel { send: Direction::new(send)?, receive: Direction::new(receive)? })
+        let exporter = Exporter::new(*exporter.first_chunk()?);
+        Some(Channel { send: Direction::new(send)?, receive: Direction::new(receive)?, exporter })
     }
 }
 
@@ -92,14 +101,15 @@ pub fn transcript(nonce: &[u8; 32], peer: &[u8; KEY], guest: &[u8; KEY], audit: 
     hash.finalize().into()
 }
 
-struct Direction {
+/// One direction of a channel or a stream: a key, and the number of the next message under it.
+pub(super) struct Direction {
     cipher: Box<Aes256Gcm>,
     /// Number of the next message; `None` after one that did not open.
     next: Option<u64>,
 }
 
 impl Direction {
-    fn new(key: &[u8]) -> Option<Self> {
+    pub(super) fn new(key: &[u8]) -> Option<Self> {
         Some(Self { cipher: Box::new(Aes256Gcm::new_from_slice(key).ok()?), next: Some(0) })
     }
 
@@ -110,33 +120,54 @@ impl Direction {
         self.next = number.checked_add(1);
         Some(nonce.into())
     }
+
+    /// Nothing goes this way any more.
+    pub(super) fn end(&mut self) {
+        self.next = None;
+    }
+
+    /// Seals the next message in its place; gives the tag that goes behind it.
+    pub(super) fn seal(&mut self, header: &[u8], message: &mut [u8]) -> Option<[u8; OVERHEAD]> {
+        let nonce = self.nonce()?;
+        Some(self.cipher.encrypt_inout_detached(&nonce, header, message.into()).ok()?.into())
+    }
+
+    /// Opens the next message in its place. After one that is not, nothing opens any more.
+    pub(super) fn open<'m>(&mut self, header: &[u8], sealed: &'m mut [u8]) -> Option<&'m [u8]> {
+        let nonce = self.nonce()?;
+        let next = self.next.take();
+        let (message, tag) = sealed.split_last_chunk_mut::<OVERHEAD>()?;
+        let tag = Tag::from(*tag);
+        self.cipher.decrypt_inout_detached(&nonce, header, (&mut *message).into(), &tag).ok()?;
+        self.next = next;
+        Some(message)
+    }
 }
 
 /// One end of a channel.
 pub struct Channel {
     send: Direction,
     receive: Direction,
+    exporter: Exporter,
 }
 
 impl Channel {
     /// Seals a message; `None` after 2⁶⁴ of them, or where there is no memory.
     pub fn seal(&mut self, mut message: Vec<u8>) -> Option<Vec<u8>> {
         message.try_reserve(OVERHEAD).ok()?;
-        let nonce = self.send.nonce()?;
-        let tag = self.send.cipher.encrypt_inout_detached(&nonce, &[], message.as_mut_slice().into()).ok()?;
+        let tag = self.send.seal(&[], &mut message)?;
         message.extend_from_slice(&tag);
         Some(message)
     }
 
     /// Opens the next message in its place. After one that is not the next message of the other end nothing opens any more.
     pub fn open<'m>(&mut self, sealed: &'m mut [u8]) -> Option<&'m [u8]> {
-        let nonce = self.receive.nonce()?;
-        let next = self.receive.next.take();
-        let (message, tag) = sealed.split_last_chunk_mut::<OVERHEAD>()?;
-        let tag = Tag::from(*tag);
-        self.receive.cipher.decrypt_inout_detached(&nonce, &[], (&mut *message).into(), &tag).ok()?;
-        self.receive.next = next;
-        Some(message)
+        self.receive.open(&[], sealed)
+    }
+
+    /// What the streams of processes are sealed under that are started through this channel.
+    pub fn exporter(&self) -> Exporter {
+        self.exporter.clone()
     }
 }
 

@@ -16,6 +16,7 @@ mod hardware;
 pub mod keys;
 mod report;
 pub mod service;
+pub mod stream;
 
 pub use report::{InvalidReport, Report};
 

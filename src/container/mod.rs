@@ -16,6 +16,8 @@ mod pod;
 mod privileges;
 mod relay;
 mod rootfs;
+mod sealed;
+mod service;
 mod stdio;
 mod terminal;
 #[cfg(test)]
@@ -24,12 +26,12 @@ mod time;
 mod user;
 
 use crate::gate::action::{
-    ActError, CreateContainer, DumpStack, ExecInContainer, GetUsage, Mount, Permit, ProcessId,
-    ResizeTerminal, SetUpNetwork, ShutdownContainer, SignalProcess, Source, StartProcess, UpdateContainer,
-    User,
+    ActError, CreateContainer, DeliverSecret, DumpStack, Endorse, ExecInContainer, GetUsage, Mount, Permit,
+    ProcessId, ResizeTerminal, SetUpNetwork, ShutdownContainer, SignalProcess, Source, StartProcess,
+    UpdateContainer, User,
 };
 use crate::gate::fields::{ContainerId, Resources, Signal, UserSpec};
-use crate::gate::input::directory;
+use crate::gate::input::{ATTESTATION, directory};
 use crate::gate::memory::{OutOfMemory, text};
 use crate::gate::settings::Settings;
 use crate::linux::Errno;
@@ -57,6 +59,7 @@ use rustix::process::{
 };
 use time::Deadline;
 
+pub use service::Source as ReportSource;
 pub use stdio::NotAttachable;
 
 /// The bit that marks an epoll token as one of [`Containers::on_event`]'s.
@@ -77,6 +80,8 @@ pub struct Places {
     pub cgroup: String,
     /// The controllers to enable, as `cgroup.subtree_control` takes them; none, and nothing is limited.
     pub controllers: &'static str,
+    /// Where attestation directories are, and where their reports come from.
+    pub attestation: (&'static str, ReportSource),
     /// Where in this process's memory the heap is, and whatever else a container must not see.
     pub secrets: [Range<usize>; 2],
 }
@@ -87,6 +92,7 @@ impl Default for Places {
             bundles: String::from("/run/gcs/c"),
             cgroup: String::from("/sys/fs/cgroup"),
             controllers: "+cpu +memory +pids +io",
+            attestation: (ATTESTATION, |_| None),
             secrets: [0..0, 0..0],
         }
     }
@@ -98,6 +104,7 @@ pub struct Containers {
     bundles: String,
     cgroups: Cgroups,
     streams: stdio::Streams,
+    services: service::Services,
     pod: Pod,
     /// Not on the heap: a child reads it while it forgets the heap.
     secrets: [Range<usize>; 2],
@@ -135,6 +142,11 @@ impl Containers {
         Ok(Self {
             bundles: places.bundles,
             cgroups: Cgroups::new(&places.cgroup, places.controllers)?,
+            services: service::Services::new(
+                fcntl_dupfd_cloexec(&epoll, 3)?,
+                places.attestation.0,
+                places.attestation.1,
+            ),
             streams: stdio::Streams::new(fcntl_dupfd_cloexec(epoll, 3)?)?,
             pod: Pod::new()?,
             secrets: places.secrets,
@@ -151,13 +163,19 @@ impl Containers {
             return Err(Failure { step: Step::Cgroup, errno: Errno::EXIST }.into_error(true));
         }
         let rootfs = self.rootfs(&container).at(Step::Rootfs).map_err(|failure| failure.into_error(true))?;
-        let binds = binds(&scratch, &mounts).at(Step::Rootfs).map_err(|failure| failure.into_error(true))?;
+        let binds = binds(&self.services, &container, &scratch, &mounts)
+            .at(Step::Rootfs)
+            .map_err(|failure| failure.into_error(true))?;
         let cgroup =
             self.cgroups.make(&container).at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
         let prepared = self.cgroups.limit_all(pod.resources).at(Step::Cgroup);
         self.pod.set_up(pod, &container);
-        let terminals = prepared.and_then(|()| rootfs::new_terminals().at(Step::Rootfs));
-        let started = terminals.map_err(|failure| failure.into_error(true)).and_then(|terminals| {
+        let attestation = self.attestation(&container, init.process, &mounts);
+        let terminals = attestation.and_then(|()| {
+            let terminals = prepared.and_then(|()| rootfs::new_terminals().at(Step::Rootfs));
+            terminals.map_err(|failure| failure.into_error(true))
+        });
+        let started = terminals.and_then(|terminals| {
             let (terminal, read_only) = (terminals.as_fd(), settings.read_only_root);
             let place = Place::New { rootfs: &rootfs, terminals: terminal, binds: &binds, read_only };
             self.start(container, &cgroup, terminal, place, &init, &settings).map(|()| terminals)
@@ -172,9 +190,38 @@ impl Containers {
             Err(error) => {
                 let deadline = Deadline::after_seconds(REAP_SECONDS);
                 let removed = self.cgroups.remove(&container, &cgroup, &deadline).is_ok();
+                let removed = self.services.remove(&container).is_ok() && removed;
                 Err(ActError { undone: error.undone && removed, ..error })
             }
         }
+    }
+
+    /// Makes the attestation directory of a container that is to have it mounted.
+    fn attestation(
+        &mut self,
+        container: &ContainerId,
+        init: ProcessId,
+        mounts: &[Mount<'_>],
+    ) -> Result<(), ActError> {
+        let policy = mounts.iter().find_map(|mount| match mount.source {
+            Source::Attestation(policy) => Some(policy),
+            _ => None,
+        });
+        let Some(policy) = policy else { return Ok(()) };
+        let made = self.services.make(container, init.get(), policy);
+        made.at(Step::Attestation).map_err(|failure| failure.into_error(true))
+    }
+
+    /// See [`crate::gate::action::Actor::endorse`].
+    pub fn endorse(&mut self, permit: Permit<Endorse<'_>>) -> Result<(), ActError> {
+        let kept = self.services.endorse(permit.into_action());
+        kept.at(Step::Memory).map_err(|failure| failure.into_error(true))
+    }
+
+    /// See [`crate::gate::action::Actor::deliver_secret`].
+    pub fn deliver_secret(&mut self, permit: Permit<DeliverSecret<'_>>) -> Result<(), ActError> {
+        let delivered = self.services.deliver(&permit.into_action());
+        delivered.at(Step::Attestation).map_err(|failure| failure.into_error(true))
     }
 
     /// See [`crate::gate::action::Actor::set_up_network`].
@@ -284,6 +331,7 @@ impl Containers {
         if let Some(entry) = self.containers.get(&container) {
             self.cgroups.remove(&container, &entry.cgroup, &deadline).at(Step::Cgroup)?;
         }
+        self.services.remove(&container).at(Step::Attestation)?;
         for id in ids {
             self.processes.remove(&id);
             self.streams.remove_unattached(id);
@@ -328,7 +376,11 @@ impl Containers {
 
     /// Moves bytes. `token` has [`TOKEN_BIT`]; one of a stream that is gone is ignored.
     pub fn on_event(&mut self, token: u64, flags: EventFlags) {
-        self.streams.on_event(token, flags);
+        if token & service::TOKEN_BIT != 0 {
+            self.services.on_event(token);
+        } else {
+            self.streams.on_event(token, flags);
+        }
     }
 
     /// A child of this process was waited for, by number, just now. Whose exit that is, if it is that of a container's
@@ -380,9 +432,10 @@ impl Containers {
             let program = Program::new(process, settings)?;
             let (child_ends, our_ends) = stdio::open(process.stdio, terminals).at(Step::Descriptors)?;
             let (reader, writer) = stdio::pipe().at(Step::Descriptors)?;
-            Ok((program, child_ends, our_ends, reader, writer))
+            let sealed = sealed::streams(process.sealed.as_ref(), process.process.get()).at(Step::Memory)?;
+            Ok((program, child_ends, our_ends, sealed, reader, writer))
         };
-        let (program, child_ends, our_ends, reader, writer) =
+        let (program, child_ends, our_ends, sealed, reader, writer) =
             prepare().map_err(|failure: Failure| failure.into_error(true))?;
         let namespaces = match place {
             Place::New { .. } => NewNamespaces::CONTAINER,
@@ -408,7 +461,7 @@ impl Containers {
         match result {
             Ok(()) => {
                 self.processes.insert(process.process, Process { container, running: Some(running) });
-                self.streams.add(process.process, our_ends, process.output_waits);
+                self.streams.add(process.process, our_ends, sealed, process.output_waits);
                 Ok(())
             }
             Err(failure) => {
@@ -435,12 +488,18 @@ impl Container {
 
 /// What these mounts bind. A directory of the scratch space that is not there yet is made: everybody's, as Kubernetes makes
 /// an `emptyDir`.
-fn binds(scratch: &ContainerId, mounts: &[Mount<'_>]) -> Result<Vec<Bind>, Errno> {
+fn binds(
+    services: &service::Services,
+    container: &ContainerId,
+    scratch: &ContainerId,
+    mounts: &[Mount<'_>],
+) -> Result<Vec<Bind>, Errno> {
     let mut binds = launch::room(mounts.len())?;
     for mount in mounts {
         let source = match mount.source {
             Source::Layer(slot) => path::c_string(&[&slot.path()])?,
             Source::Volume(volume) => path::c_string(&[&volume.path()])?,
+            Source::Attestation(_) => services.path(container)?,
             Source::Directory(name) => {
                 let path = path::c_string(&[&directory(scratch, name)])?;
                 match mkdirat(CWD, &*path, Mode::RWXU) {

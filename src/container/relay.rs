@@ -1,6 +1,6 @@
 //! One direction of one stream: bytes from a pipe to a socket or a terminal, or the other way round.
 //!
-//! Nothing is buffered here: splice(2) moves bytes from the one to the other, and where one is full, the pipe is what is
+//! Nothing is buffered here, but of a sealed stream a record ([`super::sealed`]): splice(2) moves bytes from the one to the other, and where one is full, the pipe is what is
 //! bounded.
 //!
 //! Output that nobody attaches to in time holds its process up no longer (C12): the first of it moves to a second pipe,
@@ -10,8 +10,10 @@
 //! under a slow reader as it does eight seconds after a close. `vhost-device-vsock` takes no notice of a shutdown while
 //! it still holds bytes itself, so the peer is reminded until it agrees.
 
+use super::sealed::Sealed;
 use super::stdio::{Key, pipe, token};
 use crate::linux::Errno;
+use alloc::boxed::Box;
 use rustix::event::epoll::{self, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::{ioctl_fionbio, read, write};
@@ -70,6 +72,8 @@ pub struct Relay {
     /// What was written before anybody came, and until it is full the way there.
     kept: Option<(OwnedFd, Option<OwnedFd>)>,
     state: State,
+    /// What the peer carries is encrypted.
+    sealed: Option<Box<Sealed>>,
 }
 
 const INTEREST: EventFlags =
@@ -77,8 +81,10 @@ const INTEREST: EventFlags =
 
 impl Relay {
     /// A non-blocking pipe whose peer has yet to come: in so many ticks, or ever.
-    pub fn unattached(pipe: OwnedFd, left: Option<u16>) -> Self {
-        Self { pipe: Some(pipe), peer: None, kept: None, state: State::Unattached { left } }
+    pub fn unattached(pipe: OwnedFd, sealed: Option<Box<Sealed>>, left: Option<u16>) -> Self {
+        // What is sealed is for its peer alone, and no part of it is thrown away.
+        let left = left.filter(|_| sealed.is_none());
+        Self { pipe: Some(pipe), peer: None, kept: None, state: State::Unattached { left }, sealed }
     }
 
     /// Whether nobody came yet.
@@ -163,7 +169,13 @@ impl Relay {
                 (State::Drain, Some(pipe), _) => (pipe.as_fd(), null.as_fd()),
                 _ => return Progress::Waiting,
             };
-            match splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE) {
+            let moved = match &mut self.sealed {
+                Some(sealed) if matches!(self.state, State::Input | State::Output) => {
+                    sealed.advance(from, to)
+                }
+                _ => splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE),
+            };
+            match moved {
                 Ok(0) if self.kept.is_some() => self.kept = None,
                 Ok(0) if self.state == State::Output => return self.flush(),
                 Ok(0) if self.state == State::Typing => {

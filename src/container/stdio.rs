@@ -1,6 +1,6 @@
 //! Standard streams: pipes to the processes, sockets to the host, and bytes between them.
 //!
-//! A host that does not read, or floods, blocks or feeds exactly one stream of one process, and the init never (C12). What a
+//! Of a sealed stream a record is held here ([`super::sealed`]), of others nothing. A host that does not read, or floods, blocks or feeds exactly one stream of one process, and the init never (C12). What a
 //! process wrote before it ended is still in the pipe and is delivered; when the reader goes away, output is thrown
 //! away, so that the process neither blocks nor dies of it.
 //!
@@ -10,11 +10,13 @@
 //! Both descriptors of a stream are in the epoll set, edge-triggered; each event moves all that can be moved.
 
 use super::relay::{Progress, Relay, State};
+use super::sealed::Sealed;
 use super::terminal;
 use crate::gate::action::ProcessId;
 use crate::gate::fields::{Stdio, WindowSize};
 use crate::linux::Errno;
 use crate::wire::{Field, Reason, Step, Stream};
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -170,23 +172,24 @@ impl Streams {
 
     /// The streams of a process that started, for the host to attach to. `waits`: what nobody reads of its output waits for
     /// ever.
-    pub fn add(&mut self, process: ProcessId, ends: OurEnds, waits: bool) {
+    pub fn add(&mut self, process: ProcessId, ends: OurEnds, sealed: [Option<Box<Sealed>>; 3], waits: bool) {
         let patience = (!waits).then_some(PATIENCE);
         let OurEnds { stdin, stdout, stderr, typed, shown } = ends;
-        for (stream, pipe, patience) in [
+        let streams = [
             (Stream::Stdin, stdin, None),
             (Stream::Stdout, stdout, patience),
             (Stream::Stderr, stderr, patience),
-        ] {
+        ];
+        for ((stream, pipe, patience), sealed) in streams.into_iter().zip(sealed) {
             if let Some(pipe) = pipe {
-                self.streams.insert(key(process, stream), Relay::unattached(pipe, patience));
+                self.streams.insert(key(process, stream), Relay::unattached(pipe, sealed, patience));
             }
         }
         // Without the timer output waits, which is all that can be done.
         let _ = self.set_ticking();
         for (number, state, ends) in [(TYPED, State::Typing, typed), (SHOWN, State::Input, shown)] {
             let Some((pipe, terminal)) = ends else { continue };
-            let (key, mut relay) = ((process.get(), number), Relay::unattached(pipe, None));
+            let (key, mut relay) = ((process.get(), number), Relay::unattached(pipe, None, None));
             // Where the kernel has no memory for it, this is a terminal that is hung up.
             if relay.start(terminal, state, &self.epoll, key).is_ok() {
                 self.streams.insert(key, relay);

@@ -10,10 +10,12 @@ use super::fields::{
 };
 use super::network::Network;
 use super::settings::{PodSettings, Settings};
+use crate::attest::stream::Exporter;
 use crate::point::Point;
 use crate::wire::{Step, Tags, Usage};
 use alloc::string::String;
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
 
 /// Leave to do one action, once.
 #[derive(Debug)]
@@ -52,6 +54,25 @@ impl Drop for KeepKey {
     fn drop(&mut self) {
         zeroize::Zeroize::zeroize(&mut self.key);
     }
+}
+
+/// Keep what containers that are created from now on may show beside reports.
+#[derive(Debug, Clone, Copy)]
+pub struct Endorse<'a> {
+    /// The certificates of the report's key, if the host says so.
+    pub certificates: &'a [u8],
+    /// The endorsement of the measurement, if the host says so.
+    pub endorsement: &'a [u8],
+}
+
+/// Give a container a secret.
+pub struct DeliverSecret<'a> {
+    /// The container.
+    pub container: ContainerId,
+    /// The secret's name.
+    pub name: DirectoryName<'a>,
+    /// What it is; it came sealed.
+    pub content: &'a [u8],
 }
 
 /// Number of a process: unique until power-off, from 1.
@@ -167,6 +188,8 @@ pub enum Source<'a> {
     Layer(Slot),
     /// A mounted data volume.
     Volume(VolumeId),
+    /// The container's attestation directory, with this policy in it.
+    Attestation(&'static [u8]),
 }
 
 /// A process to start.
@@ -192,6 +215,8 @@ pub struct StartProcess<'a> {
     pub stdio: Stdio,
     /// Whether output that nobody reads waits for ever, and the process with it.
     pub output_waits: bool,
+    /// Under what these streams are sealed: a process that was started through a channel shows the host nothing.
+    pub sealed: Option<Exporter>,
 }
 
 /// Create a container on its overlay and start its init process.
@@ -307,8 +332,8 @@ pub struct Unoffered {
     pub point: Point,
 }
 
-/// A user and its groups as the kernel and the policy know them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A user and its groups as the kernel and the policy know them. The audit log has the digest of its encoding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// User id.
     pub uid: u32,
@@ -319,7 +344,7 @@ pub struct User {
 }
 
 /// A group.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// Group id.
     pub gid: u32,
@@ -391,6 +416,11 @@ pub trait Actor {
     fn forget(&mut self, process: ProcessId);
     /// Keeps the key of a volume.
     fn keep_key(&mut self, permit: Permit<KeepKey>) -> Result<(), ActError>;
+
+    /// Keeps it.
+    fn endorse(&mut self, permit: Permit<Endorse<'_>>) -> Result<(), ActError>;
+    /// Does it, if the container has an attestation directory and no secret of that name yet.
+    fn deliver_secret(&mut self, permit: Permit<DeliverSecret<'_>>) -> Result<(), ActError>;
 
     /// 32 fresh random bytes. Changes nothing.
     fn random(&self) -> Result<[u8; 32], ActError>;

@@ -2,14 +2,18 @@
 //!
 //! A channel needs no decision to be opened, since nothing can be done with it that could not be done without: it is the peer who
 //! learns whom it talks to, not the guest. A volume's key needs none to be kept, since the policy decides whether that volume is
-//! mounted; and it is kept only if it came sealed, so that a mistaken client does not show it to the host.
+//! mounted; and it is kept only if it came sealed, so that a mistaken client does not show it to the host. A secret needs none either:
+//! the policy decided when the container got the directory that it comes to. The streams of a process that was started through a
+//! channel are sealed under it.
 
-use super::action::{Actor, KeepKey, Permit};
+use super::action::{Actor, DeliverSecret, KeepKey, Permit};
+use super::fields::{ContainerId, DirectoryName};
 use super::memory;
-use super::{Completed, Gate, refuse, unknown};
+use super::{Completed, Gate, Invalid, limit, refuse, unknown};
 use crate::attest::audit::Verdict;
 use crate::attest::channel::{Channel, End, Ephemeral, KEY, transcript};
-use crate::wire::{Culprit, Field, Order, Reason, Refusal, Reply, Request, Rule, frame};
+use crate::attest::stream::Exporter;
+use crate::wire::{Culprit, Field, MAX_SECRET, Order, Reason, Refusal, Reply, Request, Rule, frame};
 use alloc::vec::Vec;
 use zeroize::Zeroize;
 
@@ -25,6 +29,15 @@ pub(super) struct Channels {
     audit: [u8; 32],
     /// What the last reply consists of.
     reply: Vec<u8>,
+    /// Of the channel through which the request at hand came.
+    exporter: Option<Exporter>,
+}
+
+impl Channels {
+    /// Under what the streams of a process are sealed that is started now.
+    pub(super) fn at_hand(&self) -> Option<Exporter> {
+        self.exporter.clone()
+    }
 }
 
 #[cfg(test)]
@@ -66,6 +79,33 @@ impl Gate {
         Ok(Completed::Channel)
     }
 
+    /// Does what was in a sealed message.
+    pub(super) fn order(&mut self, actor: &mut impl Actor, order: &Order<'_>) -> Result<Completed, Refusal> {
+        match *order {
+            Order::Key { key, least_generation } => {
+                actor.keep_key(Permit::granted(KeepKey { key, least_generation }))?;
+            }
+            // One channel is not a way into another.
+            Order::Request(Request::OpenChannel { .. } | Request::Sealed { .. }) => {
+                return refuse(Culprit::Host, Reason::Malformed);
+            }
+            Order::Request(ref request) => return self.act(actor, request),
+            Order::Secret { container, name, content } => {
+                let container = ContainerId::parse(container)?;
+                let name = DirectoryName::parse(name)
+                    .map_err(|invalid| Invalid { field: Field::Secret, ..invalid })?;
+                if content.len() > MAX_SECRET {
+                    return limit(Field::Secret);
+                }
+                if !self.objects.created(&container) {
+                    return unknown(Field::Container);
+                }
+                actor.deliver_secret(Permit::granted(DeliverSecret { container, name, content }))?;
+            }
+        }
+        Ok(Completed::Done)
+    }
+
     /// The channel that was just opened.
     pub(super) fn opened(&self) -> Reply<'_> {
         let (key, report) = self.channels.reply.split_at_checked(KEY).unwrap_or_default();
@@ -88,23 +128,19 @@ impl Gate {
         };
         let mut copy = memory::room(message.len())?;
         copy.extend_from_slice(message);
-        let opened = self.channels.open.get_mut(at).and_then(|(_, channel)| channel.open(&mut copy));
-        let Some(opened) = opened else {
+        let channel = self.channels.open.get_mut(at).map(|(_, channel)| channel);
+        let opened = channel.and_then(|channel| Some((channel.exporter(), channel.open(&mut copy)?)));
+        let Some((exporter, opened)) = opened else {
             // SECURITY (K02, K14): after a message that is not the next one nothing more is believed.
             self.channels.open.remove(at);
             return unknown(Field::Channel);
         };
+        self.channels.exporter = Some(exporter);
         let result = match frame::decode::<Order<'_>>(opened) {
-            Ok(Order::Key { key, least_generation }) => actor
-                .keep_key(Permit::granted(KeepKey { key, least_generation }))
-                .map(|()| Completed::Done)
-                .map_err(Refusal::from),
-            // One channel is not a way into another.
-            Ok(Order::Request(Request::OpenChannel { .. } | Request::Sealed { .. })) | Err(_) => {
-                refuse(Culprit::Host, Reason::Malformed)
-            }
-            Ok(Order::Request(request)) => self.act(actor, &request),
+            Ok(order) => self.order(actor, &order),
+            Err(_) => refuse(Culprit::Host, Reason::Malformed),
         };
+        self.channels.exporter = None;
         // What the log says of the message is what came of the order in it.
         let verdict = Verdict::of(result.as_ref().err());
         let reply = frame::encode(&result.and_then(|done| self.reply(done)));

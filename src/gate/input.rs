@@ -47,6 +47,9 @@ pub(crate) fn writable(scratch: &ContainerId, container: &ContainerId) -> Path {
     path
 }
 
+/// Where containers have their attestation directories, each under its id. The policy sees this one path.
+pub(crate) const ATTESTATION: &str = "/run/attestation";
+
 /// Where a scratch space has the directories that are mounted in containers. The reference's `sandboxMounts`, and below
 /// it the place of an `emptyDir`, so that policies for it name the same paths.
 pub(crate) const DIRECTORIES: &str = "sandboxMounts/tmp/atlas/emptydir";
@@ -125,6 +128,7 @@ fn mount(input: &mut Arena<'_>, scratch: &ContainerId, mount: &Mount<'_>) -> Res
         Source::Directory(name) => input.string(&directory(scratch, name))?,
         Source::Layer(slot) => input.string(&slot.path())?,
         Source::Volume(volume) => input.string(&volume.path())?,
+        Source::Attestation(_) => input.string(ATTESTATION)?,
     };
     // As policies of the reference write them. Nothing is ever mounted on the other side, so nothing propagates.
     let access = if mount.read_only { "ro" } else { "rw" };

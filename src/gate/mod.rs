@@ -36,10 +36,10 @@ use crate::wire::{
     Step, Tags, Usage, VolumeProperties,
 };
 use action::{
-    ActError, Actor, CreateContainer, DumpStack, ExecExternal, ExecInContainer, GetUsage, Mount, MountDevice,
-    MountOverlay, MountScratch, MountVolume, Permit, ProcessId, ResizeTerminal, SetLogging, SetUpNetwork,
-    ShutdownContainer, SignalProcess, Source, StartProcess, UnmountDevice, UnmountOverlay, UnmountScratch,
-    UnmountVolume, Unoffered, UpdateContainer, User,
+    ActError, Actor, CreateContainer, DumpStack, Endorse, ExecExternal, ExecInContainer, GetUsage, Mount,
+    MountDevice, MountOverlay, MountScratch, MountVolume, Permit, ProcessId, ResizeTerminal, SetLogging,
+    SetUpNetwork, ShutdownContainer, SignalProcess, Source, StartProcess, UnmountDevice, UnmountOverlay,
+    UnmountScratch, UnmountVolume, Unoffered, UpdateContainer, User,
 };
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -138,6 +138,8 @@ pub struct Gate {
     audit: audit::Log,
     /// The points that were asked about for the request at hand.
     points: u32,
+    /// The digest of the user that it named.
+    user: [u8; 32],
 }
 
 /// What a request that was allowed and done is answered with.
@@ -168,6 +170,7 @@ impl Gate {
             channels: Channels::default(),
             audit: audit::Log::new(host_data),
             points: 0,
+            user: [0; 32],
         }
     }
 
@@ -212,13 +215,37 @@ impl Gate {
         request: &Request<'_>,
         body: &[u8],
     ) -> Result<Reply<'_>, Refusal> {
+        let done = self.recorded(body, |gate| gate.act(actor, request))?;
+        self.reply(done)
+    }
+
+    /// As [`Self::serve`] for what came sealed and is known in the open, for a verifier who plays a log again: `body` is that
+    /// of the frame in which it came, `order` what was in it.
+    pub fn replay(&mut self, actor: &mut impl Actor, order: &wire::Order<'_>, body: &[u8]) {
+        // Whatever comes of it is in the log.
+        let _ = self.recorded(body, |gate| gate.order(actor, order));
+    }
+
+    /// Records an entry of a log that is played again, of which nothing is to be played: nothing was asked of the policy.
+    pub fn pass_over(&mut self, body: &[u8], entry: &audit::Entry) {
+        let state = self.engine.as_ref().map_or([0; 32], Engine::state_digest);
+        // Without memory the log lacks it, which is seen.
+        let _ = self.audit.record(audit::request_digest(body), 0, entry.user, entry.verdict, state);
+    }
+
+    /// Does something, and records what came of it.
+    fn recorded(
+        &mut self,
+        body: &[u8],
+        act: impl FnOnce(&mut Self) -> Result<Completed, Refusal>,
+    ) -> Result<Completed, Refusal> {
         // Before there is a policy nothing can be done, and nothing is recorded.
         let before = self.phase != Phase::AwaitPolicy;
         if before && !self.audit.reserve() {
             return Err(OutOfMemory.into());
         }
-        self.points = 0;
-        let result = self.act(actor, request);
+        (self.points, self.user) = (0, [0; 32]);
+        let result = act(self);
         if before || result.is_ok() {
             let state = self.engine.as_ref().map_or([0; 32], Engine::state_digest);
             let digest = audit::request_digest(body);
@@ -226,13 +253,13 @@ impl Gate {
                 Ok(Completed::Sealed(verdict)) => *verdict,
                 result => Verdict::of(result.as_ref().err()),
             };
-            if !self.audit.record(digest, self.points, verdict, state) {
+            if !self.audit.record(digest, self.points, self.user, verdict, state) {
                 // SECURITY: what was done and is not in the log would be missing from the guest's history.
                 self.phase = Phase::Poisoned;
                 return refuse(Culprit::Guest, Reason::Poisoned);
             }
         }
-        self.reply(result?)
+        result
     }
 
     /// As [`Self::serve`], without a record.
@@ -322,6 +349,13 @@ impl Gate {
             Request::Unoffered { point, container } => self.unoffered(actor, point, container)?,
             Request::ResizeTerminal { container, process, size } => {
                 self.resize_terminal(actor, container, process, size)?;
+            }
+            Request::Endorse { certificates, endorsement } => {
+                if certificates.len().max(endorsement.len()) > wire::MAX_ENDORSEMENT {
+                    return limit(Field::Endorsement);
+                }
+                // Nothing is done with it that the policy has not to allow: it shows only where containers attest themselves.
+                actor.endorse(Permit::granted(Endorse { certificates, endorsement }))?;
             }
         }
         Ok(Completed::Done)
@@ -908,6 +942,17 @@ impl Gate {
                     volumes.push(id);
                     Source::Volume(id)
                 }
+                wire::Source::Attestation => {
+                    if !read_only {
+                        return Err(Invalid {
+                            field: Field::Mounts,
+                            rule: Rule::Range,
+                            value: destination.as_str(),
+                        }
+                        .into());
+                    }
+                    Source::Attestation(self.image.unwrap_or_default())
+                }
             };
             checked.push(Mount { source, destination, read_only });
         }
@@ -933,6 +978,7 @@ impl Gate {
         }
         let Some(id) = self.objects.next_process() else { return limit(Field::Process) };
         let user: User = actor.resolve_user(container, user)?;
+        self.user = audit::user_digest(&user).ok_or(OutOfMemory)?;
         let no_new_privileges = process.no_new_privileges;
         Ok(StartProcess {
             process: id,
@@ -945,6 +991,7 @@ impl Gate {
             no_new_privileges,
             stdio,
             output_waits: false,
+            sealed: self.channels.at_hand(),
         })
     }
 

@@ -3,7 +3,7 @@
 mod interleavings;
 
 use super::*;
-use crate::gate::action::KeepKey;
+use crate::gate::action::{DeliverSecret, KeepKey};
 use crate::gate::fields::Slot;
 use crate::policy::builder::{Builder, FunctionBuilder};
 use crate::policy::instruction::Instruction;
@@ -59,6 +59,19 @@ impl Actor for Recorder {
     fn keep_key(&mut self, permit: Permit<KeepKey>) -> Result<(), ActError> {
         let action = permit.into_action();
         self.act(format!("keep {:02x} from {}", action.key[0], action.least_generation))
+    }
+    fn endorse(&mut self, permit: Permit<Endorse<'_>>) -> Result<(), ActError> {
+        let Endorse { certificates, endorsement } = permit.into_action();
+        self.act(format!("endorse {certificates:?} {endorsement:?}"))
+    }
+    fn deliver_secret(&mut self, permit: Permit<DeliverSecret<'_>>) -> Result<(), ActError> {
+        let action = permit.into_action();
+        self.act(format!(
+            "secret {:.4} {} {:?}",
+            action.container.as_str(),
+            action.name.as_str(),
+            action.content
+        ))
     }
     fn random(&self) -> Result<[u8; 32], ActError> {
         Ok([0x11; 32])
@@ -791,6 +804,9 @@ fn k01_k14_what_comes_sealed_is_decided_as_in_the_open_and_what_does_not_open_en
     assert_eq!(actor.done, ["keep 07 from 3"]);
     let malformed = || Err(Refusal { culprit: Culprit::Host, reason: Reason::Malformed });
     assert_eq!(ask(Order::Request(open.clone()), &mut actor), body(malformed()));
+    let secret = Order::Secret { container: &id('1'), name: "token", content: b"s" };
+    let unknown = Refusal { culprit: Culprit::Host, reason: Reason::Unknown { field: Field::Container } };
+    assert_eq!(ask(secret, &mut actor), body(Err(unknown)), "for a container that is not there");
     // The policy has no rule for this.
     let denied = ask(Order::Request(Request::RuntimeLogging { enabled: true }), &mut actor);
     let refusal = crate::wire::frame::decode::<Result<Reply<'_>, Refusal>>(&denied).unwrap().unwrap_err();

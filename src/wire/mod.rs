@@ -57,6 +57,10 @@ pub const MAX_SEARCH: usize = 6;
 pub const MAX_LISTED: usize = 1024;
 /// Most failed checks named in one denial.
 pub const MAX_FAILED: usize = 8;
+/// Longest endorsement, and longest certificates, in bytes.
+pub const MAX_ENDORSEMENT: usize = 64 << 10;
+/// Longest secret, in bytes.
+pub const MAX_SECRET: usize = 64 << 10;
 /// Longest excerpt of the host's own value that a refusal repeats, in bytes.
 pub const MAX_EXCERPT: usize = 64;
 
@@ -248,6 +252,16 @@ pub enum Request<'a> {
         /// The size.
         size: WindowSize,
     },
+    /// Tell the guest what its containers may show to others beside reports. It is the host's word, and the guest believes
+    /// none of it. What comes later takes its place, for containers that are created after that.
+    Endorse {
+        /// The certificates of the report's key, in the form that its readers take; at most [`MAX_ENDORSEMENT`] bytes.
+        #[serde(borrow)]
+        certificates: &'a [u8],
+        /// The endorsement of the measurement, a COSE_Sign1 message; at most [`MAX_ENDORSEMENT`] bytes.
+        #[serde(borrow)]
+        endorsement: &'a [u8],
+    },
 }
 
 /// How the machine's one network interface is set up. What comes in through it is the host's in any case.
@@ -367,6 +381,16 @@ pub enum Order<'a> {
     /// What could be asked for in the open, too.
     #[serde(borrow)]
     Request(Request<'a>),
+    /// A secret for a running container that has the attestation directory, where it becomes a file. Once for each name.
+    Secret {
+        /// The container's id.
+        container: &'a str,
+        /// The file's name: 1 to 64 of `A–Z a–z 0–9 . _ -`, not starting with a dot.
+        name: &'a str,
+        /// What is in it; at most [`MAX_SECRET`] bytes.
+        #[serde(borrow)]
+        content: &'a [u8],
+    },
 }
 
 /// Where the authentication tags of an encrypted device are kept.
@@ -400,6 +424,8 @@ pub enum Source<'a> {
     Layer(&'a str),
     /// A mounted read-write data volume, by its id.
     Volume([u8; 32]),
+    /// The container's attestation directory, read-only: see [`crate::attest::service`].
+    Attestation,
 }
 
 /// A process that a request asks for. Names and strings are resolved and checked in the guest.
@@ -823,6 +849,10 @@ pub enum Field {
     Channel,
     /// An enforcement point.
     Point,
+    /// An endorsement, or certificates.
+    Endorsement,
+    /// A secret, or its name.
+    Secret,
 }
 
 /// The rule that an invalid value breaks.
@@ -921,6 +951,8 @@ pub enum Step {
     DumpStacks,
     /// This guest does not do such things.
     Unoffered,
+    /// Making a container's attestation directory, or a secret in it.
+    Attestation,
 }
 
 #[cfg(test)]

@@ -2,13 +2,16 @@
 //! says that it was skipped. The image is the machine's own root filesystem under an overlay, so the workloads are the
 //! ordinary programs of a distribution.
 
+mod attestation;
 mod life;
+mod sealed;
 mod settings;
 mod streams;
 mod terminals;
 mod view;
 
 use super::*;
+use crate::attest::stream::Exporter;
 use crate::gate::action::Group;
 use crate::gate::fields::{Args, CapabilitySets, Env, Stdio, Umask, WorkingDir};
 use crate::gate::settings::PodSettings;
@@ -70,6 +73,7 @@ struct Spec<'a> {
     output_waits: bool,
     settings: Settings,
     pod: PodSettings,
+    sealed: Option<Exporter>,
 }
 
 fn caps(set: u64) -> Capabilities {
@@ -92,6 +96,7 @@ impl<'a> Spec<'a> {
             output_waits: false,
             settings: Settings::default(),
             pod: PodSettings::default(),
+            sealed: None,
         }
     }
 
@@ -117,6 +122,7 @@ impl<'a> Spec<'a> {
             })
             .unwrap(),
             output_waits: self.output_waits,
+            sealed: self.sealed.clone(),
         }
     }
 }
@@ -131,6 +137,7 @@ impl Machine {
         rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS).unwrap();
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
         mount("tmpfs", BASE, "tmpfs", MountFlags::empty(), None).unwrap();
+        fs::create_dir(attestation::PLACE).unwrap();
         fs::create_dir(format!("{BASE}/cgroup")).unwrap();
         mount("cgroup2", format!("{BASE}/cgroup"), "cgroup2", MountFlags::empty(), None).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
@@ -143,8 +150,13 @@ impl Machine {
         if !controllers.is_empty() {
             fs::write(format!("{BASE}/cgroup/cgroup.subtree_control"), controllers).unwrap();
         }
-        let places =
-            Places { bundles: format!("{BASE}/c"), cgroup, controllers, secrets: [secret_range(), 0..0] };
+        let places = Places {
+            bundles: format!("{BASE}/c"),
+            cgroup,
+            controllers,
+            attestation: (attestation::PLACE, attestation::report),
+            secrets: [secret_range(), 0..0],
+        };
         let containers = Containers::new(&epoll, places).unwrap();
         Self { containers, epoll, last: 0, exits: Vec::new() }
     }
@@ -167,12 +179,21 @@ impl Machine {
     }
 
     fn create(&mut self, container: ContainerId, spec: &Spec<'_>) -> Result<ProcessId, ActError> {
+        self.create_with(container, Vec::new(), spec)
+    }
+
+    fn create_with(
+        &mut self,
+        container: ContainerId,
+        mounts: Vec<Mount<'_>>,
+        spec: &Spec<'_>,
+    ) -> Result<ProcessId, ActError> {
         let init = spec.process(self.next());
         let process = init.process;
         let permit = Permit::for_test(CreateContainer {
             container,
             scratch: container,
-            mounts: Vec::new(),
+            mounts,
             settings: spec.settings.clone(),
             pod: spec.pod.clone(),
             init,

@@ -4,6 +4,7 @@
 use crate::verify::{Checklist, Evidence, Expected, Moment, ReportData, Roots, verify};
 use anyhow::{Context as _, Result, ensure};
 use parma_guest::attest::channel::{Channel, End, Ephemeral, KEY, transcript};
+use parma_guest::attest::stream::Exporter;
 use parma_guest::wire::{Order, Refusal, Reply, frame};
 use std::fmt;
 
@@ -104,6 +105,12 @@ impl Peer {
     pub fn seal(&mut self, order: &Order<'_>) -> Result<Vec<u8>> {
         let frame = frame::encode(order).ok().context("the order is too long")?;
         self.0.seal(frame[frame::HEADER..].to_vec()).context("the channel has carried all that it can")
+    }
+
+    /// The ends of sealed streams, of processes that were started through this channel.
+    #[must_use]
+    pub fn exporter(&self) -> Exporter {
+        self.0.exporter()
     }
 
     /// Opens what came of it.

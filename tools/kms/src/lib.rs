@@ -4,9 +4,11 @@
 
 pub mod bundle;
 pub mod channel;
+pub mod history;
 pub mod rules;
 pub mod server;
 pub mod service;
 pub mod store;
+pub mod stream;
 pub mod token;
 pub mod verify;

@@ -7,7 +7,7 @@ use crate::output::hex;
 use crate::release::Owner;
 use crate::workload::{Content, Encrypted, Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use parma_guest::attest::audit;
+use parma_guest::attest::{audit, service};
 use parma_guest::gate::fields::{ContainerId, ScratchBlocks, Serial};
 use parma_guest::wire::{
     self, Address, List, Mount, Prefix, Process, Request, Resources, Route, Source, Stdio, Tags, Usage,
@@ -327,6 +327,14 @@ impl Guest {
         }
     }
 
+    /// Tells the guest what its containers may show beside reports.
+    ///
+    /// # Errors
+    /// See [`Guest::ask`].
+    pub fn endorse(&self, certificates: &[u8], endorsement: &[u8]) -> Result<()> {
+        self.done(Request::Endorse { certificates, endorsement })
+    }
+
     /// Unmounts a layer's disk.
     ///
     /// # Errors
@@ -445,8 +453,13 @@ impl Guest {
             };
             Mount { source, destination: &volume.destination, read_only }
         });
-        let mounts =
-            List::from_vec(mounts.chain(volumes).collect()).context("more mounts than the guest takes")?;
+        let attestation = container.attestation.then_some(Mount {
+            source: Source::Attestation,
+            destination: service::DIRECTORY,
+            read_only: true,
+        });
+        let mounts = mounts.chain(volumes).chain(attestation);
+        let mounts = List::from_vec(mounts.collect()).context("more mounts than the guest takes")?;
         self.started(Request::CreateContainer {
             container: id.as_str(),
             privileged: false,
@@ -607,6 +620,13 @@ pub fn describe(request: &Request<'_>) -> String {
                 short(container),
                 size.rows,
                 size.columns
+            )
+        }
+        Request::Endorse { certificates, endorsement } => {
+            format!(
+                "endorse: certificates of {} bytes, endorsement of {} bytes",
+                certificates.len(),
+                endorsement.len()
             )
         }
         Request::Sealed { message, .. } => format!("sealed message of {} bytes", message.len()),

@@ -2,14 +2,19 @@
 
 mod support;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use parma_guest::attest::audit::{self, Entry, Verdict};
-use parma_guest::gate::Gate;
-use parma_guest::gate::action::*;
-use parma_guest::gate::fields::{ContainerId, UserSpec};
-use parma_guest::wire::{Denied, List, Point, Reason, Request, Step, ToGuest, Usage, frame};
-use parma_policy::generate::GenerateOptions;
+use parma_guest::gate::action::User;
+use parma_guest::gate::fields::UserSpec;
+use parma_guest::wire::{Denied, List, Point, Reason, Request, Step, ToGuest, frame};
+use parma_kms::channel::Offer;
+use parma_kms::history::{Line, Log};
+use parma_kms::verify::{Check, Evidence, Expected, Moment, Outcome, ReportData, Roots, verify};
+use parma_layer::oci::{Image, Reference};
+use parma_policy::generate::{Accounts, GenerateOptions};
 use parma_vmm::Reply;
-use support::{Guest, OUTPUT, Workload, id, list, stage};
+use support::{Guest, OUTPUT, Stage, Workload, id, list, stage};
 
 fn read(guest: &Guest, first: u64) -> Box<audit::Excerpt> {
     match guest.done(Request::ReadAudit { first }) {
@@ -91,16 +96,102 @@ fn everything_that_a_host_did_is_in_the_log_and_leads_to_its_head() {
             .eq(digests.chain([audit::request_digest(&body(Request::ReadAudit { first: 1 }))]))
     );
 
-    // Whoever has the policy and the requests comes to the same states, and so to the same head.
-    let mut gate = Gate::new(workload.policy.host_data(), &[]);
+    attested(&stage, &workload, &guest, &requests);
+}
+
+/// A report vouches for the history so far, and whoever has the policy and the requests sees that it follows.
+fn attested(stage: &Stage, workload: &Workload, guest: &Guest, requests: &[Request<'_>]) {
+    let offer = Offer::new().unwrap();
+    let (nonce, key) = offer.parts();
+    let Reply::Channel(_, opened) = guest.done(Request::OpenChannel { nonce, key: &key }) else { panic!() };
+    let entries = read(guest, 1).entries.into_vec();
+    let user = accounts(stage, workload);
     let policy = Request::SetPolicy { image: &workload.policy.image };
-    let again = [policy].into_iter().chain(requests).chain([Request::ReadAudit { first: 1 }]);
-    for (request, entry) in again.zip(log.entries.iter()) {
-        let body = body(request.clone());
-        let mut actor = Replayer(*entry);
-        let _ = gate.serve(&mut actor, &request, &body);
+    let asked = [policy].into_iter().chain(requests.iter().cloned()).chain([Request::ReadAudit { first: 1 }]);
+    let lines = asked.zip(&entries).map(|(request, entry)| {
+        let user = (entry.user != [0; 32]).then_some(&user);
+        Line::new(entry, &body(request)[1..], user).unwrap()
+    });
+    let base64 = |bytes: &[u8]| STANDARD.encode(bytes);
+    let log = Log {
+        nonce: base64(&nonce),
+        peer_key: base64(&key),
+        guest_key: base64(&opened.key),
+        report: base64(&opened.report),
+        entries: lines.collect(),
+    };
+    let chain = guest.machine.chain().to_der().unwrap();
+    let roots = Roots::amd().with_emulated(&chain[2]).unwrap();
+    let judged = |log: &Log| {
+        let report = log.report().unwrap();
+        let evidence = Evidence { report: &report, certificates: &chain, ..Evidence::default() };
+        let report_data =
+            log.report_data(workload.policy.host_data()).unwrap_or(ReportData::Exactly([0; 64]));
+        let expected = Expected { report_data: Some(report_data), ..stage.expected(workload) };
+        let mut list = verify(&evidence, &expected, &roots, Moment::now());
+        log.judge(&mut list, &workload.policy.image);
+        list
+    };
+    let list = judged(&log);
+    assert!(list.passed(), "{:?}", list.first_failure());
+    assert_eq!(list.outcome(Check::AuditDecisions), Outcome::Pass);
+    let fails = |change: &dyn Fn(&mut Log), on: Check| {
+        let mut log = log.clone();
+        change(&mut log);
+        let list = judged(&log);
+        assert!(!list.passed());
+        assert_eq!(list.outcome(on), Outcome::Fail, "{on}");
+        // What rests on the chain falls with it; nothing before what is wrong does.
+        let audit = [Check::AuditChain, Check::AuditRequests, Check::AuditDecisions];
+        let first = audit.into_iter().find(|check| list.outcome(*check) == Outcome::Fail);
+        assert_eq!(first, Some(on));
+    };
+    // The host leaves out what it did, moves it, or has the guest say something else.
+    fails(&|log| drop(log.entries.remove(2)), Check::AuditChain);
+    fails(&|log| drop(log.entries.pop()), Check::AuditChain);
+    fails(&|log| log.entries.swap(2, 3), Check::AuditChain);
+    fails(
+        &|log| {
+            let entry = Entry { verdict: Verdict::Done, ..log.entries[1].entry().unwrap() };
+            log.entries[1] = Line::new(&entry, &[], None).unwrap();
+        },
+        Check::AuditChain,
+    );
+    // It shows another request than the one that it made, or another user.
+    let other = base64(&body(Request::PowerOff)[1..]);
+    fails(&|log| log.entries[1].request.clone_from(&other), Check::AuditRequests);
+    let create = entries.iter().position(|entry| entry.user != [0; 32]).unwrap();
+    fails(&|log| log.entries[create].user = None, Check::AuditRequests);
+    // A guest that decides otherwise than its policy, but reports honestly what it did.
+    let requests = || {
+        let lie = |entry: &mut Entry| entry.verdict = Verdict::Done;
+        let state = |entry: &mut Entry| entry.state[0] ^= 1;
+        [(1, lie as fn(&mut Entry)), (create, state)]
+    };
+    for (at, change) in requests() {
+        let mut lines = log.clone();
+        let mut changed = lines.entries[at].entry().unwrap();
+        change(&mut changed);
+        lines.entries[at].entry = Line::new(&changed, &[], None).unwrap().entry;
+        let all: Vec<Entry> = lines.entries.iter().map(|line| line.entry().unwrap()).collect();
+        let head = audit::follow(workload.policy.host_data(), 1, &all).unwrap();
+        let mut list = judged(&log);
+        // As if the report vouched for that head.
+        assert_ne!(head, opened.audit);
+        lines.judge(&mut list, &workload.policy.image);
+        assert_eq!(list.outcome(Check::AuditRequests), Outcome::Pass);
+        assert_eq!(list.outcome(Check::AuditDecisions), Outcome::Fail);
+        let item = list.items.iter().find(|item| item.check == Check::AuditDecisions).unwrap();
+        assert!(item.detail.starts_with(&format!("entry {} does not follow", at + 1)), "{}", item.detail);
     }
-    assert_eq!(gate.audit_head(), log.head);
+}
+
+/// The user of the workload's processes, in the container's own files.
+fn accounts(stage: &Stage, workload: &Workload) -> User {
+    let reference = format!("oci:{}:latest", stage.fixtures.join("busybox").display());
+    let image = Image::open(&Reference::parse(&reference).unwrap()).unwrap();
+    let spec = UserSpec::parse(&workload.container.user).unwrap();
+    Accounts::read(&image).unwrap().user(spec).unwrap()
 }
 
 #[test]
@@ -111,91 +202,4 @@ fn a_policy_that_keeps_its_properties_to_itself_keeps_its_log_too() {
     let guest = stage.start(&workload);
     let reason = guest.refused(Request::ReadAudit { first: 1 });
     assert!(matches!(reason, Reason::Denied { point: Point::GetProperties, .. }), "{reason:?}");
-}
-
-/// A guest in which everything happens as an entry of the log says.
-struct Replayer(Entry);
-
-impl Replayer {
-    fn act<A>(&self, permit: Permit<A>) -> Result<(), ActError> {
-        let _ = permit.into_action();
-        match self.0.verdict {
-            Verdict::Failed { step, errno } => Err(ActError { step, errno, undone: true }),
-            Verdict::Poisoned => Err(ActError { step: Step::Memory, errno: 0, undone: false }),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Actor for Replayer {
-    fn mount_device(&mut self, permit: Permit<MountDevice>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn mount_scratch(&mut self, permit: Permit<MountScratch>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn unmount_scratch(&mut self, permit: Permit<UnmountScratch>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn mount_volume(&mut self, permit: Permit<MountVolume>) -> Result<u64, ActError> {
-        self.act(permit).map(|()| 1)
-    }
-    fn unmount_volume(&mut self, permit: Permit<UnmountVolume>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn mount_overlay(&mut self, permit: Permit<MountOverlay>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn unmount_overlay(&mut self, permit: Permit<UnmountOverlay>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn exec_in_container(&mut self, permit: Permit<ExecInContainer<'_>>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn resize_terminal(&mut self, permit: Permit<ResizeTerminal>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn shutdown_container(&mut self, permit: Permit<ShutdownContainer>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn set_logging(&mut self, permit: Permit<SetLogging>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn set_up_network(&mut self, permit: Permit<SetUpNetwork<'_>>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn exec_external(&mut self, permit: Permit<ExecExternal<'_>>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn update_container(&mut self, permit: Permit<UpdateContainer>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn usage(&mut self, permit: Permit<GetUsage>) -> Result<Usage, ActError> {
-        self.act(permit).map(|()| Usage::default())
-    }
-    fn forget(&mut self, _: ProcessId) {}
-    fn keep_key(&mut self, permit: Permit<KeepKey>) -> Result<(), ActError> {
-        self.act(permit)
-    }
-    fn random(&self) -> Result<[u8; 32], ActError> {
-        Ok([1; 32])
-    }
-    fn report(&self, _: &[u8; 64]) -> Result<[u8; 1184], ActError> {
-        Ok([0; 1184])
-    }
-    fn dump_stack(&self, permit: Permit<DumpStack>) -> Result<Option<u8>, ActError> {
-        self.act(permit).map(|()| None)
-    }
-    fn resolve_user(&self, _: &ContainerId, _: UserSpec<'_>) -> Result<User, ActError> {
-        Ok(User { uid: 0, name: "root".into(), groups: vec![Group { gid: 0, name: "root".into() }] })
-    }
 }

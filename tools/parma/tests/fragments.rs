@@ -36,6 +36,12 @@ impl Actor for Willing {
     fn unmount_scratch(&mut self, _: Permit<UnmountScratch>) -> Result<(), ActError> {
         Ok(())
     }
+    fn endorse(&mut self, _: Permit<Endorse<'_>>) -> Result<(), ActError> {
+        Ok(())
+    }
+    fn deliver_secret(&mut self, _: Permit<DeliverSecret<'_>>) -> Result<(), ActError> {
+        Ok(())
+    }
     fn mount_volume(&mut self, _: Permit<MountVolume>) -> Result<u64, ActError> {
         Ok(1)
     }

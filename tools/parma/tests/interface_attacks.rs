@@ -63,7 +63,8 @@ fn c04_i15_a_host_can_say_no_more_than_this() {
             Request::CreateContainer { container: _, privileged: _, mounts, seccomp: _, process: first } => {
                 for Mount { source, destination: _, read_only: _ } in mounts.iter().copied() {
                     match source {
-                        Source::Directory(_) | Source::Layer(_) | Source::Volume(_) => {}
+                        Source::Directory(_) | Source::Layer(_) | Source::Volume(_) | Source::Attestation => {
+                        }
                     }
                 }
                 process(first);

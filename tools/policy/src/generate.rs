@@ -11,6 +11,7 @@ mod rehearse;
 mod settings;
 
 use anyhow::{Context, Result, bail, ensure};
+use parma_guest::attest::service;
 use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, Resources, UserSpec, WorkingDir};
 use parma_guest::wire::{Capabilities, List, MAX_ARGS, MAX_ENV};
 use parma_layer::oci::Image;
@@ -98,6 +99,8 @@ pub struct GenerateOptions {
     pub mounts: Vec<Mount>,
     /// Data volumes that are mounted.
     pub volumes: Vec<DataVolume>,
+    /// Whether it can attest itself: it gets the attestation directory, and the variable that names it.
+    pub attestation: bool,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,
     /// Further commands that may be started in the container, with its user, environment and directory.
@@ -158,6 +161,7 @@ impl Default for GenerateOptions {
             capabilities: None,
             mounts: Vec::new(),
             volumes: Vec::new(),
+            attestation: false,
             after: Vec::new(),
             exec: Vec::new(),
             signals: None,
@@ -244,6 +248,14 @@ impl DataVolume {
     }
 }
 
+/// The mount of the attestation directory: both the constraint, and what the guest gives to the policy.
+fn attestation() -> Value {
+    json!({
+        "type": "bind", "source": "/run/attestation", "destination": service::DIRECTORY,
+        "options": ["rbind", "rshared", "ro"],
+    })
+}
+
 /// One container: what its policy allows, and what an honest host asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Container {
@@ -271,6 +283,8 @@ pub struct Container {
     pub mounts: Vec<Mount>,
     /// Data volumes that are mounted.
     pub volumes: Vec<DataVolume>,
+    /// Whether it can attest itself.
+    pub attestation: bool,
     /// Names of the containers that have to be running before it is created.
     pub after: Vec<String>,
     /// Whether processes can never gain privileges.
@@ -352,6 +366,10 @@ impl Container {
         let config = &image.config;
         let entrypoint = options.entrypoint.as_ref().unwrap_or(&config.entrypoint);
         let args = options.args.as_ref().unwrap_or(&config.cmd);
+        let mut env = options.env.clone();
+        if options.attestation {
+            env.push(format!("{}={}", service::DIRECTORY_VARIABLE, service::DIRECTORY));
+        }
         let user = options.user.as_ref().unwrap_or(&config.user);
         let identity = identity(image, user).with_context(of_image)?;
         ensure!(
@@ -370,7 +388,7 @@ impl Container {
             image: format!("sha256:{}", image.manifest.hex()),
             layers: layers.to_vec(),
             args: command(entrypoint.iter().chain(args).cloned().collect()).with_context(of_image)?,
-            env: environment(&config.env, &options.env).with_context(of_image)?,
+            env: environment(&config.env, &env).with_context(of_image)?,
             working_dir: working_dir(options.working_dir.as_ref().unwrap_or(&config.working_dir))
                 .with_context(of_image)?,
             user: user.clone(),
@@ -379,6 +397,7 @@ impl Container {
             held,
             mounts: options.mounts.clone(),
             volumes: options.volumes.clone(),
+            attestation: options.attestation,
             after: options.after.clone(),
             no_new_privileges: options.no_new_privileges,
             stdio: options.stdio,
@@ -455,9 +474,9 @@ impl Container {
         let groups = lines(self.identity.gids.iter().map(number));
         let umask = json!(format!("{:04o}", self.umask));
         let held = json!(self.held);
-        let mounts = lines(
-            self.mounts.iter().map(Mount::constraint).chain(self.volumes.iter().map(DataVolume::constraint)),
-        );
+        let volumes = self.volumes.iter().map(DataVolume::constraint);
+        let attestation = self.attestation.then(attestation);
+        let mounts = lines(self.mounts.iter().map(Mount::constraint).chain(volumes).chain(attestation));
         let further = self.further();
         let seccomp = json!(self.seccomp_hash().ok().flatten().map(|hash| hex(&hash)).unwrap_or_default());
         let Self { no_new_privileges, stdio, .. } = self;

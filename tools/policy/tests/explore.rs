@@ -92,6 +92,7 @@ fn a_generated_policy_holds_with_two_ids_and_with_foreign_devices() {
         no_new_privileges: true,
         stdio: true,
         terminal: false,
+        attestation: false,
         exec: vec![words(&["python3", "-c", "print('more')"])],
         signals: vec![9, 15],
         properties: true,

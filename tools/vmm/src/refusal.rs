@@ -101,6 +101,8 @@ fn field_name(field: Field) -> &'static str {
         Field::Resources => "resources",
         Field::Channel => "sealed channel",
         Field::Point => "enforcement point behind which there is nothing",
+        Field::Endorsement => "endorsement or certificates",
+        Field::Secret => "secret",
     }
 }
 
@@ -160,6 +162,9 @@ fn step_name(step: Step) -> &'static str {
         Step::Report => "having the processor make a report",
         Step::DumpStacks => "looking at the processes",
         Step::Unoffered => "doing it (this guest does not do such things, whatever its policy says)",
+        Step::Attestation => {
+            "making the attestation directory, or a secret in it (does the container have one, and none of that name yet?)"
+        }
         Step::Format => "making the filesystem of the scratch space (does its disk take writes?)",
     }
 }

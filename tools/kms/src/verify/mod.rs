@@ -75,11 +75,17 @@ pub enum Check {
     GuestSvn,
     /// Who signed the ID block.
     IdBlock,
+    /// The entries of an audit log lead to the head for which the report vouches: see [`crate::history`].
+    AuditChain,
+    /// Each entry is about the request that is shown with it.
+    AuditRequests,
+    /// Every decision in the log follows from the policy.
+    AuditDecisions,
 }
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::Format,
         Self::Root,
         Self::Chain,
@@ -100,6 +106,9 @@ impl Check {
         Self::ReportData,
         Self::GuestSvn,
         Self::IdBlock,
+        Self::AuditChain,
+        Self::AuditRequests,
+        Self::AuditDecisions,
     ];
 
     /// Its name in lists.
@@ -125,6 +134,9 @@ impl Check {
             Self::ReportData => "report-data",
             Self::GuestSvn => "guest-svn",
             Self::IdBlock => "id-block",
+            Self::AuditChain => "audit-chain",
+            Self::AuditRequests => "audit-requests",
+            Self::AuditDecisions => "audit-decisions",
             Self::Endorsement => "endorsement",
         }
     }
@@ -654,6 +666,10 @@ pub fn verify(evidence: &Evidence<'_>, expected: &Expected, roots: &Roots, now: 
         },
     );
     list.add(Check::IdBlock, id_block(&report, expected));
+    // A log is judged by whoever has one.
+    for check in [Check::AuditChain, Check::AuditRequests, Check::AuditDecisions] {
+        list.add(check, Ok(None));
+    }
     Checklist { emulated, items: list.items }
 }
 

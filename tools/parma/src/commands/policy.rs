@@ -61,6 +61,9 @@ pub struct Allow {
     /// Allow the host to give the container a network
     #[arg(long)]
     allow_network: bool,
+    /// Let the container attest itself: mount the attestation directory at /run/parma
+    #[arg(long)]
+    allow_attestation: bool,
     /// Mount a data volume of `parma volume create` at this path: a read-only one, or an encrypted one by the id that was
     /// printed; may be repeated
     #[arg(long, value_name = "FILE:PATH[:ID]", value_parser = volume_at, conflicts_with = "file")]
@@ -127,6 +130,7 @@ impl Allow {
             allow_new_privileges,
             allow_memory_scratch,
             allow_network,
+            allow_attestation,
             volume: _,
             read_only,
             seccomp,
@@ -144,6 +148,7 @@ impl Allow {
             no_new_privileges: !allow_new_privileges,
             memory_scratch: *allow_memory_scratch,
             network: *allow_network,
+            attestation: *allow_attestation,
             volumes: self.volumes()?.iter().map(Volume::data).collect(),
             seccomp: seccomp.as_deref().map(read).transpose()?,
             settings: Settings { read_only_root: *read_only, rlimits: ulimit.iter().cloned().collect() },

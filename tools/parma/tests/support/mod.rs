@@ -28,7 +28,7 @@ pub const LONG: Duration = Duration::from_secs(120);
 /// Where the tests play.
 pub struct Stage {
     pub image: Image,
-    fixtures: PathBuf,
+    pub fixtures: PathBuf,
     scratch: tempfile::TempDir,
 }
 
@@ -490,6 +490,11 @@ impl Peer {
     /// The request in which it travels.
     pub fn request<'a>(&self, message: &'a [u8]) -> Request<'a> {
         Request::Sealed { channel: self.channel, message }
+    }
+
+    /// The ends of the streams of processes that it starts.
+    pub fn exporter(&self) -> parma_guest::attest::stream::Exporter {
+        self.peer.exporter()
     }
 
     /// What came of an order.

@@ -7,6 +7,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use parma_guest::accounts::{self, MAX_FILE};
+use parma_guest::gate::action::User;
 use parma_guest::gate::fields::UserSpec;
 use parma_layer::oci::Image;
 
@@ -69,9 +70,17 @@ impl Accounts {
     ///
     /// # Errors
     /// A name that the files do not have; a user in too many groups.
+    pub fn user(&self, user: UserSpec<'_>) -> Result<User> {
+        accounts::resolve(&self.passwd, &self.group, user)
+            .map_err(|unresolved| anyhow!("in the image, {unresolved}"))
+    }
+
+    /// As [`Self::user`], without names.
+    ///
+    /// # Errors
+    /// As there.
     pub fn identity(&self, user: UserSpec<'_>) -> Result<Identity> {
-        let user = accounts::resolve(&self.passwd, &self.group, user)
-            .map_err(|unresolved| anyhow!("in the image, {unresolved}"))?;
+        let user = self.user(user)?;
         Ok(Identity { uid: user.uid, gids: user.groups.iter().map(|group| group.gid).collect() })
     }
 }

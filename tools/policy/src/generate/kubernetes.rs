@@ -88,7 +88,12 @@ struct Document {
 #[derive(Deserialize, Default)]
 struct Metadata {
     name: Option<String>,
+    #[serde(default)]
+    annotations: BTreeMap<String, String>,
 }
+
+/// The annotation that names the containers which can attest themselves, separated by commas.
+const ATTESTATION: &str = "parma/attestation";
 
 /// Fields whose names begin with `_` are known and mean nothing to a guest.
 #[derive(Deserialize)]
@@ -469,6 +474,9 @@ pub fn read_pod(
         ensure!(DirectoryName::parse(&volume.name).is_ok(), "{place}.name: {:?} is no name", volume.name);
         ensure!(volumes.insert(volume.name.as_str()), "{place}.name: {:?} is there twice", volume.name);
     }
+    let attested = pod.metadata.annotations.get(ATTESTATION);
+    let mut attested: BTreeSet<&str> =
+        attested.map(|names| names.split(',').map(str::trim).collect()).unwrap_or_default();
     let lists = [("initContainers", &spec.init_containers), ("containers", &spec.containers)];
     let mut names = BTreeSet::new();
     let mut containers: Vec<PodContainer> = Vec::new();
@@ -491,6 +499,7 @@ pub fn read_pod(
                 "{place}.restartPolicy: the Pod has one for all its containers; leave it out"
             );
             options.after_success.clone_from(&after);
+            options.attestation |= attested.remove(container.name.as_str());
             if initial {
                 after = vec![container.name.clone()];
             }
@@ -514,6 +523,7 @@ pub fn read_pod(
             });
         }
     }
+    ensure!(attested.is_empty(), "metadata.annotations.{ATTESTATION}: there is no container {attested:?}");
     Ok(Pod {
         name: pod.metadata.name,
         restart: spec.restart_policy,

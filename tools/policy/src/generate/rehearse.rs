@@ -5,7 +5,7 @@ use parma_guest::gate::fields::CAPABILITY_NAMES;
 use parma_guest::point::Point;
 use serde_json::{Value, json};
 
-use super::{Container, VolumeContent, hex};
+use super::{Container, VolumeContent, attestation, hex};
 use crate::{Evaluation, Inputs, Session, compile};
 
 /// An id of the form that containers have.
@@ -168,7 +168,7 @@ fn process(container: &Container, id: &str, volumes: &[String], args: &[String])
         "workingDir": container.working_dir,
         "sandboxDir": format!("/run/gcs/c/{id}/sandboxMounts"),
         "hugePagesDir": format!("/run/gcs/c/{id}/hugepages"),
-        "mounts": mounts.chain(volumes).collect::<Vec<_>>(),
+        "mounts": mounts.chain(volumes).chain(container.attestation.then(attestation)).collect::<Vec<_>>(),
         "devices": [],
         "privileged": false,
         "noNewPrivileges": container.no_new_privileges,
