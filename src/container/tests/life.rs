@@ -121,7 +121,7 @@ fn a_process_that_joins_a_container_brings_nothing_that_the_container_could_take
                         next unless (readlink "/proc/$p/exe" // "") =~ /parma/;
                         open my $s, "<", "/proc/$p/status" or next;
                         my ($caps) = grep {{ /CapPrm/ }} <$s>;
-                        my $fds = join ",", sort map {{ readlink }} glob "/proc/$p/fd/*";
+                        my $fds = join ",", sort grep {{ defined }} map {{ readlink }} glob "/proc/$p/fd/*";
                         open my $m, "<:raw", "/proc/$p/mem" or next;
                         sysseek $m, {}, 0; my $secret; sysread $m, $secret, 16 or next;
                         next unless (readlink "/proc/$p/exe" // "") =~ /parma/;
