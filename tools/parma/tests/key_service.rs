@@ -69,7 +69,8 @@ impl Stage {
         command.args(["kms", "serve", "--plain-http", "--listen", "127.0.0.1:0", "--policy"]);
         command.arg(self.path("release.json")).arg("--store").arg(self.path("kms.db"));
         command.arg("--emulated-root").arg(self.path("chain.pem"));
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        // A file here, as of a log, could take no byte either.
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         Service { child, address: line.trim().strip_prefix("http://").expect(&line).to_owned() }
