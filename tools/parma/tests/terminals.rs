@@ -14,12 +14,18 @@ use support::{OUTPUT, id, joined, read_all, read_until, stage, strings};
 const SIZE: WindowSize = WindowSize { rows: 31, columns: 97 };
 const TERMINAL: Stdio = Stdio { stdin: true, stdout: true, stderr: false, terminal: Some(SIZE) };
 
-/// Says what its terminal is, and what reaches it there.
+/// Says what its terminal is, and what reaches it there. A thread waits for the signals: one that a handler takes between
+/// two instructions of Python, just before it reads, would only be told after the next key.
 const TALKER: &str = "\
-import os, sys, _signal as signal
+import os, sys, _thread, _signal as signal
 say = lambda *what: os.write(1, ' '.join(map(str, what)).encode() + b'\\n')
-signal.signal(signal.SIGWINCH, lambda *_: say('size', *os.get_terminal_size()))
-signal.signal(signal.SIGINT, lambda *_: say('interrupted'))
+signals = signal.SIGWINCH, signal.SIGINT
+signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+def listen():
+    while True:
+        if signal.sigwait(signals) == signal.SIGINT: say('interrupted')
+        else: say('size', *os.get_terminal_size())
+_thread.start_new_thread(listen, ())
 say(all(map(os.isatty, range(3))), os.ttyname(0), *os.get_terminal_size(), os.tcgetpgrp(0) == os.getpid())
 say(os.stat('/dev/console').st_rdev == os.stat(0).st_rdev, os.stat(0).st_uid == os.getuid())
 for line in sys.stdin: say('got', line.strip())
