@@ -3,6 +3,7 @@
 use crate::memory::copy_ascending;
 use crate::snp;
 use core::arch::asm;
+use core::arch::x86_64::__cpuid;
 use core::ptr::{read_volatile, with_exposed_provenance, with_exposed_provenance_mut, write_volatile};
 use parma_firmware::fw_cfg::{DESCRIPTOR_SIZE, DONE, Transfer, descriptor};
 use parma_firmware::ghcb::Exit;
@@ -23,10 +24,17 @@ const FULL_RESET: u8 = 0x0e;
 const MTRR_DEF_TYPE: u32 = 0x2ff;
 const WRITE_BACK: u64 = 0x806;
 
-/// What Linux expects of the processor.
+/// CPUID's leaf of extended features, and BMI1 and BMI2 in its EBX. Source: AMD64 APM volume 3, appendix E.
+const FEATURES: u32 = 7;
+const BIT_MANIPULATION: u32 = 1 << 3 | 1 << 8;
+
+/// What this ROM is compiled for, and what Linux expects of the processor.
 pub fn processor() -> Result<(), Reason> {
     if snp::active() {
         return snp::exit(Exit::WriteRegister { register: MTRR_DEF_TYPE, value: WRITE_BACK });
+    }
+    if __cpuid(0).eax < FEATURES || __cpuid(FEATURES).ebx & BIT_MANIPULATION != BIT_MANIPULATION {
+        return Err(Reason::Processor);
     }
     // SAFETY: all memory is write-back already, as nothing was said of any range.
     unsafe {

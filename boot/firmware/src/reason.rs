@@ -73,6 +73,8 @@ reasons! {
     CommandLineSize = 20, "the command line is too long";
     /// The number of processors is none that can be.
     Processors = 21, "the number of processors is refused";
+    /// The processor is older than the instructions of this ROM.
+    Processor = 22, "the processor has no BMI2: it is older than Haswell or Zen, or its model hides it";
 }
 
 impl From<accept::Error> for Reason {
