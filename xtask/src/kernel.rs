@@ -272,7 +272,8 @@ Debian's `linux-source` in the version of `boot/kernel/source.json`, two patches
 in, no modules, no ACPI, no EFI. What is not named is off. `cargo xtask kernel` builds it and fails where a symbol below did not get the value that it should have;
 `cargo xtask kernel --explain` prints this page from the comments of `boot/kernel/config`.
 
-What a container finds of it is looked at in a running guest: `tools/parma/tests/kernel_attacks.rs`.
+What a container finds of it is looked at in a running guest: `tools/parma/tests/kernel_attacks.rs`. `tools/parma/tests/device_attacks.rs`
+has a disk that breaks the protocol of virtio (B05).
 
 The attacks that are named in brackets:
 
