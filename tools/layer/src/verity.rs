@@ -1,4 +1,4 @@
-//! dm-verity: an image's blocks are read and hashed on all cores and go out in order; the superblock and the hash tree are
+//! dm-verity: an image's blocks are read, hashed and written on all cores, in any order; the superblock and the hash tree are
 //! appended at the end.
 //!
 //! Parameters are those of the reference and of the guest's verity table: version 1, SHA-256, data and hash
@@ -8,27 +8,30 @@
 //!
 //! Memory is constant: the lowest level of the tree (32 bytes a block) spills to a temporary file when large.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::target::ext4::{self, BLOCK};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
 
 use crate::content::{Content, Region, Streamed};
+use crate::output::Output;
 pub use crate::sha256::Hash;
 use crate::sha256::{SALT, hash_block, hash_blocks};
 
 /// Bytes that go to a worker at once.
 const CHUNK: usize = 64 * BLOCK;
-/// Chunks that may wait for each worker.
-const QUEUE: usize = 6;
+/// Chunks that each worker may have, the one that it works on included.
+const QUEUE: usize = 4;
 /// Bytes of the lowest level that are kept in memory: those of 4 GiB of data.
 const SPOOL: usize = 32 << 20;
 /// Bytes of the superblock's fields, padded to a block on disk.
@@ -94,46 +97,12 @@ pub fn describe(image: &fs::File) -> io::Result<Option<Protected>> {
 /// They are not; or the image cannot be read.
 pub fn check(image: &fs::File, root: &Hash, progress: &mut dyn FnMut(u64)) -> Result<u64> {
     let Some(said) = describe(image)? else { bail!("no image of ours, or cut short") };
-    let mut same = Same { image, position: 0 };
     let limit = said.data_blocks * BLOCK as u64;
-    let mut stream = Stream::new(&mut same, 0, limit, progress)?;
+    let mut stream = Stream::new(Arc::new(Output::Same(image.try_clone()?)), 0, limit, progress)?;
     stream.copy(&mut Streamed(At { image, position: 0 }.take(limit)), limit)?;
     let found = stream.finish().context("the hash tree is not that of the data")?;
     ensure!(found.root == *root, "the data is not what the root hash names");
     Ok(said.data_blocks)
-}
-
-/// Takes only what is in the image already.
-struct Same<'a> {
-    image: &'a fs::File,
-    position: u64,
-}
-
-impl Write for Same<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut found = vec![0; bytes.len()];
-        self.image.read_exact_at(&mut found, self.position)?;
-        if found != bytes {
-            let message = format!("bytes from {} on differ", self.position);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-        self.position += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for Same<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        match to {
-            SeekFrom::Start(position) => self.position = position,
-            _ => return Err(io::ErrorKind::Unsupported.into()),
-        }
-        Ok(self.position)
-    }
 }
 
 /// Reads an image from a place on.
@@ -150,51 +119,43 @@ impl Read for At<'_> {
     }
 }
 
-/// Blocks of an image on their way to `out` and into the tree, front to back.
-pub struct Stream<'a, W> {
-    out: &'a mut W,
+/// Blocks of an image on their way to its output and into the tree, front to back.
+pub struct Stream<'a> {
+    out: Arc<Output>,
     /// Bytes that the data may have.
     limit: u64,
-    /// Bytes that are in `out`: a chunk goes there when its hashes are there.
-    stored: u64,
-    /// Where `chunk` begins, in bytes.
-    begins: u64,
+    /// What comes next.
     chunk: Chunk,
     workers: Workers,
+    /// The lowest level of the tree, as far as it is known.
     leaves: SpooledTempFile,
     /// Hashes of blocks that were written out of order.
     patched: BTreeMap<u64, Hash>,
     progress: &'a mut dyn FnMut(u64),
 }
 
-impl<'a, W: Write + Seek> Stream<'a, W> {
+impl<'a> Stream<'a> {
     /// A stream that begins behind `reserved` blocks, all of which must be given to [`patch`](Self::patch)
-    /// before the end. `progress` is called with the number of bytes written so far.
+    /// before the end. `progress` is called with the number of bytes that are on their way so far.
     ///
     /// # Errors
-    /// `out` cannot be seeked, or no thread can be started.
-    pub fn new(out: &'a mut W, reserved: u32, limit: u64, progress: &'a mut dyn FnMut(u64)) -> Result<Self> {
-        let begins = u64::from(reserved) * BLOCK as u64;
-        out.seek(SeekFrom::Start(begins)).context("image file")?;
-        let mut leaves = SpooledTempFile::new(SPOOL);
-        io::copy(&mut io::repeat(0).take(u64::from(reserved) * 32), &mut leaves).context("temporary file")?;
-        let (chunk, workers) = (Chunk::new(), Workers::start()?);
-        Ok(Self {
-            out,
-            limit,
-            stored: begins,
-            begins,
-            chunk,
-            workers,
-            leaves,
-            patched: BTreeMap::new(),
-            progress,
-        })
+    /// No thread can be started.
+    pub fn new(
+        out: Arc<Output>,
+        reserved: u32,
+        limit: u64,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let mut chunk = Chunk::new();
+        chunk.begins = u64::from(reserved) * BLOCK as u64;
+        let workers = Workers::start(&out)?;
+        let leaves = SpooledTempFile::new(SPOOL);
+        Ok(Self { out, limit, chunk, workers, leaves, patched: BTreeMap::new(), progress })
     }
 
     /// Bytes so far, the reserved ones included.
     pub fn position(&self) -> u64 {
-        self.begins + self.chunk.filled as u64
+        self.chunk.begins + self.chunk.filled as u64
     }
 
     /// The next block's number. Call it between blocks.
@@ -284,18 +245,12 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     /// A failed write.
     pub fn patch(&mut self, number: u32, block: &[u8; BLOCK]) -> Result<()> {
         let at = u64::from(number) * BLOCK as u64;
-        if at >= self.begins {
-            let at = (at - self.begins) as usize;
-            self.chunk.bytes[at..at + BLOCK].copy_from_slice(block);
+        if let Some(at) = at.checked_sub(self.chunk.begins) {
+            self.chunk.bytes[at as usize..][..BLOCK].copy_from_slice(block);
         } else {
             // What is on its way there comes first.
-            while at >= self.stored {
-                let hashed = self.workers.receive()?.context("a block that was never written")?;
-                self.store(hashed)?;
-            }
-            self.out.seek(SeekFrom::Start(at)).context("image file")?;
-            self.out.write_all(block).context("image file")?;
-            self.out.seek(SeekFrom::Start(self.stored)).context("image file")?;
+            self.settle()?;
+            self.out.put(block, at)?;
             self.patched.insert(number.into(), hash_block(block));
         }
         Ok(())
@@ -307,27 +262,36 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         if self.chunk.filled == CHUNK { self.flush() } else { Ok(()) }
     }
 
-    /// Gives the chunk to the workers, and takes another's memory for the next.
+    /// Gives the chunk to a worker, and takes another's memory for the next.
     fn flush(&mut self) -> Result<()> {
-        self.begins += self.chunk.filled as u64;
-        let chunk = std::mem::take(&mut self.chunk);
-        self.chunk = match self.workers.send(chunk)? {
+        let begins = self.position();
+        let (worker, mut next) = match self.workers.idle() {
+            Some(worker) => (worker, Chunk::new()),
             // Its bytes stay, so that nothing is cleared only to be overwritten.
-            Some(hashed) => self.store(hashed)?,
-            None => Chunk::new(),
+            None => self.receive()?,
         };
-        (self.progress)(self.begins);
+        next.begins = begins;
+        self.workers.send(worker, std::mem::replace(&mut self.chunk, next))?;
+        (self.progress)(begins);
         Ok(())
     }
 
-    /// Writes the oldest chunk that is on its way, and its hashes; gives its memory back.
-    fn store(&mut self, hashed: Hashed) -> Result<Chunk> {
-        let (mut chunk, hashes) = hashed?;
-        self.out.write_all(&chunk.bytes[..chunk.filled]).context("image file: cannot be written")?;
-        self.stored += chunk.filled as u64;
+    /// Waits for a chunk that is done with, and takes down its hashes.
+    fn receive(&mut self) -> Result<(usize, Chunk)> {
+        let Done { worker, chunk } = self.workers.receive()?;
+        let (mut chunk, hashes) = chunk?;
+        self.leaves.seek(SeekFrom::Start(chunk.begins / BLOCK as u64 * 32)).context("temporary file")?;
         self.leaves.write_all(&hashes).context("temporary file")?;
         chunk.filled = 0;
-        Ok(chunk)
+        Ok((worker, chunk))
+    }
+
+    /// Waits for all chunks that are on their way.
+    fn settle(&mut self) -> Result<()> {
+        while self.workers.outstanding > 0 {
+            self.receive()?;
+        }
+        Ok(())
     }
 
     /// Ends the data, which must end with a block, and appends verity's superblock and tree.
@@ -336,14 +300,11 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     /// A failed write.
     pub fn finish(mut self) -> Result<Protected> {
         self.flush()?;
-        while let Some(hashed) = self.workers.receive()? {
-            self.store(hashed)?;
-        }
-        let data_blocks = self.stored / BLOCK as u64;
-        let leaves_end = self.leaves.seek(SeekFrom::End(0))?;
-        debug_assert_eq!(leaves_end, data_blocks * 32);
-        let padding = leaves_end.next_multiple_of(BLOCK as u64) - leaves_end;
-        io::copy(&mut io::repeat(0).take(padding), &mut self.leaves)?;
+        self.settle()?;
+        let data_bytes = self.position();
+        let data_blocks = data_bytes / BLOCK as u64;
+        let leaves_end = (data_blocks * 32).next_multiple_of(BLOCK as u64);
+        self.leaves.set_len(leaves_end).context("temporary file")?;
         for (number, hash) in &self.patched {
             self.leaves.seek(SeekFrom::Start(number * 32))?;
             self.leaves.write_all(hash)?;
@@ -356,37 +317,39 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         }
         // The last level is the root alone; padded, those between are blocks of the tree.
         let root: Hash = levels.pop().and_then(|root| root.try_into().ok()).context("empty image")?;
-        let mut tree_bytes = self.append(&superblock(data_blocks, &root))?;
-        for level in levels.iter().rev() {
-            tree_bytes += self.append(level)?;
+        let mut end = data_bytes;
+        let superblock = superblock(data_blocks, &root);
+        for part in [&superblock[..]].into_iter().chain(levels.iter().rev().map(Vec::as_slice)) {
+            let mut padded = part.to_vec();
+            padded.resize(part.len().next_multiple_of(BLOCK), 0);
+            self.out.put(&padded, end)?;
+            end += padded.len() as u64;
         }
         self.leaves.rewind()?;
-        tree_bytes += io::copy(&mut self.leaves, self.out).context("image file: cannot be written")?;
-        (self.progress)(self.stored + tree_bytes);
-        Ok(Protected { root, data_blocks, tree_bytes })
-    }
-
-    /// Writes behind the data what is not part of it, padded to a block; returns the bytes written.
-    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
-        let mut padded = bytes.to_vec();
-        padded.resize(bytes.len().next_multiple_of(BLOCK), 0);
-        self.out.write_all(&padded).context("image file: cannot be written")?;
-        Ok(padded.len() as u64)
+        let mut part = Vec::with_capacity(CHUNK);
+        while read_chunk(&mut self.leaves, &mut part)? {
+            self.out.put(&part, end)?;
+            end += part.len() as u64;
+        }
+        (self.progress)(end);
+        Ok(Protected { root, data_blocks, tree_bytes: end - data_bytes })
     }
 }
 
 /// The hashes of a level's blocks; what ends within a block is padded with zeros.
 fn level_above(level: &mut dyn Read) -> Result<Vec<u8>> {
-    let mut hashes = Vec::new();
-    let mut block = Vec::with_capacity(BLOCK);
-    loop {
-        block.clear();
-        if level.take(BLOCK as u64).read_to_end(&mut block)? == 0 {
-            return Ok(hashes);
-        }
-        block.resize(BLOCK, 0);
-        hashes.extend_from_slice(&hash_block(&block));
+    let (mut hashes, mut part) = (Vec::new(), Vec::with_capacity(CHUNK));
+    while read_chunk(level, &mut part)? {
+        part.resize(part.len().next_multiple_of(BLOCK), 0);
+        hashes.extend_from_slice(&hash_blocks(&part));
     }
+    Ok(hashes)
+}
+
+/// Reads the next [`CHUNK`] bytes, or what is left of them. Whether there was something.
+fn read_chunk(input: &mut dyn Read, part: &mut Vec<u8>) -> Result<bool> {
+    part.clear();
+    Ok(input.take(CHUNK as u64).read_to_end(part).context("temporary file")? > 0)
 }
 
 fn superblock(data_blocks: u64, root: &Hash) -> [u8; SUPERBLOCK] {
@@ -405,17 +368,11 @@ fn superblock(data_blocks: u64, root: &Hash) -> [u8; SUPERBLOCK] {
     b
 }
 
-/// Threads that hash chunks; results come back in the order of the chunks.
-struct Workers {
-    each: Vec<(SyncSender<Chunk>, Receiver<Hashed>)>,
-    next: usize,
-    /// The worker of each chunk whose result is outstanding.
-    outstanding: VecDeque<usize>,
-}
-
 /// A part of an image's data.
 #[derive(Default)]
 struct Chunk {
+    /// Where it begins in the image.
+    begins: u64,
     /// [`CHUNK`] bytes.
     bytes: Vec<u8>,
     /// How many of them count.
@@ -434,49 +391,73 @@ impl Chunk {
         &mut self.bytes[self.filled..]
     }
 
-    /// Reads what has yet to be read, and hashes all blocks.
-    fn hash(mut self) -> Hashed {
+    /// Reads what has yet to be read, hashes all blocks, and writes them.
+    fn done(mut self, out: &Output) -> Hashed {
         for (at, region) in self.regions.drain(..) {
             region.read(&mut self.bytes[at..][..region.length()])?;
         }
-        let hashes = hash_blocks(&self.bytes[..self.filled]);
+        let bytes = &self.bytes[..self.filled];
+        let hashes = hash_blocks(bytes);
+        out.put(bytes, self.begins)?;
         Ok((self, hashes))
     }
 }
 
-/// A chunk, and the hashes of its blocks one after the other; or why it could not be read.
-type Hashed = io::Result<(Chunk, Vec<u8>)>;
+/// A chunk, and the hashes of its blocks one after the other; or why it could not be read or written.
+type Hashed = Result<(Chunk, Vec<u8>)>;
+
+/// What a worker says of a chunk.
+struct Done {
+    worker: usize,
+    chunk: Hashed,
+}
+
+/// Threads that read, hash and write chunks. Chunks come back in any order, and whoever gave one back gets the next, so that no
+/// thread waits for another.
+struct Workers {
+    each: Vec<SyncSender<Chunk>>,
+    done: Receiver<Done>,
+    /// Chunks that were sent and have not come back.
+    outstanding: usize,
+}
 
 impl Workers {
-    fn start() -> Result<Self> {
+    fn start(out: &Arc<Output>) -> Result<Self> {
         let count = thread::available_parallelism().map_or(1, NonZero::get);
-        let each = (0..count).map(|_| {
+        let (sender, done) = sync_channel(QUEUE * count);
+        let each = (0..count).map(|worker| {
             let (chunks, incoming) = sync_channel::<Chunk>(QUEUE);
-            let (outgoing, hashes) = sync_channel(QUEUE);
+            let (sender, out) = (sender.clone(), out.clone());
             let work = move || {
                 for chunk in incoming {
-                    if outgoing.send(chunk.hash()).is_err() {
+                    // Whoever waits for it has to learn of its end.
+                    let chunk = panic::catch_unwind(AssertUnwindSafe(|| chunk.done(&out)));
+                    let chunk = chunk.unwrap_or_else(|_| Err(anyhow!("a hashing thread died")));
+                    if sender.send(Done { worker, chunk }).is_err() {
                         return; // the image was given up
                     }
                 }
             };
             thread::Builder::new().name("hash".into()).spawn(work).context("cannot start a thread")?;
-            Ok((chunks, hashes))
+            Ok(chunks)
         });
-        Ok(Self { each: each.collect::<Result<_>>()?, next: 0, outstanding: VecDeque::new() })
+        Ok(Self { each: each.collect::<Result<_>>()?, done, outstanding: 0 })
     }
 
-    /// Gives a chunk away, and waits for the oldest result where enough are outstanding.
-    fn send(&mut self, chunk: Chunk) -> Result<Option<Hashed>> {
-        self.each[self.next].0.send(chunk).ok().context("a hashing thread died")?;
-        self.outstanding.push_back(self.next);
-        self.next = (self.next + 1) % self.each.len();
-        if self.outstanding.len() < QUEUE * self.each.len() { Ok(None) } else { self.receive() }
+    /// A worker that may get a chunk before one comes back.
+    fn idle(&self) -> Option<usize> {
+        (self.outstanding < QUEUE * self.each.len()).then_some(self.outstanding % self.each.len())
     }
 
-    /// The oldest outstanding result, or `None` where there is none.
-    fn receive(&mut self) -> Result<Option<Hashed>> {
-        let Some(worker) = self.outstanding.pop_front() else { return Ok(None) };
-        self.each[worker].1.recv().ok().map(Some).context("a hashing thread died")
+    fn send(&mut self, worker: usize, chunk: Chunk) -> Result<()> {
+        self.each[worker].send(chunk).ok().context("a hashing thread died")?;
+        self.outstanding += 1;
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<Done> {
+        let done = self.done.recv().ok().context("the hashing threads died")?;
+        self.outstanding -= 1;
+        Ok(done)
     }
 }
