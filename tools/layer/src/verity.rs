@@ -29,7 +29,9 @@ pub use crate::sha256::Hash;
 use crate::sha256::{SALT, hash_block, hash_blocks};
 
 /// Bytes that go to a worker at once.
-const CHUNK: usize = 64 * BLOCK;
+const CHUNK: usize = 256 * BLOCK;
+/// Bytes that are read and then hashed: as many as a processor's own cache has when it hashes them.
+const PIECE: usize = 16 * BLOCK;
 /// Chunks that each worker may have, the one that it works on included.
 const QUEUE: usize = 4;
 /// Bytes of the lowest level that are kept in memory: those of 4 GiB of data.
@@ -177,8 +179,9 @@ impl<'a> Stream<'a> {
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.reserve(bytes.len() as u64)?;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(self.chunk.room().len()));
-            self.chunk.room()[..now.len()].copy_from_slice(now);
+            let room = self.chunk.room(bytes.len() as u64);
+            let (now, later) = bytes.split_at(room.len());
+            room.copy_from_slice(now);
             bytes = later;
             self.filled(now.len())?;
         }
@@ -193,15 +196,13 @@ impl<'a> Stream<'a> {
         self.reserve(length)?;
         let mut left = length;
         while left > 0 {
-            let room = left.min(self.chunk.room().len() as u64) as usize;
-            if let Some(region) = content.region(room) {
-                let taken = region.length();
-                self.chunk.regions.push((self.chunk.filled, region));
-                left -= taken as u64;
-                self.filled(taken)?;
+            let room = self.chunk.room(left);
+            if let Some(region) = content.region(room.len()) {
+                left -= region.length() as u64;
+                self.region(region)?;
                 continue;
             }
-            match content.read(&mut self.chunk.room()[..room]) {
+            match content.read(room) {
                 Ok(0) => bail!("content ends {left} bytes early"),
                 Ok(n) => {
                     left -= n as u64;
@@ -223,10 +224,11 @@ impl<'a> Stream<'a> {
         self.reserve(bytes)?;
         let mut left = bytes;
         while left > 0 {
-            let n = left.min(self.chunk.room().len() as u64);
-            self.chunk.room()[..n as usize].fill(0);
-            left -= n;
-            self.filled(n as usize)?;
+            let room = self.chunk.room(left);
+            room.fill(0);
+            let count = room.len();
+            left -= count as u64;
+            self.filled(count)?;
         }
         Ok(())
     }
@@ -239,56 +241,71 @@ impl<'a> Stream<'a> {
         self.zero(self.position().next_multiple_of(BLOCK as u64) - self.position())
     }
 
-    /// Writes a block that is reserved, or was written before.
+    /// Writes a block that is reserved, or was written before. Call it between blocks.
     ///
     /// # Errors
     /// A failed write.
     pub fn patch(&mut self, number: u32, block: &[u8; BLOCK]) -> Result<()> {
-        let at = u64::from(number) * BLOCK as u64;
-        if let Some(at) = at.checked_sub(self.chunk.begins) {
-            self.chunk.bytes[at as usize..][..BLOCK].copy_from_slice(block);
-        } else {
-            // What is on its way there comes first.
-            self.settle()?;
-            self.out.put(block, at)?;
-            self.patched.insert(number.into(), hash_block(block));
-        }
+        // What is on its way there comes first.
+        self.flush()?;
+        self.settle()?;
+        self.out.put(block, u64::from(number) * BLOCK as u64)?;
+        self.patched.insert(number.into(), hash_block(block));
         Ok(())
     }
 
-    /// So many bytes more of the chunk are taken.
+    /// So many bytes more of the chunk are there.
     fn filled(&mut self, more: usize) -> Result<()> {
+        self.chunk.here += more;
+        self.added(more)
+    }
+
+    /// A region is the chunk's next part.
+    fn region(&mut self, region: Region) -> Result<()> {
+        let length = region.length();
+        self.chunk.regions.push((self.chunk.here, region));
+        self.added(length)
+    }
+
+    fn added(&mut self, more: usize) -> Result<()> {
         self.chunk.filled += more;
-        if self.chunk.filled == CHUNK { self.flush() } else { Ok(()) }
+        if self.chunk.missing() == 0 { self.flush() } else { Ok(()) }
     }
 
     /// Gives the chunk to a worker, and takes another's memory for the next.
     fn flush(&mut self) -> Result<()> {
         let begins = self.position();
-        let (worker, mut next) = match self.workers.idle() {
-            Some(worker) => (worker, Chunk::new()),
-            // Its bytes stay, so that nothing is cleared only to be overwritten.
+        // Memory that was used before is not cleared only to be overwritten; more is taken where the workers wait.
+        let mut next = match self.workers.try_receive() {
+            Some(hashed) => self.take_down(hashed)?,
+            None if self.workers.outstanding() < QUEUE * self.workers.each.len() => Chunk::new(),
             None => self.receive()?,
         };
         next.begins = begins;
-        self.workers.send(worker, std::mem::replace(&mut self.chunk, next))?;
+        self.workers.send(std::mem::replace(&mut self.chunk, next))?;
         (self.progress)(begins);
         Ok(())
     }
 
-    /// Waits for a chunk that is done with, and takes down its hashes.
-    fn receive(&mut self) -> Result<(usize, Chunk)> {
-        let Done { worker, chunk } = self.workers.receive()?;
-        let (mut chunk, hashes) = chunk?;
+    /// Waits for a chunk that is done with.
+    fn receive(&mut self) -> Result<Chunk> {
+        let hashed = self.workers.receive()?;
+        self.take_down(hashed)
+    }
+
+    /// Takes down a chunk's hashes.
+    fn take_down(&mut self, hashed: Hashed) -> Result<Chunk> {
+        let (mut chunk, hashes) = hashed?;
         self.leaves.seek(SeekFrom::Start(chunk.begins / BLOCK as u64 * 32)).context("temporary file")?;
         self.leaves.write_all(&hashes).context("temporary file")?;
-        chunk.filled = 0;
-        Ok((worker, chunk))
+        (chunk.filled, chunk.here) = (0, 0);
+        chunk.regions.clear();
+        Ok(chunk)
     }
 
     /// Waits for all chunks that are on their way.
     fn settle(&mut self) -> Result<()> {
-        while self.workers.outstanding > 0 {
+        while self.workers.outstanding() > 0 {
             self.receive()?;
         }
         Ok(())
@@ -373,11 +390,12 @@ fn superblock(data_blocks: u64, root: &Hash) -> [u8; SUPERBLOCK] {
 struct Chunk {
     /// Where it begins in the image.
     begins: u64,
-    /// [`CHUNK`] bytes.
-    bytes: Vec<u8>,
-    /// How many of them count.
+    /// How many bytes it has.
     filled: usize,
-    /// What has yet to be read, and where in `bytes` it belongs.
+    /// Those that are there already: the first `here` of these [`CHUNK`] bytes.
+    bytes: Vec<u8>,
+    here: usize,
+    /// What has yet to be read, each behind so many of the bytes that are there.
     regions: Vec<(usize, Region)>,
 }
 
@@ -386,20 +404,77 @@ impl Chunk {
         Self { bytes: vec![0; CHUNK], ..Self::default() }
     }
 
-    /// The bytes that do not count yet.
-    fn room(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.filled..]
+    /// Bytes that are still missing. A chunk ends at a multiple of [`CHUNK`]: the page cache takes it in whole then.
+    fn missing(&self) -> u64 {
+        let begun = (self.begins + self.filled as u64) % CHUNK as u64;
+        if begun == 0 && self.filled > 0 { 0 } else { CHUNK as u64 - begun }
     }
 
-    /// Reads what has yet to be read, hashes all blocks, and writes them.
-    fn done(mut self, out: &Output) -> Hashed {
-        for (at, region) in self.regions.drain(..) {
-            region.read(&mut self.bytes[at..][..region.length()])?;
+    /// Room for at most so many of the bytes that are still missing.
+    fn room(&mut self, most: u64) -> &mut [u8] {
+        let length = most.min(self.missing()) as usize;
+        &mut self.bytes[self.here..][..length]
+    }
+
+    /// Reads what has yet to be read, into this memory of [`CHUNK`] bytes, hashes all blocks, and writes them.
+    fn done(&self, out: &Output, memory: &mut [u8]) -> Result<Vec<u8>> {
+        let mut hashes = Vec::with_capacity(self.filled / BLOCK * size_of::<Hash>());
+        if self.regions.is_empty() {
+            for piece in self.bytes[..self.here].chunks(PIECE) {
+                hashes.extend_from_slice(&hash_blocks(piece));
+            }
+            out.put(&self.bytes[..self.here], self.begins)?;
+            return Ok(hashes);
         }
-        let bytes = &self.bytes[..self.filled];
-        let hashes = hash_blocks(bytes);
-        out.put(bytes, self.begins)?;
-        Ok((self, hashes))
+        let mut rest = Rest { chunk: self, taken: 0, regions: 0, of_region: 0 };
+        for start in (0..self.filled).step_by(PIECE) {
+            // What is not kept may be overwritten by what comes next, which is then in memory that is near.
+            let place = if matches!(out, Output::Nowhere) { 0 } else { start };
+            let piece = &mut memory[place..][..PIECE.min(self.filled - start)];
+            rest.read(piece)?;
+            hashes.extend_from_slice(&hash_blocks(piece));
+        }
+        out.put(&memory[..self.filled], self.begins)?;
+        Ok(hashes)
+    }
+}
+
+/// What of a chunk has not been taken yet.
+struct Rest<'a> {
+    chunk: &'a Chunk,
+    /// Bytes taken of those that are there.
+    taken: usize,
+    /// Regions taken whole, and bytes of the next one.
+    regions: usize,
+    of_region: usize,
+}
+
+impl Rest<'_> {
+    /// Reads the next bytes, of which there are enough.
+    fn read(&mut self, mut to: &mut [u8]) -> io::Result<()> {
+        while !to.is_empty() {
+            let next = self.chunk.regions.get(self.regions);
+            let there = next.map_or(self.chunk.here, |(behind, _)| *behind) - self.taken;
+            let length = match next {
+                Some((_, region)) if there == 0 => {
+                    let length = to.len().min(region.length() - self.of_region);
+                    region.read(self.of_region, &mut to[..length])?;
+                    self.of_region += length;
+                    if self.of_region == region.length() {
+                        (self.regions, self.of_region) = (self.regions + 1, 0);
+                    }
+                    length
+                }
+                _ => {
+                    let length = to.len().min(there);
+                    to[..length].copy_from_slice(&self.chunk.bytes[self.taken..][..length]);
+                    self.taken += length;
+                    length
+                }
+            };
+            to = &mut to[length..];
+        }
+        Ok(())
     }
 }
 
@@ -412,13 +487,17 @@ struct Done {
     chunk: Hashed,
 }
 
-/// Threads that read, hash and write chunks. Chunks come back in any order, and whoever gave one back gets the next, so that no
+/// Threads that read, hash and write chunks. Chunks come back in any order, and whoever has the fewest gets the next, so that no
 /// thread waits for another.
 struct Workers {
-    each: Vec<SyncSender<Chunk>>,
+    each: Vec<Worker>,
     done: Receiver<Done>,
-    /// Chunks that were sent and have not come back.
-    outstanding: usize,
+}
+
+struct Worker {
+    chunks: SyncSender<Chunk>,
+    /// Chunks that it was sent and that have not come back.
+    has: usize,
 }
 
 impl Workers {
@@ -429,35 +508,49 @@ impl Workers {
             let (chunks, incoming) = sync_channel::<Chunk>(QUEUE);
             let (sender, out) = (sender.clone(), out.clone());
             let work = move || {
+                let mut memory = vec![0; CHUNK];
                 for chunk in incoming {
                     // Whoever waits for it has to learn of its end.
-                    let chunk = panic::catch_unwind(AssertUnwindSafe(|| chunk.done(&out)));
-                    let chunk = chunk.unwrap_or_else(|_| Err(anyhow!("a hashing thread died")));
+                    let hashes = panic::catch_unwind(AssertUnwindSafe(|| chunk.done(&out, &mut memory)));
+                    let hashes = hashes.unwrap_or_else(|_| Err(anyhow!("a hashing thread died")));
+                    let chunk = hashes.map(|hashes| (chunk, hashes));
                     if sender.send(Done { worker, chunk }).is_err() {
                         return; // the image was given up
                     }
                 }
             };
             thread::Builder::new().name("hash".into()).spawn(work).context("cannot start a thread")?;
-            Ok(chunks)
+            Ok(Worker { chunks, has: 0 })
         });
-        Ok(Self { each: each.collect::<Result<_>>()?, done, outstanding: 0 })
+        Ok(Self { each: each.collect::<Result<_>>()?, done })
     }
 
-    /// A worker that may get a chunk before one comes back.
-    fn idle(&self) -> Option<usize> {
-        (self.outstanding < QUEUE * self.each.len()).then_some(self.outstanding % self.each.len())
+    /// Chunks that were sent and have not come back.
+    fn outstanding(&self) -> usize {
+        self.each.iter().map(|worker| worker.has).sum()
     }
 
-    fn send(&mut self, worker: usize, chunk: Chunk) -> Result<()> {
-        self.each[worker].send(chunk).ok().context("a hashing thread died")?;
-        self.outstanding += 1;
+    /// Gives a chunk to the worker that has the fewest, of which there must be one with less than [`QUEUE`].
+    fn send(&mut self, chunk: Chunk) -> Result<()> {
+        let worker = self.each.iter_mut().min_by_key(|worker| worker.has).context("no hashing thread")?;
+        worker.chunks.send(chunk).ok().context("a hashing thread died")?;
+        worker.has += 1;
         Ok(())
     }
 
-    fn receive(&mut self) -> Result<Done> {
+    /// A chunk that has come back already.
+    fn try_receive(&mut self) -> Option<Hashed> {
+        self.done.try_recv().ok().map(|done| self.back(done))
+    }
+
+    /// Waits until a chunk comes back.
+    fn receive(&mut self) -> Result<Hashed> {
         let done = self.done.recv().ok().context("the hashing threads died")?;
-        self.outstanding -= 1;
-        Ok(done)
+        Ok(self.back(done))
+    }
+
+    fn back(&mut self, Done { worker, chunk }: Done) -> Hashed {
+        self.each[worker].has -= 1;
+        chunk
     }
 }
