@@ -29,6 +29,8 @@ static BODY: SpinMutex<[u8; MAX_FRAME]> = SpinMutex::new([0; MAX_FRAME]);
 
 /// Events taken from the kernel at a time.
 const BATCH: usize = 32;
+/// Bytes of the stack that are overwritten after a request that had to do with keys: no request takes as many.
+const SCRUBBED: usize = 32 << 10;
 
 // What an epoll token means. Tokens with TOKEN_BIT belong to the containers.
 const CONTROL_LISTENER: u64 = 0;
@@ -60,12 +62,28 @@ impl Serve for Monitor {
     fn serve(&mut self, request: &Request<'_>, body: &[u8]) -> Result<Reply<'_>, Refusal> {
         let logging = self.guest.logging;
         let result = self.gate.serve(&mut self.guest, request, body);
+        if matches!(
+            request,
+            Request::OpenChannel { .. }
+                | Request::Sealed { .. }
+                | Request::MountScratch { .. }
+                | Request::MountVolume { .. }
+        ) {
+            scrub_stack();
+        }
         if logging {
             let outcome = if result.is_ok() { "done" } else { "refused" };
             console::line(format_args!("{}: {outcome}", name(request)));
         }
         result
     }
+}
+
+/// Overwrites what calls that have returned left on the stack. Keys are wiped when they are dropped, but each move of one before
+/// that may have left a copy.
+#[inline(never)]
+fn scrub_stack() {
+    core::hint::black_box(&mut [0_u8; SCRUBBED]);
 }
 
 /// What a request is called on the console.

@@ -19,9 +19,9 @@ pub struct Released {
     pub least_generation: u64,
 }
 
-/// The keys that wait.
+/// The keys that wait. None is ever moved to another place, which would leave a copy behind.
 #[derive(Debug, Default)]
-pub struct Keys(heapless::Vec<(VolumeId, Released), MAX_KEYS>);
+pub struct Keys([Option<(VolumeId, Released)>; MAX_KEYS]);
 
 impl Keys {
     /// Keeps a key under the id that follows from it.
@@ -34,11 +34,13 @@ impl Keys {
             released.least_generation = released.least_generation.max(least_generation);
             return Ok(());
         }
-        self.0.push((volume, Released { key, least_generation })).map_err(|_| Errno::NOSPC)
+        let free = self.0.iter_mut().find(|slot| slot.is_none()).ok_or(Errno::NOSPC)?;
+        *free = Some((volume, Released { key, least_generation }));
+        Ok(())
     }
 
     fn find(&mut self, volume: &VolumeId) -> Option<&mut Released> {
-        self.0.iter_mut().find(|(id, _)| id == volume).map(|(_, released)| released)
+        self.0.iter_mut().flatten().find(|(id, _)| id == volume).map(|(_, released)| released)
     }
 
     /// The key of a volume, if it was released.
@@ -48,6 +50,10 @@ impl Keys {
 
     /// Wipes a key.
     pub fn forget(&mut self, volume: &VolumeId) {
-        self.0.retain(|(id, _)| id != volume);
+        for slot in &mut self.0 {
+            if slot.as_ref().is_some_and(|(id, _)| id == volume) {
+                *slot = None;
+            }
+        }
     }
 }

@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Only the storage figures; target/bench.json stays as it is
     #[arg(long)]
     storage: bool,
+    /// Only the figures of building layers, which need no machine; target/bench.json stays as it is
+    #[arg(long, conflicts_with_all = ["storage", "policy", "attest"])]
+    layers: bool,
     /// Only the policy figures; target/bench.json stays as it is
     #[arg(long, conflicts_with = "storage")]
     policy: bool,
@@ -56,6 +59,16 @@ pub struct Arguments {
 pub fn main(arguments: Arguments) -> Result<()> {
     if let Some(tar) = &arguments.peak_of {
         return storage::build_and_print_peak(tar);
+    }
+    if arguments.layers {
+        setup::ensure(&[setup::ORACLES])?;
+        let layers = storage::layer_figures(arguments.rounds)?;
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&layers)?);
+        } else {
+            storage::print_layers(&layers);
+        }
+        return Ok(());
     }
     let verifications = if arguments.storage || arguments.policy { Value::Null } else { attest::figures()? };
     if arguments.attest {

@@ -85,19 +85,31 @@ const SCRATCH: u64 = 64 << 20;
 
 /// All of them, for `target/bench.json`.
 pub fn figures(image: &Image, rounds: usize) -> Result<Value> {
+    let mut figures = layer_figures(rounds)?;
+    figures["disks"] = disks(image, tempfile::tempdir()?.path(), rounds)?;
+    Ok(figures)
+}
+
+/// Those of building layers.
+pub fn layer_figures(rounds: usize) -> Result<Value> {
     let dir = tempfile::tempdir()?;
     Ok(json!({
         "layers": layers(dir.path(), rounds)?,
         "layer_of_2_gib_peak_kib": peak(dir.path())?,
-        "disks": disks(image, dir.path(), rounds)?,
     }))
 }
 
-/// Prints them as the table does.
-pub fn print(figures: &Value) {
-    let number = |path: &str| figures.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN);
-    let row =
-        |what: &str, value: f64, unit: &str, more: &str| println!("{what:<45} {value:>9.0} {unit}   {more}");
+fn number(figures: &Value, path: &str) -> f64 {
+    figures.pointer(path).and_then(Value::as_f64).unwrap_or(f64::NAN)
+}
+
+fn row(what: &str, value: f64, unit: &str, more: &str) {
+    println!("{what:<45} {value:>9.0} {unit}   {more}");
+}
+
+/// Prints those of building layers as the table does.
+pub fn print_layers(figures: &Value) {
+    let number = |path: &str| number(figures, path);
     let limit = number("/layers/sha256_mb_s");
     for (what, name) in [
         ("parma layer build", "build"),
@@ -118,6 +130,12 @@ pub fn print(figures: &Value) {
     }
     row("mkfs.ext4 -d and veritysetup format", number("/layers/peer_mb_s"), "MB/s", "");
     row("peak memory, a layer of 2 GiB", number("/layer_of_2_gib_peak_kib"), "KiB", "goal 65536");
+}
+
+/// Prints them all as the table does.
+pub fn print(figures: &Value) {
+    print_layers(figures);
+    let number = |path: &str| number(figures, path);
     row("disk plugged in to layer mounted", number("/disks/attach_to_mounted_ms"), "ms", "");
     row("disk that is there to layer mounted", number("/disks/present_to_mounted_ms"), "ms", "");
     for (name, what, unit, scale) in [

@@ -10,15 +10,17 @@
 
 use std::fmt;
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use parma_guest::target::ext4 as format;
 
 use crate::content::{Content, Plain, Streamed};
 use crate::ext4::{File, Writer};
+use crate::output::Output;
 use crate::tar::{self, End, Entry, flag, show};
 use crate::verity::{Hash, derived_uuid};
 use crate::xattr::Xattrs;
@@ -74,29 +76,30 @@ impl fmt::Debug for Built {
     }
 }
 
-/// Builds the image of a plain tar into `out`, from its start; `out` should be empty. `progress` is called now
+/// Builds the image of a plain tar into a file, which should be empty. `progress` is called now
 /// and then with the bytes written so far. The tar is read to the end of its stream, behind the end marker.
 ///
 /// # Errors
 /// A malformed tar, something the format cannot express, or a failed read or write; the error names the
-/// entry. What `out` then holds is of no use.
+/// entry. What the file then holds is of no use.
 pub fn build(
     tar: impl Read,
-    out: &mut (impl Write + Seek),
+    out: &fs::File,
     options: &Options,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Built> {
-    build_of(Streamed(tar), out, options, progress)
+    let out = out.try_clone().context("image file")?;
+    build_of(Streamed(tar), Output::File(out), options, progress)
 }
 
 fn build_of(
     tar: impl Content,
-    out: &mut (impl Write + Seek),
+    out: Output,
     options: &Options,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Built> {
-    let mut tar = tar::Reader::new(tar, options.end);
-    let mut writer = Writer::new(out, options.max_size, progress)?;
+    let (mut tar, out) = (tar::Reader::new(tar, options.end), Arc::new(out));
+    let mut writer = Writer::new(out.clone(), options.max_size, progress)?;
     while let Some(mut entry) = tar.next_entry()? {
         let name = std::mem::take(&mut entry.name);
         add(&mut writer, &name, entry, &mut tar, options)
@@ -106,9 +109,10 @@ fn build_of(
     let verity = writer.finish()?;
     let mut bytes = verity.data_blocks * format::BLOCK as u64 + verity.tree_bytes;
     if options.vhd {
-        bytes += append_vhd_footer(out, bytes, &verity.root).context("image file: cannot be written")?;
+        let footer = vhd_footer(bytes, &verity.root);
+        out.put(&footer, bytes)?;
+        bytes += footer.len() as u64;
     }
-    out.flush().context("image file: cannot be written")?;
     Ok(Built { root_hash: verity.root, data_blocks: verity.data_blocks, bytes })
 }
 
@@ -117,7 +121,7 @@ fn build_of(
 /// # Errors
 /// As [`build`].
 pub fn hash(tar: impl Read, options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Built> {
-    build(tar, &mut Nowhere::default(), options, progress)
+    build_of(Streamed(tar), Output::Nowhere, options, progress)
 }
 
 /// Builds the image of the tar in a file (plain, gzip or zstd) into another, which appears whole or not at
@@ -133,6 +137,7 @@ pub fn build_file(
 ) -> Result<Built> {
     let tar = open_tar(input)?;
     write_file(output, |out| {
+        let out = Output::File(out.try_clone().context("image file")?);
         build_of(tar, out, options, progress).with_context(|| input.display().to_string())
     })
 }
@@ -142,7 +147,7 @@ pub fn build_file(
 /// # Errors
 /// As [`hash`]; or the file cannot be read.
 pub fn hash_file(input: &Path, options: &Options, progress: &mut dyn FnMut(u64)) -> Result<Built> {
-    build_of(open_tar(input)?, &mut Nowhere::default(), options, progress)
+    build_of(open_tar(input)?, Output::Nowhere, options, progress)
         .with_context(|| input.display().to_string())
 }
 
@@ -168,20 +173,20 @@ fn open_tar(path: &Path) -> Result<Box<dyn Content>> {
 }
 
 /// Writes a file that appears under its name only when `write` has succeeded.
-fn write_file<T>(path: &Path, write: impl FnOnce(&mut fs::File) -> Result<T>) -> Result<T> {
+fn write_file<T>(path: &Path, write: impl FnOnce(&fs::File) -> Result<T>) -> Result<T> {
     let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cannot = || format!("{}: cannot be written: is its directory there and writable?", path.display());
     let mut builder = tempfile::Builder::new();
     builder.prefix(".parma-").permissions(fs::Permissions::from_mode(0o666)); // less the umask
-    let mut file = builder.tempfile_in(directory).with_context(cannot)?;
-    let result = write(file.as_file_mut())?;
+    let file = builder.tempfile_in(directory).with_context(cannot)?;
+    let result = write(file.as_file())?;
     file.persist(path).with_context(cannot)?;
     Ok(result)
 }
 
 /// Adds one entry of the tar, whose content `tar` gives.
-fn add<W: Write + Seek>(
-    writer: &mut Writer<'_, W>,
+fn add(
+    writer: &mut Writer<'_>,
     name: &[u8],
     entry: Entry,
     tar: &mut dyn Content,
@@ -230,18 +235,9 @@ fn add<W: Write + Seek>(
     writer.create(name, file, tar)
 }
 
-/// Appends the footer that makes a fixed VHD of an image of `size` bytes; gives the footer's length.
-///
-/// # Errors
-/// A failed write.
-pub fn append_vhd_footer(out: &mut impl Write, size: u64, root: &Hash) -> io::Result<u64> {
-    let footer = vhd_footer(size, root);
-    out.write_all(&footer)?;
-    Ok(footer.len() as u64)
-}
-
-/// The footer of a fixed VHD whose content is `size` bytes (Virtual Hard Disk Image Format Specification 1.0).
-fn vhd_footer(size: u64, root: &Hash) -> [u8; 512] {
+/// What makes a fixed VHD of an image of `size` bytes, behind it (Virtual Hard Disk Image Format Specification 1.0).
+#[must_use]
+pub fn vhd_footer(size: u64, root: &Hash) -> [u8; 512] {
     let mut b = [0; 512];
     b[0..8].copy_from_slice(b"conectix");
     b[8..12].copy_from_slice(&2u32.to_be_bytes()); // features: the reserved bit
@@ -255,31 +251,4 @@ fn vhd_footer(size: u64, root: &Hash) -> [u8; 512] {
     let sum: u32 = b.iter().map(|byte| u32::from(*byte)).sum();
     b[64..68].copy_from_slice(&(!sum).to_be_bytes());
     b
-}
-
-/// A file that keeps nothing.
-#[derive(Default)]
-struct Nowhere {
-    position: u64,
-}
-
-impl Write for Nowhere {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.position += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for Nowhere {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        match to {
-            SeekFrom::Start(position) => self.position = position,
-            _ => return Err(io::Error::from(io::ErrorKind::Unsupported)),
-        }
-        Ok(self.position)
-    }
 }

@@ -199,11 +199,11 @@ fn convert_into(
     image: &Image,
     index: usize,
     options: &Options,
-    mut out: File,
+    out: File,
     progress: &mut dyn FnMut(u64),
 ) -> Result<()> {
     // The layer's digest, which is checked at its end, vouches for its being whole. A footer is not kept.
     let options = Options { end: End::Anywhere, vhd: false, ..*options };
-    build(image.open_layer(index)?, &mut out, &options, progress)?;
+    build(image.open_layer(index)?, &out, &options, progress)?;
     out.sync_all().context("cache: cannot be synced to disk")
 }

@@ -28,12 +28,12 @@ impl Region {
         self.length
     }
 
-    /// Reads it into so many bytes.
+    /// Reads its bytes from this one on.
     ///
     /// # Errors
     /// The file cannot be read, or has become shorter.
-    pub fn read(&self, bytes: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(bytes, self.at)
+    pub fn read(&self, from: usize, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(bytes, self.at + from as u64)
     }
 }
 

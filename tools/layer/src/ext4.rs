@@ -5,7 +5,7 @@
 //! with their size. Where the reference has a quirk that decides bytes, the quirk is kept and said so.
 
 use std::collections::BTreeMap;
-use std::io::{Seek, Write};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use parma_guest::target::ext4::{
@@ -16,6 +16,7 @@ use parma_guest::target::ext4::{
 };
 
 use crate::content::Content;
+use crate::output::Output;
 use crate::time::{Time, from_inode, to_inode};
 use crate::verity::{Protected, Stream};
 use crate::xattr::{self, Xattrs};
@@ -80,20 +81,20 @@ impl Node {
 }
 
 /// A filesystem being written.
-pub struct Writer<'a, W> {
-    out: Stream<'a, W>,
+pub struct Writer<'a> {
+    out: Stream<'a>,
     descriptor_blocks: u32,
     /// By number, from 1; reserved ones are `None`.
     nodes: Vec<Option<Node>>,
 }
 
-impl<'a, W: Write + Seek> Writer<'a, W> {
+impl<'a> Writer<'a> {
     /// Begins a filesystem of at most `max_disk` bytes (which is at most [`MAX_DISK`]). The maximum decides
     /// how many blocks the group descriptors get, and so the root hash. `progress` gets the bytes written.
     ///
     /// # Errors
-    /// A maximum out of range, or `out` cannot be written.
-    pub fn new(out: &'a mut W, max_disk: u64, progress: &'a mut dyn FnMut(u64)) -> Result<Self> {
+    /// A maximum out of range.
+    pub fn new(out: Arc<Output>, max_disk: u64, progress: &'a mut dyn FnMut(u64)) -> Result<Self> {
         ensure!(
             (1..=MAX_DISK).contains(&max_disk),
             "maximum size {max_disk}: give 1 byte to {MAX_DISK} bytes"

@@ -12,6 +12,7 @@ mod content;
 mod ext4;
 mod gosort;
 pub mod oci;
+mod output;
 pub mod sha256;
 mod tar;
 mod time;

@@ -1,4 +1,4 @@
-//! dm-verity: an image's blocks are read and hashed on all cores and go out in order; the superblock and the hash tree are
+//! dm-verity: an image's blocks are read, hashed and written on all cores, in any order; the superblock and the hash tree are
 //! appended at the end.
 //!
 //! Parameters are those of the reference and of the guest's verity table: version 1, SHA-256, data and hash
@@ -8,27 +8,32 @@
 //!
 //! Memory is constant: the lowest level of the tree (32 bytes a block) spills to a temporary file when large.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::num::NonZero;
 use std::os::unix::fs::FileExt as _;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::target::ext4::{self, BLOCK};
 use sha2::{Digest as _, Sha256};
 use tempfile::SpooledTempFile;
 
 use crate::content::{Content, Region, Streamed};
+use crate::output::Output;
 pub use crate::sha256::Hash;
 use crate::sha256::{SALT, hash_block, hash_blocks};
 
 /// Bytes that go to a worker at once.
-const CHUNK: usize = 64 * BLOCK;
-/// Chunks that may wait for each worker.
-const QUEUE: usize = 6;
+const CHUNK: usize = 256 * BLOCK;
+/// Bytes that are read and then hashed: as many as a processor's own cache has when it hashes them.
+const PIECE: usize = 16 * BLOCK;
+/// Chunks that each worker may have, the one that it works on included.
+const QUEUE: usize = 4;
 /// Bytes of the lowest level that are kept in memory: those of 4 GiB of data.
 const SPOOL: usize = 32 << 20;
 /// Bytes of the superblock's fields, padded to a block on disk.
@@ -94,46 +99,12 @@ pub fn describe(image: &fs::File) -> io::Result<Option<Protected>> {
 /// They are not; or the image cannot be read.
 pub fn check(image: &fs::File, root: &Hash, progress: &mut dyn FnMut(u64)) -> Result<u64> {
     let Some(said) = describe(image)? else { bail!("no image of ours, or cut short") };
-    let mut same = Same { image, position: 0 };
     let limit = said.data_blocks * BLOCK as u64;
-    let mut stream = Stream::new(&mut same, 0, limit, progress)?;
+    let mut stream = Stream::new(Arc::new(Output::Same(image.try_clone()?)), 0, limit, progress)?;
     stream.copy(&mut Streamed(At { image, position: 0 }.take(limit)), limit)?;
     let found = stream.finish().context("the hash tree is not that of the data")?;
     ensure!(found.root == *root, "the data is not what the root hash names");
     Ok(said.data_blocks)
-}
-
-/// Takes only what is in the image already.
-struct Same<'a> {
-    image: &'a fs::File,
-    position: u64,
-}
-
-impl Write for Same<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut found = vec![0; bytes.len()];
-        self.image.read_exact_at(&mut found, self.position)?;
-        if found != bytes {
-            let message = format!("bytes from {} on differ", self.position);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-        }
-        self.position += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seek for Same<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        match to {
-            SeekFrom::Start(position) => self.position = position,
-            _ => return Err(io::ErrorKind::Unsupported.into()),
-        }
-        Ok(self.position)
-    }
 }
 
 /// Reads an image from a place on.
@@ -150,51 +121,43 @@ impl Read for At<'_> {
     }
 }
 
-/// Blocks of an image on their way to `out` and into the tree, front to back.
-pub struct Stream<'a, W> {
-    out: &'a mut W,
+/// Blocks of an image on their way to its output and into the tree, front to back.
+pub struct Stream<'a> {
+    out: Arc<Output>,
     /// Bytes that the data may have.
     limit: u64,
-    /// Bytes that are in `out`: a chunk goes there when its hashes are there.
-    stored: u64,
-    /// Where `chunk` begins, in bytes.
-    begins: u64,
+    /// What comes next.
     chunk: Chunk,
     workers: Workers,
+    /// The lowest level of the tree, as far as it is known.
     leaves: SpooledTempFile,
     /// Hashes of blocks that were written out of order.
     patched: BTreeMap<u64, Hash>,
     progress: &'a mut dyn FnMut(u64),
 }
 
-impl<'a, W: Write + Seek> Stream<'a, W> {
+impl<'a> Stream<'a> {
     /// A stream that begins behind `reserved` blocks, all of which must be given to [`patch`](Self::patch)
-    /// before the end. `progress` is called with the number of bytes written so far.
+    /// before the end. `progress` is called with the number of bytes that are on their way so far.
     ///
     /// # Errors
-    /// `out` cannot be seeked, or no thread can be started.
-    pub fn new(out: &'a mut W, reserved: u32, limit: u64, progress: &'a mut dyn FnMut(u64)) -> Result<Self> {
-        let begins = u64::from(reserved) * BLOCK as u64;
-        out.seek(SeekFrom::Start(begins)).context("image file")?;
-        let mut leaves = SpooledTempFile::new(SPOOL);
-        io::copy(&mut io::repeat(0).take(u64::from(reserved) * 32), &mut leaves).context("temporary file")?;
-        let (chunk, workers) = (Chunk::new(), Workers::start()?);
-        Ok(Self {
-            out,
-            limit,
-            stored: begins,
-            begins,
-            chunk,
-            workers,
-            leaves,
-            patched: BTreeMap::new(),
-            progress,
-        })
+    /// No thread can be started.
+    pub fn new(
+        out: Arc<Output>,
+        reserved: u32,
+        limit: u64,
+        progress: &'a mut dyn FnMut(u64),
+    ) -> Result<Self> {
+        let mut chunk = Chunk::new();
+        chunk.begins = u64::from(reserved) * BLOCK as u64;
+        let workers = Workers::start(&out)?;
+        let leaves = SpooledTempFile::new(SPOOL);
+        Ok(Self { out, limit, chunk, workers, leaves, patched: BTreeMap::new(), progress })
     }
 
     /// Bytes so far, the reserved ones included.
     pub fn position(&self) -> u64 {
-        self.begins + self.chunk.filled as u64
+        self.chunk.begins + self.chunk.filled as u64
     }
 
     /// The next block's number. Call it between blocks.
@@ -216,8 +179,9 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
         self.reserve(bytes.len() as u64)?;
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(self.chunk.room().len()));
-            self.chunk.room()[..now.len()].copy_from_slice(now);
+            let room = self.chunk.room(bytes.len() as u64);
+            let (now, later) = bytes.split_at(room.len());
+            room.copy_from_slice(now);
             bytes = later;
             self.filled(now.len())?;
         }
@@ -232,15 +196,13 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         self.reserve(length)?;
         let mut left = length;
         while left > 0 {
-            let room = left.min(self.chunk.room().len() as u64) as usize;
-            if let Some(region) = content.region(room) {
-                let taken = region.length();
-                self.chunk.regions.push((self.chunk.filled, region));
-                left -= taken as u64;
-                self.filled(taken)?;
+            let room = self.chunk.room(left);
+            if let Some(region) = content.region(room.len()) {
+                left -= region.length() as u64;
+                self.region(region)?;
                 continue;
             }
-            match content.read(&mut self.chunk.room()[..room]) {
+            match content.read(room) {
                 Ok(0) => bail!("content ends {left} bytes early"),
                 Ok(n) => {
                     left -= n as u64;
@@ -262,10 +224,11 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         self.reserve(bytes)?;
         let mut left = bytes;
         while left > 0 {
-            let n = left.min(self.chunk.room().len() as u64);
-            self.chunk.room()[..n as usize].fill(0);
-            left -= n;
-            self.filled(n as usize)?;
+            let room = self.chunk.room(left);
+            room.fill(0);
+            let count = room.len();
+            left -= count as u64;
+            self.filled(count)?;
         }
         Ok(())
     }
@@ -278,56 +241,74 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         self.zero(self.position().next_multiple_of(BLOCK as u64) - self.position())
     }
 
-    /// Writes a block that is reserved, or was written before.
+    /// Writes a block that is reserved, or was written before. Call it between blocks.
     ///
     /// # Errors
     /// A failed write.
     pub fn patch(&mut self, number: u32, block: &[u8; BLOCK]) -> Result<()> {
-        let at = u64::from(number) * BLOCK as u64;
-        if at >= self.begins {
-            let at = (at - self.begins) as usize;
-            self.chunk.bytes[at..at + BLOCK].copy_from_slice(block);
-        } else {
-            // What is on its way there comes first.
-            while at >= self.stored {
-                let hashed = self.workers.receive()?.context("a block that was never written")?;
-                self.store(hashed)?;
-            }
-            self.out.seek(SeekFrom::Start(at)).context("image file")?;
-            self.out.write_all(block).context("image file")?;
-            self.out.seek(SeekFrom::Start(self.stored)).context("image file")?;
-            self.patched.insert(number.into(), hash_block(block));
+        // What is on its way there comes first.
+        self.flush()?;
+        self.settle()?;
+        self.out.put(block, u64::from(number) * BLOCK as u64)?;
+        self.patched.insert(number.into(), hash_block(block));
+        Ok(())
+    }
+
+    /// So many bytes more of the chunk are there.
+    fn filled(&mut self, more: usize) -> Result<()> {
+        self.chunk.here += more;
+        self.added(more)
+    }
+
+    /// A region is the chunk's next part.
+    fn region(&mut self, region: Region) -> Result<()> {
+        let length = region.length();
+        self.chunk.regions.push((self.chunk.here, region));
+        self.added(length)
+    }
+
+    fn added(&mut self, more: usize) -> Result<()> {
+        self.chunk.filled += more;
+        if self.chunk.missing() == 0 { self.flush() } else { Ok(()) }
+    }
+
+    /// Gives the chunk to a worker, and takes another's memory for the next.
+    fn flush(&mut self) -> Result<()> {
+        let begins = self.position();
+        // Memory that was used before is not cleared only to be overwritten; more is taken where the workers wait.
+        let mut next = match self.workers.try_receive() {
+            Some(hashed) => self.take_down(hashed)?,
+            None if self.workers.outstanding() < QUEUE * self.workers.each.len() => Chunk::new(),
+            None => self.receive()?,
+        };
+        next.begins = begins;
+        self.workers.send(std::mem::replace(&mut self.chunk, next))?;
+        (self.progress)(begins);
+        Ok(())
+    }
+
+    /// Waits for a chunk that is done with.
+    fn receive(&mut self) -> Result<Chunk> {
+        let hashed = self.workers.receive()?;
+        self.take_down(hashed)
+    }
+
+    /// Takes down a chunk's hashes.
+    fn take_down(&mut self, hashed: Hashed) -> Result<Chunk> {
+        let (mut chunk, hashes) = hashed?;
+        self.leaves.seek(SeekFrom::Start(chunk.begins / BLOCK as u64 * 32)).context("temporary file")?;
+        self.leaves.write_all(&hashes).context("temporary file")?;
+        (chunk.filled, chunk.here) = (0, 0);
+        chunk.regions.clear();
+        Ok(chunk)
+    }
+
+    /// Waits for all chunks that are on their way.
+    fn settle(&mut self) -> Result<()> {
+        while self.workers.outstanding() > 0 {
+            self.receive()?;
         }
         Ok(())
-    }
-
-    /// So many bytes more of the chunk are taken.
-    fn filled(&mut self, more: usize) -> Result<()> {
-        self.chunk.filled += more;
-        if self.chunk.filled == CHUNK { self.flush() } else { Ok(()) }
-    }
-
-    /// Gives the chunk to the workers, and takes another's memory for the next.
-    fn flush(&mut self) -> Result<()> {
-        self.begins += self.chunk.filled as u64;
-        let chunk = std::mem::take(&mut self.chunk);
-        self.chunk = match self.workers.send(chunk)? {
-            // Its bytes stay, so that nothing is cleared only to be overwritten.
-            Some(hashed) => self.store(hashed)?,
-            None => Chunk::new(),
-        };
-        (self.progress)(self.begins);
-        Ok(())
-    }
-
-    /// Writes the oldest chunk that is on its way, and its hashes; gives its memory back.
-    fn store(&mut self, hashed: Hashed) -> Result<Chunk> {
-        let (mut chunk, hashes) = hashed?;
-        self.out.write_all(&chunk.bytes[..chunk.filled]).context("image file: cannot be written")?;
-        self.stored += chunk.filled as u64;
-        self.leaves.write_all(&hashes).context("temporary file")?;
-        chunk.filled = 0;
-        Ok(chunk)
     }
 
     /// Ends the data, which must end with a block, and appends verity's superblock and tree.
@@ -336,14 +317,11 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
     /// A failed write.
     pub fn finish(mut self) -> Result<Protected> {
         self.flush()?;
-        while let Some(hashed) = self.workers.receive()? {
-            self.store(hashed)?;
-        }
-        let data_blocks = self.stored / BLOCK as u64;
-        let leaves_end = self.leaves.seek(SeekFrom::End(0))?;
-        debug_assert_eq!(leaves_end, data_blocks * 32);
-        let padding = leaves_end.next_multiple_of(BLOCK as u64) - leaves_end;
-        io::copy(&mut io::repeat(0).take(padding), &mut self.leaves)?;
+        self.settle()?;
+        let data_bytes = self.position();
+        let data_blocks = data_bytes / BLOCK as u64;
+        let leaves_end = (data_blocks * 32).next_multiple_of(BLOCK as u64);
+        self.leaves.set_len(leaves_end).context("temporary file")?;
         for (number, hash) in &self.patched {
             self.leaves.seek(SeekFrom::Start(number * 32))?;
             self.leaves.write_all(hash)?;
@@ -356,37 +334,39 @@ impl<'a, W: Write + Seek> Stream<'a, W> {
         }
         // The last level is the root alone; padded, those between are blocks of the tree.
         let root: Hash = levels.pop().and_then(|root| root.try_into().ok()).context("empty image")?;
-        let mut tree_bytes = self.append(&superblock(data_blocks, &root))?;
-        for level in levels.iter().rev() {
-            tree_bytes += self.append(level)?;
+        let mut end = data_bytes;
+        let superblock = superblock(data_blocks, &root);
+        for part in [&superblock[..]].into_iter().chain(levels.iter().rev().map(Vec::as_slice)) {
+            let mut padded = part.to_vec();
+            padded.resize(part.len().next_multiple_of(BLOCK), 0);
+            self.out.put(&padded, end)?;
+            end += padded.len() as u64;
         }
         self.leaves.rewind()?;
-        tree_bytes += io::copy(&mut self.leaves, self.out).context("image file: cannot be written")?;
-        (self.progress)(self.stored + tree_bytes);
-        Ok(Protected { root, data_blocks, tree_bytes })
-    }
-
-    /// Writes behind the data what is not part of it, padded to a block; returns the bytes written.
-    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
-        let mut padded = bytes.to_vec();
-        padded.resize(bytes.len().next_multiple_of(BLOCK), 0);
-        self.out.write_all(&padded).context("image file: cannot be written")?;
-        Ok(padded.len() as u64)
+        let mut part = Vec::with_capacity(CHUNK);
+        while read_chunk(&mut self.leaves, &mut part)? {
+            self.out.put(&part, end)?;
+            end += part.len() as u64;
+        }
+        (self.progress)(end);
+        Ok(Protected { root, data_blocks, tree_bytes: end - data_bytes })
     }
 }
 
 /// The hashes of a level's blocks; what ends within a block is padded with zeros.
 fn level_above(level: &mut dyn Read) -> Result<Vec<u8>> {
-    let mut hashes = Vec::new();
-    let mut block = Vec::with_capacity(BLOCK);
-    loop {
-        block.clear();
-        if level.take(BLOCK as u64).read_to_end(&mut block)? == 0 {
-            return Ok(hashes);
-        }
-        block.resize(BLOCK, 0);
-        hashes.extend_from_slice(&hash_block(&block));
+    let (mut hashes, mut part) = (Vec::new(), Vec::with_capacity(CHUNK));
+    while read_chunk(level, &mut part)? {
+        part.resize(part.len().next_multiple_of(BLOCK), 0);
+        hashes.extend_from_slice(&hash_blocks(&part));
     }
+    Ok(hashes)
+}
+
+/// Reads the next [`CHUNK`] bytes, or what is left of them. Whether there was something.
+fn read_chunk(input: &mut dyn Read, part: &mut Vec<u8>) -> Result<bool> {
+    part.clear();
+    Ok(input.take(CHUNK as u64).read_to_end(part).context("temporary file")? > 0)
 }
 
 fn superblock(data_blocks: u64, root: &Hash) -> [u8; SUPERBLOCK] {
@@ -405,22 +385,17 @@ fn superblock(data_blocks: u64, root: &Hash) -> [u8; SUPERBLOCK] {
     b
 }
 
-/// Threads that hash chunks; results come back in the order of the chunks.
-struct Workers {
-    each: Vec<(SyncSender<Chunk>, Receiver<Hashed>)>,
-    next: usize,
-    /// The worker of each chunk whose result is outstanding.
-    outstanding: VecDeque<usize>,
-}
-
 /// A part of an image's data.
 #[derive(Default)]
 struct Chunk {
-    /// [`CHUNK`] bytes.
-    bytes: Vec<u8>,
-    /// How many of them count.
+    /// Where it begins in the image.
+    begins: u64,
+    /// How many bytes it has.
     filled: usize,
-    /// What has yet to be read, and where in `bytes` it belongs.
+    /// Those that are there already: the first `here` of these [`CHUNK`] bytes.
+    bytes: Vec<u8>,
+    here: usize,
+    /// What has yet to be read, each behind so many of the bytes that are there.
     regions: Vec<(usize, Region)>,
 }
 
@@ -429,54 +404,153 @@ impl Chunk {
         Self { bytes: vec![0; CHUNK], ..Self::default() }
     }
 
-    /// The bytes that do not count yet.
-    fn room(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.filled..]
+    /// Bytes that are still missing. A chunk ends at a multiple of [`CHUNK`]: the page cache takes it in whole then.
+    fn missing(&self) -> u64 {
+        let begun = (self.begins + self.filled as u64) % CHUNK as u64;
+        if begun == 0 && self.filled > 0 { 0 } else { CHUNK as u64 - begun }
     }
 
-    /// Reads what has yet to be read, and hashes all blocks.
-    fn hash(mut self) -> Hashed {
-        for (at, region) in self.regions.drain(..) {
-            region.read(&mut self.bytes[at..][..region.length()])?;
+    /// Room for at most so many of the bytes that are still missing.
+    fn room(&mut self, most: u64) -> &mut [u8] {
+        let length = most.min(self.missing()) as usize;
+        &mut self.bytes[self.here..][..length]
+    }
+
+    /// Reads what has yet to be read, into this memory of [`CHUNK`] bytes, hashes all blocks, and writes them.
+    fn done(&self, out: &Output, memory: &mut [u8]) -> Result<Vec<u8>> {
+        let mut hashes = Vec::with_capacity(self.filled / BLOCK * size_of::<Hash>());
+        if self.regions.is_empty() {
+            for piece in self.bytes[..self.here].chunks(PIECE) {
+                hashes.extend_from_slice(&hash_blocks(piece));
+            }
+            out.put(&self.bytes[..self.here], self.begins)?;
+            return Ok(hashes);
         }
-        let hashes = hash_blocks(&self.bytes[..self.filled]);
-        Ok((self, hashes))
+        let mut rest = Rest { chunk: self, taken: 0, regions: 0, of_region: 0 };
+        for start in (0..self.filled).step_by(PIECE) {
+            // What is not kept may be overwritten by what comes next, which is then in memory that is near.
+            let place = if matches!(out, Output::Nowhere) { 0 } else { start };
+            let piece = &mut memory[place..][..PIECE.min(self.filled - start)];
+            rest.read(piece)?;
+            hashes.extend_from_slice(&hash_blocks(piece));
+        }
+        out.put(&memory[..self.filled], self.begins)?;
+        Ok(hashes)
     }
 }
 
-/// A chunk, and the hashes of its blocks one after the other; or why it could not be read.
-type Hashed = io::Result<(Chunk, Vec<u8>)>;
+/// What of a chunk has not been taken yet.
+struct Rest<'a> {
+    chunk: &'a Chunk,
+    /// Bytes taken of those that are there.
+    taken: usize,
+    /// Regions taken whole, and bytes of the next one.
+    regions: usize,
+    of_region: usize,
+}
+
+impl Rest<'_> {
+    /// Reads the next bytes, of which there are enough.
+    fn read(&mut self, mut to: &mut [u8]) -> io::Result<()> {
+        while !to.is_empty() {
+            let next = self.chunk.regions.get(self.regions);
+            let there = next.map_or(self.chunk.here, |(behind, _)| *behind) - self.taken;
+            let length = match next {
+                Some((_, region)) if there == 0 => {
+                    let length = to.len().min(region.length() - self.of_region);
+                    region.read(self.of_region, &mut to[..length])?;
+                    self.of_region += length;
+                    if self.of_region == region.length() {
+                        (self.regions, self.of_region) = (self.regions + 1, 0);
+                    }
+                    length
+                }
+                _ => {
+                    let length = to.len().min(there);
+                    to[..length].copy_from_slice(&self.chunk.bytes[self.taken..][..length]);
+                    self.taken += length;
+                    length
+                }
+            };
+            to = &mut to[length..];
+        }
+        Ok(())
+    }
+}
+
+/// A chunk, and the hashes of its blocks one after the other; or why it could not be read or written.
+type Hashed = Result<(Chunk, Vec<u8>)>;
+
+/// What a worker says of a chunk.
+struct Done {
+    worker: usize,
+    chunk: Hashed,
+}
+
+/// Threads that read, hash and write chunks. Chunks come back in any order, and whoever has the fewest gets the next, so that no
+/// thread waits for another.
+struct Workers {
+    each: Vec<Worker>,
+    done: Receiver<Done>,
+}
+
+struct Worker {
+    chunks: SyncSender<Chunk>,
+    /// Chunks that it was sent and that have not come back.
+    has: usize,
+}
 
 impl Workers {
-    fn start() -> Result<Self> {
+    fn start(out: &Arc<Output>) -> Result<Self> {
         let count = thread::available_parallelism().map_or(1, NonZero::get);
-        let each = (0..count).map(|_| {
+        let (sender, done) = sync_channel(QUEUE * count);
+        let each = (0..count).map(|worker| {
             let (chunks, incoming) = sync_channel::<Chunk>(QUEUE);
-            let (outgoing, hashes) = sync_channel(QUEUE);
+            let (sender, out) = (sender.clone(), out.clone());
             let work = move || {
+                let mut memory = vec![0; CHUNK];
                 for chunk in incoming {
-                    if outgoing.send(chunk.hash()).is_err() {
+                    // Whoever waits for it has to learn of its end.
+                    let hashes = panic::catch_unwind(AssertUnwindSafe(|| chunk.done(&out, &mut memory)));
+                    let hashes = hashes.unwrap_or_else(|_| Err(anyhow!("a hashing thread died")));
+                    let chunk = hashes.map(|hashes| (chunk, hashes));
+                    if sender.send(Done { worker, chunk }).is_err() {
                         return; // the image was given up
                     }
                 }
             };
             thread::Builder::new().name("hash".into()).spawn(work).context("cannot start a thread")?;
-            Ok((chunks, hashes))
+            Ok(Worker { chunks, has: 0 })
         });
-        Ok(Self { each: each.collect::<Result<_>>()?, next: 0, outstanding: VecDeque::new() })
+        Ok(Self { each: each.collect::<Result<_>>()?, done })
     }
 
-    /// Gives a chunk away, and waits for the oldest result where enough are outstanding.
-    fn send(&mut self, chunk: Chunk) -> Result<Option<Hashed>> {
-        self.each[self.next].0.send(chunk).ok().context("a hashing thread died")?;
-        self.outstanding.push_back(self.next);
-        self.next = (self.next + 1) % self.each.len();
-        if self.outstanding.len() < QUEUE * self.each.len() { Ok(None) } else { self.receive() }
+    /// Chunks that were sent and have not come back.
+    fn outstanding(&self) -> usize {
+        self.each.iter().map(|worker| worker.has).sum()
     }
 
-    /// The oldest outstanding result, or `None` where there is none.
-    fn receive(&mut self) -> Result<Option<Hashed>> {
-        let Some(worker) = self.outstanding.pop_front() else { return Ok(None) };
-        self.each[worker].1.recv().ok().map(Some).context("a hashing thread died")
+    /// Gives a chunk to the worker that has the fewest, of which there must be one with less than [`QUEUE`].
+    fn send(&mut self, chunk: Chunk) -> Result<()> {
+        let worker = self.each.iter_mut().min_by_key(|worker| worker.has).context("no hashing thread")?;
+        worker.chunks.send(chunk).ok().context("a hashing thread died")?;
+        worker.has += 1;
+        Ok(())
+    }
+
+    /// A chunk that has come back already.
+    fn try_receive(&mut self) -> Option<Hashed> {
+        self.done.try_recv().ok().map(|done| self.back(done))
+    }
+
+    /// Waits until a chunk comes back.
+    fn receive(&mut self) -> Result<Hashed> {
+        let done = self.done.recv().ok().context("the hashing threads died")?;
+        Ok(self.back(done))
+    }
+
+    fn back(&mut self, Done { worker, chunk }: Done) -> Hashed {
+        self.each[worker].has -= 1;
+        chunk
     }
 }

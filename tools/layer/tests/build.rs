@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::Cursor;
+use std::io::Read as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -51,9 +51,11 @@ fn hashed(tar: &[u8]) -> anyhow::Result<Built> {
 }
 
 fn image(tar: &[u8], options: &Options) -> (Built, Vec<u8>) {
-    let mut out = Cursor::new(Vec::new());
-    let built = build(tar, &mut out, options, &mut |_| ()).unwrap();
-    (built, out.into_inner())
+    let mut out = tempfile::tempfile().unwrap();
+    let built = build(tar, &out, options, &mut |_| ()).unwrap();
+    let mut bytes = Vec::new();
+    out.read_to_end(&mut bytes).unwrap();
+    (built, bytes)
 }
 
 /// Runs a tool that may be absent; gives its output.

@@ -447,19 +447,21 @@ impl Guest {
             read_only: mount.read_only,
         });
         let volumes = workload.volumes.iter().map(|volume| {
-            let (source, read_only) = match &volume.content {
-                Content::Verified(layer) => (Source::Layer(layer.serial.as_str()), true),
-                Content::Encrypted(encrypted) => (Source::Volume(encrypted.id), false),
+            let source = match &volume.content {
+                Content::Verified(layer) => Source::Layer(layer.serial.as_str()),
+                Content::Encrypted(encrypted) => Source::Volume(encrypted.id),
             };
-            Mount { source, destination: &volume.destination, read_only }
+            Mount { source, destination: &volume.destination, read_only: volume.read_only }
         });
         let attestation = container.attestation.then_some(Mount {
             source: Source::Attestation,
             destination: service::DIRECTORY,
             read_only: true,
         });
-        let mounts = mounts.chain(volumes).chain(attestation);
-        let mounts = List::from_vec(mounts.collect()).context("more mounts than the guest takes")?;
+        let mut mounts: Vec<_> = mounts.chain(volumes).chain(attestation).collect();
+        // What is mounted within another mount comes after that.
+        mounts.sort_by_key(|mount| mount.destination.split('/').filter(|name| !name.is_empty()).count());
+        let mounts = List::from_vec(mounts).context("more mounts than the guest takes")?;
         self.started(Request::CreateContainer {
             container: id.as_str(),
             privileged: false,

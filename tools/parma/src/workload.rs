@@ -46,6 +46,8 @@ pub struct Volume {
     pub content: Content,
     /// Where.
     pub destination: String,
+    /// Whether the container can only read it.
+    pub read_only: bool,
 }
 
 /// What is on a data volume's disk.
@@ -76,24 +78,23 @@ impl Encrypted {
     }
 }
 
-impl Volume {
+impl Content {
     /// Opens a volume that `parma volume create` made from a tar.
     ///
     /// # Errors
     /// The file cannot be read, or is none.
-    pub fn verified(path: &Path, destination: &str) -> Result<Self> {
+    pub fn verified(path: &Path) -> Result<Self> {
         let found = fs::File::open(path).and_then(|file| verity::describe(&file));
         let found = found.with_context(|| format!("cannot read the volume {}", path.display()))?;
         let found = found.with_context(|| {
             format!(
                 "{} is no read-only volume: make one with `parma volume create FILE --from TAR`, or name an encrypted \
-                 one with its id, as FILE:PATH:ID",
+                 one with its id, FILE:…:ID",
                 path.display()
             )
         })?;
         let (path, serial) = (path.to_owned(), volume_serial(&found.root)?);
-        let layer = Layer { path, root_hash: found.root, data_blocks: found.data_blocks, serial };
-        Ok(Self { content: Content::Verified(layer), destination: destination.to_owned() })
+        Ok(Self::Verified(Layer { path, root_hash: found.root, data_blocks: found.data_blocks, serial }))
     }
 
     /// The encrypted volume of this id, which `parma volume create` made with a key. Nobody can tell without the key what
@@ -101,19 +102,33 @@ impl Volume {
     ///
     /// # Errors
     /// The guest could not be told which disk it is.
-    pub fn encrypted(path: &Path, destination: &str, id: [u8; 32]) -> Result<Self> {
-        let encrypted = Encrypted { path: path.to_owned(), id, serial: volume_serial(&id)? };
-        Ok(Self { content: Content::Encrypted(encrypted), destination: destination.to_owned() })
+    pub fn encrypted(path: &Path, id: [u8; 32]) -> Result<Self> {
+        Ok(Self::Encrypted(Encrypted { path: path.to_owned(), id, serial: volume_serial(&id)? }))
+    }
+
+    /// What a policy knows it by.
+    #[must_use]
+    pub fn known_by(&self) -> VolumeContent {
+        match self {
+            Self::Verified(layer) => VolumeContent::Verified(layer.root_hash),
+            Self::Encrypted(encrypted) => VolumeContent::Encrypted(encrypted.id),
+        }
+    }
+}
+
+impl Volume {
+    /// A volume that is mounted here, to be written where that is possible.
+    #[must_use]
+    pub fn at(destination: &str, content: Content) -> Self {
+        let read_only = matches!(content, Content::Verified(_));
+        Self { content, destination: destination.to_owned(), read_only }
     }
 
     /// What a policy says of it.
     #[must_use]
     pub fn data(&self) -> DataVolume {
-        let content = match &self.content {
-            Content::Verified(layer) => VolumeContent::Verified(layer.root_hash),
-            Content::Encrypted(encrypted) => VolumeContent::Encrypted(encrypted.id),
-        };
-        DataVolume { content, destination: self.destination.clone() }
+        let (destination, read_only) = (self.destination.clone(), self.read_only);
+        DataVolume { content: self.content.known_by(), destination, read_only }
     }
 }
 

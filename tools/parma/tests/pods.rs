@@ -212,6 +212,75 @@ fn an_initial_container_that_fails_keeps_the_others_from_starting() {
     );
 }
 
+/// An encrypted volume keeps what a Pod's containers wrote for the next guest, which may demand that it is the newest; a
+/// read-only one is what its owner made. Each container has them as the Pod says, and as nothing else.
+#[test]
+fn what_a_pod_claims_outlives_it_and_is_mounted_as_it_says() {
+    let spec = r#"
+  restartPolicy: Never
+  volumes:
+  - {name: data, persistentVolumeClaim: {claimName: shop-data}}
+  - {name: weights, persistentVolumeClaim: {claimName: model}}
+  - {name: work, emptyDir: {}}
+  initContainers:
+  - name: write
+    image: BUSYBOX
+    command: [sh, -c, "echo line >> /data/lines; echo kept > /data/work/for-this-pod"]
+    volumeMounts: [{name: work, mountPath: /data/work}, {name: data, mountPath: /data}]
+  containers:
+  - name: read
+    image: BUSYBOX
+    command: [sh, -c, "wc -l < /srv/data/lines; ls /srv/data/work; touch /srv/data/x || echo data cannot be written"]
+    volumeMounts: [{name: data, mountPath: /srv/data, readOnly: true}]
+  - name: think
+    image: BUSYBOX
+    command: [sh, -c, "cat /model/weights; touch /model/x || echo model cannot be written; ls -d /data /srv/data"]
+    volumeMounts: [{name: weights, mountPath: /model}]
+"#;
+    let Some(stage) = Stage::new(spec) else { return };
+    let file = |name: &str| stage.runtime.path().join(name).into_os_string().into_string().unwrap();
+    let (data, key, model, tar) = (file("data.img"), file("key"), file("model.img"), file("model.tar"));
+    fs::write(&key, [7; 32]).unwrap();
+    let mut builder = tar::Builder::new(fs::File::create(&tar).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(6);
+    builder.append_data(&mut header, "weights", &b"heavy\n"[..]).unwrap();
+    builder.finish().unwrap();
+    let made = |arguments: &[&str]| {
+        let output = stage.parma(&[&["volume", "create"], arguments].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).trim_end().to_owned()
+    };
+    let id = made(&[&data, "--size", "20M", "--key", &key]);
+    made(&[&model, "--from", &tar]);
+    let (data, model) = (format!("shop-data={data}:{id}"), format!("model={model}"));
+    let claims = ["--claim", &data, "--claim", &model, "--volume-key"];
+    for generation in [1, 2] {
+        let key = format!("{key}@{}", generation - 1);
+        let output = stage.run(&[&claims[..], &[&key]].concat()).output().unwrap();
+        let (text, errors) = (stdout(&output), stderr(&output));
+        let lines = format!("read | {generation}");
+        for line in
+            [&lines, "read | data cannot be written", "think | heavy", "think | model cannot be written"]
+        {
+            assert!(text.lines().any(|shown| shown == line), "{line} in\n{text}\n{errors}");
+        }
+        assert!(!text.contains("for-this-pod") && !text.contains("think | /"), "{text}\n{errors}");
+    }
+    let output = stage.run(&[&claims[..], &[&format!("{key}@3")]].concat()).output().unwrap();
+    assert_eq!(
+        (output.status.code(), stdout(&output).as_str()),
+        (Some(1), ""),
+        "an older state than is known"
+    );
+    assert!(stderr(&output).contains("older state"), "{}", stderr(&output));
+    let output = stage.run(&claims[..4]).output().unwrap();
+    assert!(stderr(&output).contains("--volume-key"), "{}", stderr(&output));
+    let output = stage.run(&claims[..2]).output().unwrap();
+    assert!(stderr(&output).contains("spec.volumes[1].persistentVolumeClaim"), "{}", stderr(&output));
+}
+
 #[test]
 fn what_is_not_supported_of_a_pod_is_refused_by_name_before_anything_boots() {
     let Some(stage) = Stage::new("  hostPID: true\n  containers: [{name: a, image: BUSYBOX}]\n") else {

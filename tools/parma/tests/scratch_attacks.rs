@@ -12,11 +12,14 @@ use parma_guest::wire::{
 };
 use parma_policy::generate::GenerateOptions;
 use parma_vmm::scripted::{Operation, ScriptedDisk};
-use parma_vmm::{Disk, Reply};
+use parma_vmm::{Disk, Machine, Reply};
+use sha2::{Digest as _, Sha256};
+use std::fs;
 use std::io::Write;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
-use support::{Guest, Peer, Stage, Workload, id, read_until, serial, stage};
+use support::{Guest, Peer, Stage, Workload, arguments, id, memory_of, read_until, serial, stage};
 
 const BLOCK: u64 = 4096;
 /// Blocks of a test's disk: 32 MiB.
@@ -669,6 +672,67 @@ fn a_volume_outlives_its_guest_and_what_the_host_does_to_it_is_noticed() {
                 "{refused:?}"
             );
         }
+    }
+}
+
+/// How often this key is in the guest's memory, as it is or as the digits that device-mapper takes.
+fn copies(memory: &fs::File, key: &[u8; 32]) -> usize {
+    const PART: usize = 1 << 20;
+    let digits = parma::output::hex(key).into_bytes();
+    let (mut part, zeros) = (vec![0; PART + digits.len() - 1], vec![0; PART + digits.len() - 1]);
+    let mut found = 0;
+    for at in (0..memory.metadata().unwrap().len()).step_by(PART) {
+        let length = memory.read_at(&mut part, at).unwrap();
+        if part[..length] == zeros[..length] {
+            continue;
+        }
+        for needle in [&key[..], &digits] {
+            // One that begins in the next part is counted there.
+            let length = length.min(PART + needle.len() - 1);
+            let begins = |window: &&[u8]| window[0] == needle[0] && *window == needle;
+            found += part[..length].windows(needle.len()).filter(begins).count();
+        }
+    }
+    found
+}
+
+/// While a volume is open the kernel has its key, so the search finds it; afterwards nobody has. That of another volume waits
+/// all the while, and is as gone in the end.
+#[test]
+fn no_copy_of_a_key_is_left_in_the_guests_memory_when_its_volume_is_closed() {
+    let Some(stage) = stage() else { return };
+    let keys = ["one", "two"].map(|key| <[u8; 32]>::from(Sha256::digest(key)));
+    let volumes = keys.map(|key| parma_guest::target::volume::id(&key));
+    let names = ["volume0", "volume1"];
+    let folder = stage.file("unused", b"");
+    let paths = names.map(|name| folder.with_file_name(name));
+    for (path, key) in paths.iter().zip(&keys) {
+        let key = parma_layer::volume::Key::read(&mut &key[..]).unwrap();
+        parma_layer::volume::Volume::create(path, 20 << 20, &key).unwrap();
+    }
+    let entry = |volume: &[u8; 32], place: &str| {
+        mount_entry(&format!("volume://{}", parma::output::hex(volume)), place, "rw")
+    };
+    let workload = workload_with(&stage, &[entry(&volumes[0], "/a"), entry(&volumes[1], "/b")]);
+    let mut disks = workload.disks();
+    disks.extend(paths.iter().zip(names).map(|(path, name)| Disk::writable(path, serial(name))));
+    let mut config = stage.config(workload.policy.host_data(), disks);
+    config.extra_args = arguments(&["-name", "wiped"]);
+    let mut machine = Machine::launch(&config).unwrap();
+    let session = machine.session().unwrap();
+    let guest = Guest { machine, session };
+    guest.accept(&workload.policy.image);
+    let memory = fs::File::open(memory_of("wiped")).unwrap();
+    let mut owner = Peer::of(&guest, &stage.expected(&workload)).unwrap();
+    assert_eq!(keys.map(|key| copies(&memory, &key)), [0, 0], "not there yet");
+    for key in keys {
+        owner.release(&guest, key, 0);
+    }
+    for ((volume, device), key) in volumes.into_iter().zip(names).zip(&keys) {
+        guest.done(Request::MountVolume { volume, device });
+        assert!(copies(&memory, key) > 0, "the kernel has it");
+        guest.done(Request::UnmountVolume { volume });
+        assert_eq!(copies(&memory, key), 0, "{device}");
     }
 }
 

@@ -10,6 +10,8 @@ mod kubernetes;
 mod rehearse;
 mod settings;
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail, ensure};
 use parma_guest::attest::service;
 use parma_guest::gate::fields::{Args, CAPABILITY_NAMES, Env, Resources, UserSpec, WorkingDir};
@@ -99,6 +101,8 @@ pub struct GenerateOptions {
     pub mounts: Vec<Mount>,
     /// Data volumes that are mounted.
     pub volumes: Vec<DataVolume>,
+    /// What a Pod's claims of volumes stand for, by the claims' names.
+    pub claims: BTreeMap<String, VolumeContent>,
     /// Whether it can attest itself: it gets the attestation directory, and the variable that names it.
     pub attestation: bool,
     /// Names of the containers that have to be running before it is created.
@@ -161,6 +165,7 @@ impl Default for GenerateOptions {
             capabilities: None,
             mounts: Vec::new(),
             volumes: Vec::new(),
+            claims: BTreeMap::new(),
             attestation: false,
             after: Vec::new(),
             exec: Vec::new(),
@@ -216,6 +221,8 @@ pub struct DataVolume {
     pub content: VolumeContent,
     /// Where it is mounted.
     pub destination: String,
+    /// Whether the container can only read it, as is always so of read-only content.
+    pub read_only: bool,
 }
 
 /// What a data volume is known by.
@@ -238,10 +245,7 @@ impl DataVolume {
 
     /// The mount, as the guest gives it to the policy; `source` is where the disk is mounted.
     fn mount(&self, source: &str) -> Value {
-        let access = match self.content {
-            VolumeContent::Verified(_) => "ro",
-            VolumeContent::Encrypted(_) => "rw",
-        };
+        let access = if self.read_only { "ro" } else { "rw" };
         json!({
             "type": "bind", "source": source, "destination": self.destination, "options": ["rbind", "rshared", access],
         })

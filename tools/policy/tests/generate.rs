@@ -285,7 +285,10 @@ fn signals_are_read_as_images_write_them() {
 #[test]
 fn data_volumes_are_named_by_what_proves_their_content() {
     let dir = tempfile::tempdir().unwrap();
-    let volume = |content, destination: &str| DataVolume { content, destination: destination.into() };
+    let volume = |content, destination: &str| {
+        let read_only = matches!(content, VolumeContent::Verified(_));
+        DataVolume { content, destination: destination.into(), read_only }
+    };
     let options = GenerateOptions {
         volumes: vec![
             volume(VolumeContent::Encrypted([0x33; 32]), "/data"),

@@ -8,7 +8,7 @@ use std::path::Path;
 use common::layout::{Entry, image};
 use common::requests::{device_path, id, mount_device, with};
 use common::{Guest, Oracle};
-use parma_policy::generate::{Container, GenerateOptions, policy_of, read_pod};
+use parma_policy::generate::{Container, GenerateOptions, VolumeContent, policy_of, read_pod};
 use serde_json::{Value, json};
 
 const POD: &str = r#"
@@ -216,6 +216,17 @@ fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
         (one("  securityContext: {capabilities: {add: [ALL]}}"), "capabilities.add"),
         (one("  securityContext: {runAsGroup: 5}"), "runAsGroup"),
         (one("  volumeMounts: [{name: v, mountPath: /v}]"), "volumeMounts[0].name"),
+        (one("volumes:\n- {name: v}"), "spec.volumes[0]"),
+        (
+            one("volumes:\n- {name: v, emptyDir: {}, persistentVolumeClaim: {claimName: c}}"),
+            "spec.volumes[0]",
+        ),
+        (
+            one("volumes:\n- {name: v, persistentVolumeClaim: {claimName: c}}"),
+            "spec.volumes[0].persistentVolumeClaim.claimName: say which data volume it is, --claim c=FILE",
+        ),
+        (one("  volumeMounts: [{name: v, mountPath: /v, subPath: a}]"), "subPath"),
+        (one("  volumeDevices: []"), "volumeDevices"),
         (one("  ports: [{containerPort: 80, hostPort: 80}]"), "hostPort"),
         (one("  name: again"), "name"),
         (one("- {name: a, image: j}"), "spec.containers[1].name"),
@@ -229,6 +240,57 @@ fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
         &profile,
     );
     assert!(format!("{:#}", error.unwrap_err()).contains("mountPath"));
+}
+
+/// What a claim stands for is the user's to say; the policy names it by its content or key, and only for those that mount it.
+#[test]
+fn what_a_pod_claims_is_in_the_policy_by_what_proves_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "apiVersion: v1
+kind: Pod
+spec:
+  volumes:
+  - {name: data, persistentVolumeClaim: {claimName: shop-data}}
+  - {name: weights, persistentVolumeClaim: {claimName: model}}
+  - {name: archive, persistentVolumeClaim: {claimName: shop-data, readOnly: true}}
+  initContainers:
+  - {name: first, image: i, command: [/first], volumeMounts: [{name: data, mountPath: /srv}]}
+  containers:
+  - {name: a, image: i, command: [/a], volumeMounts: [{name: data, mountPath: /srv, readOnly: true}, {name: weights, mountPath: /model}]}
+  - {name: b, image: i, command: [/b], volumeMounts: [{name: archive, mountPath: /old}]}
+  - {name: c, image: i, command: [/c]}
+";
+    let claims = [
+        ("shop-data".to_string(), VolumeContent::Encrypted([0x33; 32])),
+        ("model".to_string(), VolumeContent::Verified([0x44; 32])),
+    ];
+    let options = GenerateOptions { claims: claims.into(), ..GenerateOptions::default() };
+    let pod = read_pod(text, &options, &profile).unwrap();
+    let image = image(dir.path(), &[ETC], &json!({"Entrypoint": ["/bin/serve"]}));
+    let made = pod.containers.iter().map(|container| Container::new(&image, &[[1; 32]], &container.options));
+    let containers = made.collect::<anyhow::Result<Vec<_>>>().unwrap();
+    let policy = policy_of(&containers).unwrap();
+    let entry = |kind: &str, name: &str, destination: &str, access: &str| {
+        let source = format!("{kind}://{}", name.repeat(32));
+        json!({"type": "bind", "source": source, "destination": destination, "options": ["rbind", "rshared", access]})
+            .to_string()
+    };
+    let entries = [
+        entry("volume", "33", "/srv", "rw"),
+        entry("volume", "33", "/srv", "ro"),
+        entry("verity", "44", "/model", "ro"),
+        entry("volume", "33", "/old", "ro"),
+    ];
+    for entry in &entries {
+        assert_eq!(policy.matches(entry).count(), 1, "{entry} in {policy}");
+    }
+    assert_eq!(policy.matches("\"volume://").count() + policy.matches("\"verity://").count(), entries.len());
+
+    let claims = [("other".to_string(), VolumeContent::Verified([0x44; 32]))];
+    let options = GenerateOptions { claims: claims.into(), ..GenerateOptions::default() };
+    let unclaimed = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: i}]}";
+    let error = read_pod(unclaimed, &options, &profile).unwrap_err();
+    assert!(error.to_string().contains("none claims \"other\""), "{error}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use super::run::spinner;
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
-use parma_layer::build::append_vhd_footer;
+use parma_layer::build::vhd_footer;
 use parma_layer::cache::{Cache, CachedLayer};
 use parma_layer::oci::{Image, Reference};
 use serde_json::json;
@@ -82,7 +82,7 @@ fn copy(layer: &CachedLayer, directory: &Path, index: usize, vhd: bool) -> Resul
     let mut source = fs::File::open(&layer.path).with_context(|| layer.path.display().to_string())?;
     let bytes = io::copy(&mut source, file.as_file_mut()).with_context(cannot)?;
     if vhd {
-        append_vhd_footer(file.as_file_mut(), bytes, &layer.root_hash).with_context(cannot)?;
+        file.write_all(&vhd_footer(bytes, &layer.root_hash)).with_context(cannot)?;
     }
     file.persist(&path).with_context(cannot)?;
     Ok(path)

@@ -1,11 +1,11 @@
 //! `parma policy …`
 
 use super::{command_line, show_warnings};
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma::output::{self, hex};
-use parma::workload::{ANNOTATION, Policy, Volume, Workload};
+use parma::workload::{ANNOTATION, Content, Policy, Volume, Workload};
 use parma_guest::gate::settings::Limit;
 use parma_kms::verify::from_hex;
 use parma_layer::oci::Reference;
@@ -16,6 +16,7 @@ use parma_policy::generate::{
 };
 use parma_policy::seccomp::Profile;
 use parma_policy::{Inputs, check, explain, lint};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -68,6 +69,10 @@ pub struct Allow {
     /// printed; may be repeated
     #[arg(long, value_name = "FILE:PATH[:ID]", value_parser = volume_at, conflicts_with = "file")]
     volume: Vec<VolumeAt>,
+    /// What a persistentVolumeClaim of the Pod stands for: its claimName, and a data volume of `parma volume create`, an
+    /// encrypted one with the id that was printed; may be repeated
+    #[arg(long, value_name = "NAME=FILE[:ID]", value_parser = Claim::parse, requires = "file")]
+    claim: Vec<Claim>,
     /// Let nothing be written to the root filesystem
     #[arg(long)]
     read_only: bool,
@@ -100,10 +105,41 @@ struct VolumeAt {
     id: Option<[u8; 32]>,
 }
 
+/// What `--claim` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Claim {
+    name: String,
+    file: PathBuf,
+    id: Option<[u8; 32]>,
+}
+
+impl Claim {
+    /// `model=model.img`, or `data=data.img:5b1f…`
+    fn parse(text: &str) -> Result<Self, String> {
+        let (text, id) = before_id(text);
+        match text.split_once('=') {
+            Some((name, file)) if !name.is_empty() && !file.is_empty() => {
+                Ok(Self { name: name.into(), file: file.into(), id })
+            }
+            _ => Err("write NAME=FILE or NAME=FILE:ID, the id of 64 hexadecimal digits".into()),
+        }
+    }
+}
+
+/// What stands before the id of an encrypted volume, and the id, if there is one.
+fn before_id(text: &str) -> (&str, Option<[u8; 32]>) {
+    let id = text.rsplit_once(':').and_then(|(rest, id)| Some((rest, from_hex::<32>(id)?)));
+    id.map_or((text, None), |(rest, id)| (rest, Some(id)))
+}
+
+/// A file that `parma volume create` made, encrypted if it has an id.
+fn content(file: &Path, id: Option<[u8; 32]>) -> Result<Content> {
+    id.map_or_else(|| Content::verified(file), |id| Content::encrypted(file, id))
+}
+
 /// `model.img:/model`, or `data.img:/data:5b1f…`
 fn volume_at(text: &str) -> Result<VolumeAt, String> {
-    let id = text.rsplit_once(':').and_then(|(rest, id)| Some((rest, from_hex::<32>(id)?)));
-    let (text, id) = id.map_or((text, None), |(rest, id)| (rest, Some(id)));
+    let (text, id) = before_id(text);
     match text.rsplit_once(':') {
         Some((file, path)) if !file.is_empty() && path.starts_with('/') => {
             Ok(VolumeAt { file: file.into(), path: path.into(), id })
@@ -132,6 +168,7 @@ impl Allow {
             allow_network,
             allow_attestation,
             volume: _,
+            claim: _,
             read_only,
             seccomp,
             ulimit,
@@ -150,6 +187,7 @@ impl Allow {
             network: *allow_network,
             attestation: *allow_attestation,
             volumes: self.volumes()?.iter().map(Volume::data).collect(),
+            claims: self.claims()?.iter().map(|(name, content)| (name.clone(), content.known_by())).collect(),
             seccomp: seccomp.as_deref().map(read).transpose()?,
             settings: Settings { read_only_root: *read_only, rlimits: ulimit.iter().cloned().collect() },
             pod: PodSettings {
@@ -166,11 +204,21 @@ impl Allow {
     /// # Errors
     /// A read-only one cannot be read.
     pub fn volumes(&self) -> Result<Vec<Volume>> {
-        let volume = |VolumeAt { file, path, id }: &VolumeAt| match id {
-            Some(id) => Volume::encrypted(file, path, *id),
-            None => Volume::verified(file, path),
-        };
+        let volume = |VolumeAt { file, path, id }: &VolumeAt| Ok(Volume::at(path, content(file, *id)?));
         self.volume.iter().map(volume).collect()
+    }
+
+    /// The data volumes that a Pod claims, by the claims' names.
+    ///
+    /// # Errors
+    /// A read-only one cannot be read, or a name is there twice.
+    pub fn claims(&self) -> Result<BTreeMap<String, Content>> {
+        let mut claims = BTreeMap::new();
+        for Claim { name, file, id } in &self.claim {
+            let before = claims.insert(name.clone(), content(file, *id)?);
+            ensure!(before.is_none(), "--claim {name}: it is there twice");
+        }
+        Ok(claims)
     }
 }
 
@@ -179,6 +227,7 @@ impl Allow {
 #[command(after_help = "Examples:
   parma policy generate oci:python:latest -o p.rego -- python3 -c 'print(6*7)'
   parma policy generate -f pod.yaml --image docker.io/library/nginx:1.29=oci:nginx -o p.rego
+  parma policy generate -f pod.yaml --claim data=data.img:$(cat data.id) -o p.rego
 What a policy cannot express is an error that names the field. Before it is written, the policy is compiled and asked for
 everything that an honest host asks for.")]
 pub struct Generate {

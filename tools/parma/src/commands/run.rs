@@ -12,13 +12,14 @@ use parma::group::{Group, Member, Sink, distinct_layers, distinct_volumes, share
 use parma::local::{Reserved, Served, check_name};
 use parma::output::hex;
 use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
-use parma::workload::{Encrypted, Policy, Workload};
+use parma::workload::{Content, Encrypted, Policy, Volume, Workload};
 use parma_guest::wire::{Request, Stdio};
 use parma_kms::bundle::Bundle;
 use parma_layer::oci::Reference;
 use parma_layer::volume::Key;
-use parma_policy::generate::{GenerateOptions, policy_of};
+use parma_policy::generate::{DataVolume, GenerateOptions, policy_of};
 use parma_vmm::{Config, Forward, Image, Network, Outcome, escape};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ const INTERRUPTED: i32 = 130;
   parma run --volume model.img:/model oci:python
   parma run --volume data.img:/data:$(cat data.id) --volume-key data.key oci:postgres
   parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
+  parma run -f pod.yaml --claim data=data.img:$(cat data.id) --volume-key data.key
   parma run --name web --allow-exec 'nginx -s reload' oci:nginx")]
 pub struct Arguments {
     /// The image: oci:DIR or oci:DIR:TAG
@@ -154,7 +156,10 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
             let member = Member::single("container".into(), reference.to_string(), workload, stdio);
             Plan { name: digits, members: vec![member], grace: STOP_TIMEOUT, prefix: false }
         }
-        (None, Some(file)) => Plan::of_pod(file, &arguments.from, &options, stdio, digits, progress)?,
+        (None, Some(file)) => {
+            let claims = arguments.allow.claims()?;
+            Plan::of_pod(file, &arguments.from, &claims, &options, stdio, digits, progress)?
+        }
         (None, None) => bail!("there is no image: give one, or a Pod with -f"),
     };
     let volumes = distinct_volumes(plan.members.iter().map(|member| &member.workload));
@@ -273,6 +278,7 @@ impl Plan {
     fn of_pod(
         file: &Path,
         images: &[(String, Reference)],
+        claims: &BTreeMap<String, Content>,
         options: &GenerateOptions,
         stdio: Stdio,
         digits: String,
@@ -282,8 +288,14 @@ impl Plan {
         let mut members = Vec::new();
         for (number, (container, reference)) in pod.containers.into_iter().zip(references).enumerate() {
             let prefix = format!("c{number}-");
-            let workload = Workload::prepare(&reference, &container.options, &prefix, &mut progress)
+            let mut workload = Workload::prepare(&reference, &container.options, &prefix, &mut progress)
                 .with_context(|| container.place.clone())?;
+            for DataVolume { content, destination, read_only } in &container.options.volumes {
+                let of = claims.values().find(|claim| claim.known_by() == *content);
+                let (content, destination) =
+                    (of.context("a volume of no claim")?.clone(), destination.clone());
+                workload.volumes.push(Volume { content, destination, read_only: *read_only });
+            }
             members.push(Member {
                 name: container.options.name.unwrap_or_default(),
                 image: container.image,

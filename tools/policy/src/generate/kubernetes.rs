@@ -10,7 +10,10 @@ use parma_guest::gate::fields::{self, CAPABILITY_NAMES, DirectoryName, MountPoin
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{GenerateOptions, Limits, Mount, PodSettings, Settings, USUAL_CAPABILITIES, hostname, sysctl};
+use super::{
+    DataVolume, GenerateOptions, Limits, Mount, PodSettings, Settings, USUAL_CAPABILITIES, VolumeContent,
+    hostname, sysctl,
+};
 
 /// A pod, as far as it is not the cluster's business.
 #[derive(Debug, Clone)]
@@ -286,7 +289,49 @@ impl Resources {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Volume {
     name: String,
-    empty_dir: EmptyDir,
+    empty_dir: Option<EmptyDir>,
+    persistent_volume_claim: Option<Claim>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Claim {
+    claim_name: String,
+    #[serde(default)]
+    read_only: bool,
+}
+
+/// What containers of the Pod can mount.
+enum Mountable {
+    /// A directory on the scratch device.
+    Directory,
+    /// What a claim stands for.
+    Data { content: VolumeContent, read_only: bool },
+}
+
+impl Volume {
+    fn mountable(&self, place: &str, claims: &BTreeMap<String, VolumeContent>) -> Result<Mountable> {
+        match (&self.empty_dir, &self.persistent_volume_claim) {
+            (Some(directory), None) => {
+                ensure!(
+                    directory.medium.is_empty(),
+                    "{place}.emptyDir.medium: such a volume is on the scratch device, in encrypted form; leave it out"
+                );
+                ensure!(DirectoryName::parse(&self.name).is_ok(), "{place}.name: {:?} is no name", self.name);
+                Ok(Mountable::Directory)
+            }
+            (None, Some(Claim { claim_name, read_only })) => {
+                let content = claims.get(claim_name).with_context(|| {
+                    format!(
+                        "{place}.persistentVolumeClaim.claimName: say which data volume it is, --claim \
+                         {claim_name}=FILE, of an encrypted one {claim_name}=FILE:ID"
+                    )
+                })?;
+                Ok(Mountable::Data { content: *content, read_only: *read_only })
+            }
+            _ => bail!("{place}: give it emptyDir or persistentVolumeClaim, and nothing else"),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -464,15 +509,18 @@ pub fn read_pod(
         ..options.clone()
     };
     ensure!(!spec.containers.is_empty(), "spec.containers: there is none");
-    let mut volumes = BTreeSet::new();
+    let mut volumes = BTreeMap::new();
     for (number, volume) in spec.volumes.iter().enumerate() {
         let place = format!("spec.volumes[{number}]");
-        ensure!(
-            volume.empty_dir.medium.is_empty(),
-            "{place}.emptyDir.medium: such a volume is on the scratch device, in encrypted form; leave it out"
-        );
-        ensure!(DirectoryName::parse(&volume.name).is_ok(), "{place}.name: {:?} is no name", volume.name);
-        ensure!(volumes.insert(volume.name.as_str()), "{place}.name: {:?} is there twice", volume.name);
+        let mountable = volume.mountable(&place, &options.claims)?;
+        let before = volumes.insert(volume.name.as_str(), mountable);
+        ensure!(before.is_none(), "{place}.name: {:?} is there twice", volume.name);
+    }
+    for claim in options.claims.keys() {
+        let named = |volume: &Volume| {
+            volume.persistent_volume_claim.as_ref().is_some_and(|named| named.claim_name == *claim)
+        };
+        ensure!(spec.volumes.iter().any(named), "spec.volumes: none claims {claim:?}");
     }
     let attested = pod.metadata.annotations.get(ATTESTATION);
     let mut attested: BTreeSet<&str> =
@@ -537,7 +585,7 @@ impl Container {
         &self,
         general: &GenerateOptions,
         pod: &PodSecurity,
-        volumes: &BTreeSet<&str>,
+        volumes: &BTreeMap<&str, Mountable>,
     ) -> Result<GenerateOptions> {
         let security = &self.security_context;
         for (field, set) in [("tty", self.tty), ("securityContext.privileged", security.privileged)] {
@@ -574,24 +622,32 @@ impl Container {
                 exec.push(command.clone());
             }
         }
-        let mut mounts = Vec::new();
+        let (mut mounts, mut data) = (Vec::new(), Vec::new());
         for (number, mount) in self.volume_mounts.iter().enumerate() {
             let place = format!("volumeMounts[{number}]");
-            ensure!(
-                volumes.contains(mount.name.as_str()),
-                "{place}.name: spec.volumes has no {:?}",
-                mount.name
-            );
+            let volume = volumes.get(mount.name.as_str());
+            let volume =
+                volume.with_context(|| format!("{place}.name: spec.volumes has no {:?}", mount.name))?;
             ensure!(
                 MountPoint::parse(&mount.mount_path).is_ok(),
                 "{place}.mountPath: {:?} is no absolute path outside of /dev, /proc and /sys",
                 mount.mount_path
             );
-            mounts.push(Mount {
-                volume: mount.name.clone(),
-                destination: mount.mount_path.clone(),
-                read_only: mount.read_only,
-            });
+            let destination = mount.mount_path.clone();
+            match *volume {
+                Mountable::Directory => {
+                    mounts.push(Mount {
+                        volume: mount.name.clone(),
+                        destination,
+                        read_only: mount.read_only,
+                    });
+                }
+                Mountable::Data { content, read_only } => {
+                    let verified = matches!(content, VolumeContent::Verified(_));
+                    let read_only = read_only || mount.read_only || verified;
+                    data.push(DataVolume { content, destination, read_only });
+                }
+            }
         }
         Ok(GenerateOptions {
             name: Some(self.name.clone()),
@@ -604,6 +660,7 @@ impl Container {
             capabilities: capabilities(&security.capabilities)?,
             exec,
             mounts,
+            volumes: data,
             limits: self.resources.limits()?,
             settings: Settings {
                 read_only_root: general.settings.read_only_root || security.read_only_root_filesystem,

@@ -1,5 +1,7 @@
 //! The honest life of a container, played once against its policy, compiled, before anyone relies on it.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Context, Result, bail};
 use parma_guest::gate::fields::CAPABILITY_NAMES;
 use parma_guest::point::Point;
@@ -23,10 +25,11 @@ pub fn rehearse(containers: &[Container], policy: &str) -> Result<()> {
     let mut session = Session::new(&compiled.image)?;
     // All of them are there before the first ends: that is what some wait for.
     let (mut lives, mut ends) = (Vec::new(), Vec::new());
-    let mut devices = 0;
+    // A volume that several have is opened once.
+    let (mut devices, mut opened) = (0, BTreeSet::new());
     let ids: Vec<String> = (0..containers.len()).map(id_of).collect();
     for (number, container) in containers.iter().enumerate() {
-        let (life, end) = honest_life(container, &ids[number], devices, &ids[..number])?;
+        let (life, end) = honest_life(container, &ids[number], devices, &ids[..number], &mut opened)?;
         devices += verified(container).count();
         lives.extend(life);
         ends.push(end);
@@ -57,12 +60,13 @@ fn verified(container: &Container) -> impl Iterator<Item = &[u8; 32]> {
 }
 
 /// Those of a container's life, and of its end. Its devices are numbered from `first`; the containers `before` it have done
-/// their work.
+/// their work, and these encrypted volumes are open `already`.
 fn honest_life(
     container: &Container,
     id: &str,
     first: usize,
     before: &[String],
+    already: &mut BTreeSet<[u8; 32]>,
 ) -> Result<(Requests, Requests)> {
     let device = |number: usize| format!("/run/mounts/scsi/m{}", first + number);
     let devices = 0..verified(container).count();
@@ -97,15 +101,17 @@ fn honest_life(
             VolumeContent::Verified(_) => places.next().unwrap_or_default(),
             VolumeContent::Encrypted(id) => {
                 let place = format!("/run/mounts/volumes/{}", hex(id));
-                life.push((
-                    Point::RwMountDevice,
-                    json!({
-                        "target": place, "volume": hex(id), "encrypted": true, "ensureFilesystem": false,
-                        "filesystem": "ext4", "mountPathRegex": "/run/mounts/volumes/[0-9a-f]{64}",
-                        "rollbackProtection": false,
-                    }),
-                ));
-                opened.push(place.clone());
+                if already.insert(*id) {
+                    life.push((
+                        Point::RwMountDevice,
+                        json!({
+                            "target": place, "volume": hex(id), "encrypted": true, "ensureFilesystem": false,
+                            "filesystem": "ext4", "mountPathRegex": "/run/mounts/volumes/[0-9a-f]{64}",
+                            "rollbackProtection": false,
+                        }),
+                    ));
+                    opened.push(place.clone());
+                }
                 place
             }
         };
