@@ -42,6 +42,9 @@ pub struct Arguments {
     /// Only the figures of building layers, which need no machine; target/bench.json stays as it is
     #[arg(long, conflicts_with_all = ["storage", "policy", "attest"])]
     layers: bool,
+    /// Only the boot figures; target/bench.json stays as it is
+    #[arg(long, conflicts_with_all = ["storage", "policy", "attest"])]
+    boot: bool,
     /// Only the policy figures; target/bench.json stays as it is
     #[arg(long, conflicts_with = "storage")]
     policy: bool,
@@ -70,7 +73,11 @@ pub fn main(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    let verifications = if arguments.storage || arguments.policy { Value::Null } else { attest::figures()? };
+    let verifications = if arguments.storage || arguments.policy || arguments.boot {
+        Value::Null
+    } else {
+        attest::figures()?
+    };
     if arguments.attest {
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&verifications)?);
@@ -79,7 +86,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    let decisions = if arguments.storage { Value::Null } else { policy::figures()? };
+    let decisions = if arguments.storage || arguments.boot { Value::Null } else { policy::figures()? };
     if arguments.policy {
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&decisions)?);
@@ -91,7 +98,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
     setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES])?;
     let built = image::build(true)?;
     let image = Image::open(&built.dir)?;
-    let disks = storage::figures(&image, arguments.rounds)?;
+    let disks = if arguments.boot { Value::Null } else { storage::figures(&image, arguments.rounds)? };
     if arguments.storage {
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&disks)?);
@@ -105,15 +112,24 @@ pub fn main(arguments: Arguments) -> Result<()> {
     let empty = Image { initrd: empty_initrd(scratch.path())?, ..image.clone() };
     let empty = firmware::with_rom_of_its_own(empty, scratch.path())?;
 
+    let talkative = first_line::talkative(&image, scratch.path())?;
+    let lines = starts(arguments.boots, |way| first_line::measure(way, &talkative))?;
+    let accepted = starts(arguments.boots, |way| policy_boot(&stage, way))?;
+    if arguments.boot {
+        let figures = json!({"kernels_first_line": lines, "policy_accepted": accepted});
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&figures)?);
+        } else {
+            print_starts(&lines, &accepted);
+        }
+        return Ok(());
+    }
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for turn in 0..arguments.boots {
         eprintln!("boot {} of {}", turn + 1, arguments.boots);
         bare.push(power_off_boot(&empty)?);
         ours.push(policy_boot(&stage, Way::Ours)?.wall);
     }
-    let talkative = first_line::talkative(&image, scratch.path())?;
-    let lines = starts(arguments.boots, |way| first_line::measure(way, &talkative))?;
-    let accepted = starts(arguments.boots, |way| policy_boot(&stage, way))?;
     let (round_trip, decision, resident) = requests(&stage, arguments.requests)?;
 
     let init = fs::metadata(built.init())?.len();
@@ -154,13 +170,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
             "ROM, kernel and initrd                        {:>9.2} MiB   goal 5",
             image_bytes as f64 / f64::from(1 << 20)
         );
-        for (what, starts) in [("kernel's first line", &lines), ("policy accepted", &accepted)] {
-            for (way, start) in starts.as_object().into_iter().flatten() {
-                let of = |what: &str| start[what]["median"].as_f64().unwrap_or(f64::NAN);
-                let what = format!("{what} through {way}");
-                println!("{what:<45} {:>9.0} ms of CPU, {:.0} ms", of("cpu_ms"), of("wall_ms"));
-            }
-        }
+        print_starts(&lines, &accepted);
         println!("request and refusal over vsock                {:>9.0} µs", median(&round_trip));
         println!("request decided by the policy                 {:>9.0} µs", median(&decision));
         println!("memory of the init with its policy            {resident:>9} KiB   goal 4096");
@@ -171,6 +181,17 @@ pub fn main(arguments: Arguments) -> Result<()> {
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");
     Ok(())
+}
+
+/// Prints how long each way of starting takes.
+fn print_starts(lines: &Value, accepted: &Value) {
+    for (what, starts) in [("kernel's first line", lines), ("policy accepted", accepted)] {
+        for (way, start) in starts.as_object().into_iter().flatten() {
+            let of = |what: &str| start[what]["median"].as_f64().unwrap_or(f64::NAN);
+            let what = format!("{what} through {way}");
+            println!("{what:<45} {:>9.0} ms of CPU, {:.0} ms", of("cpu_ms"), of("wall_ms"));
+        }
+    }
 }
 
 /// A real policy, for a real image.
