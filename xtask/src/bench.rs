@@ -57,8 +57,9 @@ pub fn main(arguments: Arguments) -> Result<()> {
     if let Some(tar) = &arguments.peak_of {
         return storage::build_and_print_peak(tar);
     }
-    let verifications = if arguments.storage || arguments.policy { Value::Null } else { attest::figures()? };
     if arguments.attest {
+        setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM])?;
+        let verifications = attest::figures(&Image::open(&image::build(true)?.dir)?)?;
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&verifications)?);
         } else {
@@ -87,6 +88,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
+    let verifications = attest::figures(&image)?;
     let stage = Stage::prepare(&image)?;
     let scratch = tempfile::tempdir()?;
     let empty = Image { initrd: empty_initrd(scratch.path())?, ..image.clone() };
@@ -314,7 +316,8 @@ fn describe(machine: &serde_json::Map<String, Value>) -> String {
     machine.values().map(|value| value.to_string().replace('"', "")).collect::<Vec<_>>().join(", ")
 }
 
-fn samples(values: &[f64]) -> Value {
+/// Values and the middle one, rounded.
+pub fn samples(values: &[f64]) -> Value {
     let rounded: Vec<f64> = values.iter().map(|value| (value * 10.0).round() / 10.0).collect();
     json!({ "median": (median(values) * 10.0).round() / 10.0, "samples": rounded })
 }

@@ -1,7 +1,7 @@
 //! `parma policy …`
 
 use super::{command_line, show_warnings};
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma::output::{self, hex};
@@ -68,6 +68,9 @@ pub struct Allow {
     /// printed; may be repeated
     #[arg(long, value_name = "FILE:PATH[:ID]", value_parser = volume_at, conflicts_with = "file")]
     volume: Vec<VolumeAt>,
+    /// The same for a container of the Pod; may be repeated
+    #[arg(long, value_name = "CONTAINER=FILE:PATH[:ID]", value_parser = pod_volume_at, requires = "file")]
+    pod_volume: Vec<(String, VolumeAt)>,
     /// Let nothing be written to the root filesystem
     #[arg(long)]
     read_only: bool,
@@ -115,6 +118,22 @@ fn volume_at(text: &str) -> Result<VolumeAt, String> {
     }
 }
 
+/// `db=data.img:/data:5b1f…`
+fn pod_volume_at(text: &str) -> Result<(String, VolumeAt), String> {
+    let (container, volume) =
+        text.split_once('=').ok_or("write CONTAINER=FILE:PATH, or CONTAINER=FILE:PATH:ID")?;
+    Ok((container.into(), volume_at(volume)?))
+}
+
+impl VolumeAt {
+    fn open(&self) -> Result<Volume> {
+        match self.id {
+            Some(id) => Volume::encrypted(&self.file, &self.path, id),
+            None => Volume::verified(&self.file, &self.path),
+        }
+    }
+}
+
 impl Allow {
     /// As the generator takes it; `args` replace the image's own.
     ///
@@ -132,6 +151,7 @@ impl Allow {
             allow_network,
             allow_attestation,
             volume: _,
+            pod_volume: _,
             read_only,
             seccomp,
             ulimit,
@@ -166,11 +186,16 @@ impl Allow {
     /// # Errors
     /// A read-only one cannot be read.
     pub fn volumes(&self) -> Result<Vec<Volume>> {
-        let volume = |VolumeAt { file, path, id }: &VolumeAt| match id {
-            Some(id) => Volume::encrypted(file, path, *id),
-            None => Volume::verified(file, path),
-        };
-        self.volume.iter().map(volume).collect()
+        self.volume.iter().map(VolumeAt::open).collect()
+    }
+
+    /// Those of a container of the Pod.
+    ///
+    /// # Errors
+    /// As of [`Allow::volumes`].
+    pub fn pod_volumes(&self, container: Option<&str>) -> Result<Vec<Volume>> {
+        let own = self.pod_volume.iter().filter(|(name, _)| container == Some(name));
+        own.map(|(_, volume)| volume.open()).collect()
     }
 }
 
@@ -389,17 +414,26 @@ pub fn named_image(text: &str) -> Result<(String, Reference), String> {
     Ok((name.into(), reference(place)?))
 }
 
-/// The Pod in a file, and where the image of each of its containers is. An image that is named `oci:…` is there.
+/// The Pod in a file, with the volumes that its containers are given, and where the image of each is. An image that is named `oci:…` is there.
 pub fn of_pod(
     file: &Path,
     images: &[(String, Reference)],
+    allow: &Allow,
     options: &GenerateOptions,
 ) -> Result<(Pod, Vec<Reference>)> {
     let of_file = || file.display().to_string();
     let text = String::from_utf8(read(file)?).with_context(of_file)?;
     // Profiles are named from where the Pod is.
     let profile = |path: &str| read(&file.parent().unwrap_or(Path::new(".")).join(path));
-    let pod = read_pod(&text, options, &profile).with_context(of_file)?;
+    let mut pod = read_pod(&text, options, &profile).with_context(of_file)?;
+    for (name, _) in &allow.pod_volume {
+        let is_there = pod.containers.iter().any(|container| container.options.name.as_ref() == Some(name));
+        ensure!(is_there, "--pod-volume: {} has no container {name:?}", file.display());
+    }
+    for PodContainer { options, .. } in &mut pod.containers {
+        let volumes = allow.pod_volumes(options.name.as_deref())?;
+        options.volumes.extend(volumes.iter().map(Volume::data));
+    }
     let located = pod.containers.iter().map(|PodContainer { place, image, .. }| {
         let named = images.iter().find(|(name, _)| name == image).map(|(_, reference)| reference.clone());
         named.or_else(|| Reference::parse(image).ok()).with_context(|| {
@@ -418,7 +452,7 @@ pub fn main(command: Command) -> Result<ExitCode> {
             let wanted = match (reference, file) {
                 (Some(reference), _) => vec![(reference, options)],
                 (None, Some(file)) => {
-                    let (pod, references) = of_pod(&file, &image, &options)?;
+                    let (pod, references) = of_pod(&file, &image, &allow, &options)?;
                     references.into_iter().zip(pod.containers.into_iter().map(|it| it.options)).collect()
                 }
                 (None, None) => bail!("there is no image: give one, or a Pod with -f"),
