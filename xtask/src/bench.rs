@@ -73,12 +73,9 @@ pub fn main(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    let verifications = if arguments.storage || arguments.policy || arguments.boot {
-        Value::Null
-    } else {
-        attest::figures()?
-    };
     if arguments.attest {
+        setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM])?;
+        let verifications = attest::figures(&Image::open(&image::build(true)?.dir)?)?;
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&verifications)?);
         } else {
@@ -124,6 +121,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
+    let verifications = attest::figures(&image)?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for turn in 0..arguments.boots {
         eprintln!("boot {} of {}", turn + 1, arguments.boots);
@@ -348,7 +346,8 @@ fn describe(machine: &serde_json::Map<String, Value>) -> String {
     machine.values().map(|value| value.to_string().replace('"', "")).collect::<Vec<_>>().join(", ")
 }
 
-fn samples(values: &[f64]) -> Value {
+/// Values and the middle one, rounded.
+pub fn samples(values: &[f64]) -> Value {
     let rounded: Vec<f64> = values.iter().map(|value| (value * 10.0).round() / 10.0).collect();
     json!({ "median": (median(values) * 10.0).round() / 10.0, "samples": rounded })
 }

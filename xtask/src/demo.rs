@@ -4,7 +4,7 @@
 //! request or a change that a host can really make. The container answers a question after each of them. The run fails
 //! if an attack is not refused, or if the container notices.
 
-use crate::{cache, fixtures, image, setup};
+use crate::{cache, fixtures, image, release, setup};
 use anyhow::{Context, Result, bail, ensure};
 use parma::output::hex;
 use parma::pod::{Observer, Pod, Scratch, describe, new_container_id, process};
@@ -74,11 +74,15 @@ pub fn main(_: Arguments) -> Result<()> {
     say("compiled", &format!("{} bytes", policy.image.len()));
     say("HOST_DATA", &hex(&policy.host_data()));
 
-    let mut play = Play::begin(image, workload, policy)?;
+    let mut play = Play::begin(image.clone(), workload, policy)?;
     play.before_the_policy()?;
     play.honest()?;
     play.attacks()?;
-    play.end()
+    play.end()?;
+
+    heading("A key that is released to the attested guest, and to no other");
+    let observer: Observer = Arc::new(show);
+    release::show(&image, &fixtures, &observer)
 }
 
 /// The Python image with the service as its command; its layers are copies that the demonstration may damage.

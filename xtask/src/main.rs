@@ -20,6 +20,7 @@ mod mutants;
 mod newer_qemu;
 mod policy;
 mod process;
+mod release;
 mod setup;
 mod sign;
 mod storage;

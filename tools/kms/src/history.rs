@@ -5,10 +5,11 @@
 //! ```text
 //! nonce, peer_key, guest_key   of the sealed channel whose report vouches for the log's head
 //! report                       that report
+//! certificates                 a list: of the key that signed it, as the host hands them out; may be missing
 //! entries                      a list, from entry 1 on: {entry, request, order?, user?}
 //! ```
 //!
-//! each of these but the list in base64. `entry` is an entry in the encoding of the wire protocol, `request` the request that it is
+//! each of these but the lists in base64, and so what is in the first. `entry` is an entry in the encoding of the wire protocol, `request` the request that it is
 //! about, `order` what was in it where it came sealed, which its sender knows and the host does not, and `user` the user of the
 //! process that it asks for, as the container's own files resolve it. The request of the first entry is the policy's delivery and
 //! is left out.
@@ -48,6 +49,9 @@ pub struct Log {
     pub guest_key: String,
     /// The report.
     pub report: String,
+    /// Certificates of the key that signed it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<String>,
     /// The entries.
     pub entries: Vec<Line>,
 }
@@ -143,6 +147,14 @@ impl Log {
     /// It is not in base64.
     pub fn report(&self) -> Result<Vec<u8>> {
         decoded("the report", &self.report)
+    }
+
+    /// The certificates that came with it, in DER.
+    ///
+    /// # Errors
+    /// One is not in base64.
+    pub fn certificates(&self) -> Result<Vec<Vec<u8>>> {
+        self.certificates.iter().map(|text| decoded("a certificate", text)).collect()
     }
 
     fn decode(&self, policy: &[u8]) -> Result<Vec<Decoded>> {

@@ -133,6 +133,8 @@ pub struct Group {
 
 struct State {
     stopping: bool,
+    /// Messages that came sealed so far, for others to wait for.
+    sealed: u64,
     lives: Vec<Life>,
 }
 
@@ -180,7 +182,7 @@ impl Group {
     ) -> Result<Arc<Self>> {
         ensure!(members.iter().any(|member| !member.initial), "there is no container but initial ones");
         let lives = members.iter().map(|_| Life::default()).collect();
-        let state = Mutex::new(State { stopping: false, lives });
+        let state = Mutex::new(State { stopping: false, sealed: 0, lives });
         Ok(Arc::new(Self { guest, members, scratch, grace, sink, state, changed: Condvar::new() }))
     }
 
@@ -223,6 +225,30 @@ impl Group {
                 return false;
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Tells that the guest has taken a sealed message: it may know more than before.
+    pub fn something_came_sealed(&self) {
+        self.lock().sealed += 1;
+        self.changed.notify_all();
+    }
+
+    /// Tries again after each sealed message, until it is done. Whether it was, before the pod was asked to stop.
+    ///
+    /// # Errors
+    /// Those of `attempt`, which gives `None` where it has to wait.
+    pub fn after_sealed<T>(&self, mut attempt: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+        loop {
+            let before = self.lock().sealed;
+            if let Some(done) = attempt()? {
+                return Ok(Some(done));
+            }
+            let waits = |state: &mut State| state.sealed == before && !state.stopping;
+            let state = self.changed.wait_while(self.lock(), waits);
+            if state.unwrap_or_else(PoisonError::into_inner).stopping {
+                return Ok(None);
+            }
         }
     }
 

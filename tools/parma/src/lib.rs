@@ -4,8 +4,10 @@
 //! * [`workload`]: an OCI image becomes layers, a container and a policy.
 //! * [`pod`]: a guest is booted, given its policy, and asked for one thing after the other.
 //! * [`group`]: the containers of a pod live: order, probes, starting again.
+//! * [`record`]: what a guest was asked for, beside its own log of it.
+//! * [`release`]: owners of keys, who judge a guest before they tell it anything.
 //! * [`fragment`]: signing and checking fragments.
-//! * [`local`]: how `parma exec`, `ps`, `kill` and `stop` reach a `parma run` in another terminal.
+//! * [`local`]: how `parma exec`, `ps`, `kill`, `stop` and `connect` reach a `parma run` in another terminal.
 //! * [`output`]: files that appear whole or not at all, and text that cannot steer a terminal.
 
 pub mod fragment;
@@ -13,5 +15,6 @@ pub mod group;
 pub mod local;
 pub mod output;
 pub mod pod;
+pub mod record;
 pub mod release;
 pub mod workload;

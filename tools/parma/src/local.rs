@@ -1,17 +1,32 @@
-//! How `parma exec`, `ps`, `logs`, `kill` and `stop` reach a `parma run` in another terminal.
+//! How `parma exec`, `ps`, `logs`, `kill`, `stop`, `connect` and `audit` reach a `parma run` in another terminal.
 //!
 //! The guest has one control connection, and `parma run` holds it. So each run serves a Unix socket
 //! `$XDG_RUNTIME_DIR/parma/NAME/control` (or `/tmp/parma-UID/NAME/control`) in directories that only the user can enter.
-//! One line of JSON is a [`Question`], one line the [`Answer`]; a connection may carry many. Standard streams do not pass
-//! here: an answer to `exec` says how to reach the guest, and the asker attaches by itself.
+//! One line of JSON is a [`Question`], one line the [`Answer`]; a connection may carry many.
+//!
+//! `exec` does not send standard streams through here: its answer says how to reach the guest, and the asker attaches by itself.
+//! `connect` may be on another machine, where somebody has carried this socket to (`ssh -L`), so everything of it passes here. To
+//! it this side is the host, which it does not believe.
 
 use crate::group::Group;
-use anyhow::{Context as _, Result, bail, ensure};
-use parma_guest::wire::{ExitStatus, Stdio, WindowSize};
-use parma_vmm::{Connector, escape};
+use crate::pod::process;
+use crate::release::{Answered, Carrier, Shown};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use parma_guest::attest::audit;
+use parma_guest::attest::channel::KEY;
+use parma_guest::gate::action::User;
+use parma_guest::gate::fields::UserSpec;
+use parma_guest::wire::{ExitStatus, Request, Stdio, Stream, WindowSize, frame};
+use parma_kms::history::{Line, Log};
+use parma_policy::generate::Accounts;
+use parma_vmm::{Connector, Opened, escape};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read, Write as _};
+use std::net::Shutdown;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -21,6 +36,8 @@ use std::time::Duration;
 /// Longest line, in bytes: as many arguments as a request to the guest can carry, and a log of which each byte is escaped
 /// twice.
 const MAX_LINE: u64 = 4 << 20;
+/// Bytes of the log in one answer, about: a line has at most a request of 1 MiB.
+const PAGE: usize = 1 << 20;
 /// Longest name of a run, in bytes. With the directories it must fit into the path of a Unix socket.
 const MAX_NAME: usize = 48;
 const SOCKET: &str = "control";
@@ -73,6 +90,71 @@ pub enum Question {
     },
     /// Describe the run.
     List,
+    /// Carry an offer to the guest.
+    OpenChannel {
+        /// The nonce.
+        nonce: Bytes,
+        /// The ephemeral key.
+        key: Bytes,
+    },
+    /// Carry a sealed message to the guest.
+    Carry {
+        /// The channel.
+        channel: u32,
+        /// The message.
+        message: Bytes,
+    },
+    /// Say how a container is known to the guest.
+    Identify {
+        /// The container.
+        container: Option<String>,
+    },
+    /// Write the request that starts a process in a container, without making it.
+    Draft {
+        /// The container.
+        container: Option<String>,
+        /// Its arguments.
+        args: Vec<String>,
+        /// What is connected.
+        stdio: Stdio,
+    },
+    /// Attach to a stream of a process: after the answer the connection carries its bytes.
+    Attach {
+        /// The process.
+        process: u32,
+        /// The stream.
+        stream: Stream,
+    },
+    /// Give the guest's log, and what it is about.
+    Audit {
+        /// From this entry on, as much as fits an answer.
+        first: u64,
+    },
+}
+
+/// Bytes, in base64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Bytes(pub Vec<u8>);
+
+impl From<Bytes> for String {
+    fn from(bytes: Bytes) -> Self {
+        STANDARD.encode(bytes.0)
+    }
+}
+
+impl TryFrom<String> for Bytes {
+    type Error = base64::DecodeError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        STANDARD.decode(text).map(Self)
+    }
+}
+
+impl Bytes {
+    fn array<const N: usize>(self, what: &str) -> Result<[u8; N]> {
+        self.0.try_into().map_err(|_| anyhow!("{what} has not {N} bytes"))
+    }
 }
 
 /// What a run answers.
@@ -99,6 +181,41 @@ pub enum Answer {
     Logs {
         /// The text.
         text: String,
+    },
+    /// A channel is open.
+    Channel {
+        /// Its number.
+        channel: u32,
+        /// The guest's ephemeral key.
+        key: Bytes,
+        /// Its report.
+        report: Bytes,
+        /// The head of its log.
+        audit: Bytes,
+        /// Certificates of the key that signed the report, in DER.
+        certificates: Vec<Bytes>,
+    },
+    /// What the guest answered to a sealed message.
+    Carried {
+        /// It, sealed.
+        message: Bytes,
+    },
+    /// A container's id.
+    Identified {
+        /// It.
+        id: String,
+    },
+    /// A request that was not made.
+    Draft {
+        /// In the encoding of the wire protocol.
+        request: Bytes,
+    },
+    /// What follows are the stream's bytes.
+    Attached,
+    /// A part of the log.
+    Log {
+        /// Entries; none after the last.
+        lines: Vec<Line>,
     },
     /// It was not done.
     Failed {
@@ -199,6 +316,8 @@ pub struct Served {
     pub group: Arc<Group>,
     /// Its name.
     pub name: String,
+    /// Certificates of the key that signs its guest's reports, in DER.
+    pub certificates: Vec<Vec<u8>>,
 }
 
 /// A name that is taken for as long as this lives, and the socket behind it.
@@ -232,6 +351,12 @@ impl Reserved {
         Ok(Self { dir, listener })
     }
 
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
     /// Answers from now on, in threads of its own.
     ///
     /// # Errors
@@ -262,6 +387,9 @@ impl Served {
         let mut writer = connection.try_clone()?;
         let mut reader = BufReader::new(connection);
         while let Some(question) = read_line(&mut reader)? {
+            if let Question::Attach { process, stream } = question {
+                return self.attach(process, stream, reader, writer);
+            }
             let answer =
                 self.answer(question).unwrap_or_else(|error| Answer::Failed { error: format!("{error:#}") });
             write_line(&mut writer, &answer)?;
@@ -302,7 +430,88 @@ impl Served {
                 Ok(Answer::Logs { text: escape(&log) })
             }
             Question::List => Ok(Answer::Listed(self.list())),
+            Question::OpenChannel { nonce, key } => {
+                let (channel, opened) = group.guest.open_channel(nonce.array("a nonce")?, &key.0)?;
+                Ok(Answer::Channel {
+                    channel,
+                    key: Bytes(opened.key.to_vec()),
+                    report: Bytes(opened.report.to_vec()),
+                    audit: Bytes(opened.audit.to_vec()),
+                    certificates: self.certificates.iter().cloned().map(Bytes).collect(),
+                })
+            }
+            Question::Carry { channel, message } => {
+                let answer = group.guest.carry(channel, &message.0)?;
+                group.something_came_sealed();
+                Ok(Answer::Carried { message: Bytes(answer) })
+            }
+            Question::Identify { container } => {
+                let (id, _) = group.running(group.find(container.as_deref())?)?;
+                Ok(Answer::Identified { id: id.as_str().to_owned() })
+            }
+            Question::Draft { container, args, stdio } => {
+                let index = group.find(container.as_deref())?;
+                let (id, _) = group.running(index)?;
+                let process = process(&group.members[index].workload.container, &args, stdio)?;
+                let request = Request::ExecInContainer { container: id.as_str(), process };
+                let request = frame::encode(&request).ok().context("too many or too long arguments")?;
+                Ok(Answer::Draft { request: Bytes(request[frame::HEADER..].to_vec()) })
+            }
+            Question::Audit { first } => self.log(first),
+            Question::Attach { .. } => bail!("the connection carries something else now"),
         }
+    }
+
+    /// A stream's bytes, from then on.
+    fn attach(
+        &self,
+        process: u32,
+        stream: Stream,
+        mut reader: BufReader<UnixStream>,
+        mut writer: UnixStream,
+    ) -> Result<()> {
+        let attached = self.group.guest.session.attach(process, stream);
+        let mut guest = match attached.and_then(|attached| Ok(attached?)) {
+            Ok(guest) => guest,
+            Err(error) => return write_line(&mut writer, &Answer::Failed { error: format!("{error:#}") }),
+        };
+        write_line(&mut writer, &Answer::Attached)?;
+        let mut input = guest.try_clone()?;
+        // An end on either side is the end on the other; what is wrong with it is seen by whoever can open it.
+        let carrier = std::thread::spawn(move || {
+            let _ = io::copy(&mut reader, &mut input);
+            let _ = input.shutdown(Shutdown::Write);
+        });
+        let _ = io::copy(&mut guest, &mut writer);
+        let _ = writer.shutdown(Shutdown::Both);
+        let _ = guest.shutdown(Shutdown::Both);
+        let _ = carrier.join();
+        Ok(())
+    }
+
+    /// The users of this run's processes, as the containers' own files have them, by what the log says of them.
+    fn users(&self) -> HashMap<[u8; 32], User> {
+        let users = self.group.members.iter().filter_map(|member| {
+            let spec = UserSpec::parse(&member.workload.container.user).ok()?;
+            let user = Accounts::read(&member.workload.image).ok()?.user(spec).ok()?;
+            Some((audit::user_digest(&user)?, user))
+        });
+        users.collect()
+    }
+
+    fn log(&self, first: u64) -> Result<Answer> {
+        let users = self.users();
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        let mut failed = None;
+        self.group.guest.recorded(first, |entry, request| {
+            match Line::new(entry, request, users.get(&entry.user)) {
+                Ok(line) => lines.push(line),
+                Err(error) => failed = Some(error),
+            }
+            bytes += 1024 + request.len();
+            bytes < PAGE && failed.is_none()
+        })?;
+        failed.map_or(Ok(Answer::Log { lines }), Err)
     }
 
     fn list(&self) -> Run {
@@ -334,6 +543,9 @@ impl Served {
     }
 }
 
+/// Most entries of a log that are taken from a host.
+const MAX_ENTRIES: u64 = 1 << 20;
+
 /// A connection to a run.
 pub struct Client {
     reader: BufReader<UnixStream>,
@@ -348,9 +560,65 @@ impl Client {
     pub fn connect(name: &str) -> Result<Self> {
         check_name(name)?;
         let socket = runs_dir()?.join(name).join(SOCKET);
-        let writer = UnixStream::connect(&socket)
-            .with_context(|| format!("nothing runs under the name {name}: `parma ps` lists what does"))?;
+        Self::at(&socket)
+            .with_context(|| format!("nothing runs under the name {name}: `parma ps` lists what does"))
+    }
+
+    /// As [`Client::connect`]; but what has a slash in it is the path of a socket that somebody has carried here.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn reach(run: &str) -> Result<Self> {
+        if run.contains('/') {
+            return Self::at(Path::new(run)).with_context(|| format!("no run answers at {run}"));
+        }
+        Self::connect(run)
+    }
+
+    fn at(socket: &Path) -> Result<Self> {
+        let writer = UnixStream::connect(socket)?;
         Ok(Self { reader: BufReader::new(writer.try_clone()?), writer })
+    }
+
+    /// Attaches to a stream of a process; gives both directions.
+    ///
+    /// # Errors
+    /// The guest refuses, or the run is gone.
+    pub fn attach(mut self, process: u32, stream: Stream) -> Result<(impl Read + Send, UnixStream)> {
+        match self.ask(&Question::Attach { process, stream })? {
+            Answer::Attached => Ok((self.reader, self.writer)),
+            _ => bail!("an unexpected answer"),
+        }
+    }
+
+    /// The whole log up to the head that a guest has shown, as the host tells it. Of what it says nothing is checked but that it
+    /// leads there from the HOST_DATA of the guest's report.
+    ///
+    /// # Errors
+    /// It does not, or the host keeps no record.
+    pub fn log(&mut self, shown: &Shown) -> Result<Log> {
+        let mut log = shown.log();
+        let mut head: [u8; 32] = shown.opened.report[parma_psp::layout::HOST_DATA].try_into()?;
+        let mut next = 1;
+        while head != shown.opened.audit {
+            let Answer::Log { lines } = self.ask(&Question::Audit { first: next })? else {
+                bail!("an unexpected answer")
+            };
+            ensure!(
+                !lines.is_empty() && next < MAX_ENTRIES,
+                "the log does not lead to the head that the guest has shown"
+            );
+            for line in lines {
+                let entry = line.entry()?;
+                head = audit::follow(head, next, &[entry]).context("the log is not one chain")?;
+                next += 1;
+                log.entries.push(line);
+                if head == shown.opened.audit {
+                    break;
+                }
+            }
+        }
+        Ok(log)
     }
 
     /// Asks, and waits for the answer. [`Answer::Failed`] is an error.
@@ -362,6 +630,29 @@ impl Client {
         match read_line(&mut self.reader)?.context("the run is gone")? {
             Answer::Failed { error } => bail!(error),
             answer => Ok(answer),
+        }
+    }
+}
+
+impl Carrier for Client {
+    fn open_channel(&mut self, nonce: [u8; 32], key: &[u8; KEY]) -> Result<Answered> {
+        let question = Question::OpenChannel { nonce: Bytes(nonce.to_vec()), key: Bytes(key.to_vec()) };
+        let Answer::Channel { channel, key, report, audit, certificates } = self.ask(&question)? else {
+            bail!("an unexpected answer")
+        };
+        let opened = Opened {
+            key: key.array("the guest's key")?,
+            report: report.array("the guest's report")?,
+            audit: audit.array("the head of the guest's log")?,
+        };
+        let certificates = certificates.into_iter().map(|der| der.0).collect();
+        Ok(Answered { channel, opened: Box::new(opened), certificates })
+    }
+
+    fn carry(&mut self, channel: u32, message: &[u8]) -> Result<Vec<u8>> {
+        match self.ask(&Question::Carry { channel, message: Bytes(message.to_vec()) })? {
+            Answer::Carried { message } => Ok(message.0),
+            _ => bail!("an unexpected answer"),
         }
     }
 }

@@ -45,12 +45,14 @@ enum Command {
     /// A reference key service: releases keys to attested guests
     #[command(subcommand)]
     Kms(commands::kms::Command),
-    Run(commands::run::Arguments),
+    Run(Box<commands::run::Arguments>),
     Exec(commands::remote::Exec),
     Ps(commands::remote::Ps),
     Logs(commands::remote::Logs),
     Kill(commands::remote::Kill),
     Stop(commands::remote::Stop),
+    Connect(Box<commands::connect::Arguments>),
+    Audit(commands::connect::Audit),
 }
 
 fn main() -> ExitCode {
@@ -63,12 +65,14 @@ fn main() -> ExitCode {
         Command::Fragment(command) => commands::fragment::main(command),
         Command::Attest(command) => commands::attest::main(command),
         Command::Kms(command) => commands::kms::main(command),
-        Command::Run(arguments) => commands::run::main(arguments),
+        Command::Run(arguments) => commands::run::main(*arguments),
         Command::Exec(arguments) => commands::remote::exec(arguments),
         Command::Ps(arguments) => commands::remote::ps(arguments),
         Command::Logs(arguments) => commands::remote::logs(arguments),
         Command::Kill(arguments) => commands::remote::kill(arguments),
         Command::Stop(arguments) => commands::remote::stop(arguments),
+        Command::Connect(arguments) => commands::connect::main(*arguments),
+        Command::Audit(arguments) => commands::connect::audit(arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("parma: {error:#}");

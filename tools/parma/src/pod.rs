@@ -4,6 +4,7 @@
 //! it with [`parma_vmm::Connection`].
 
 use crate::output::hex;
+use crate::record::Record;
 use crate::release::Owner;
 use crate::workload::{Content, Encrypted, Layer, Policy, Workload};
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
@@ -21,7 +22,7 @@ use parma_vmm::{
     Accel, Config, Disk, Exit, Machine, Network, Opened, Outcome, Properties, Reply, Session, network,
 };
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::NamedTempFile;
 
@@ -152,7 +153,8 @@ impl Pod {
         let mut machine = Machine::launch(config)?;
         let session = machine.session()?;
         let measurement = config.image.measurement(config.vcpus)?.0;
-        Ok(Self { guest: Arc::new(Guest { session, observer }), machine, measurement })
+        let guest = Guest { session, observer, record: Mutex::default() };
+        Ok(Self { guest: Arc::new(guest), machine, measurement })
     }
 
     /// The whole way of `workload` from a machine to a running container: boot, policy, layers, overlay, container.
@@ -221,12 +223,24 @@ impl Pod {
         };
         let mut roots = Roots::amd();
         if self.machine.accel() != Accel::Snp {
-            let chain = self.machine.chain().to_der().context("the emulated PSP's certificates")?;
+            let chain = self.chain(&certificates)?;
             let root = chain.last().context("the emulated PSP has no root")?;
             roots = roots.with_emulated(root).context("the emulated PSP's root is none")?;
             certificates.certificates.extend(chain);
         }
-        Ok(Owner { expected, roots, certificates })
+        Ok(Owner { expected, roots, certificates, endorsement: None, at: None })
+    }
+
+    /// The certificates of the key that signs the guest's reports, in DER, leaf first: the emulated PSP's, or those of the hardware
+    /// that were found elsewhere.
+    ///
+    /// # Errors
+    /// The emulated PSP's certificates cannot be written.
+    pub fn chain(&self, hardware: &Bundle) -> Result<Vec<Vec<u8>>> {
+        if self.machine.accel() == Accel::Snp {
+            return Ok(hardware.certificates.clone());
+        }
+        self.machine.chain().to_der().context("the emulated PSP's certificates")
     }
 
     /// Asks the guest to end, and waits until it has.
@@ -244,6 +258,8 @@ pub struct Guest {
     /// The control connection.
     pub session: Session,
     observer: Observer,
+    /// Locked for as long as a request takes, so that its order is the guest's.
+    record: Mutex<Record>,
 }
 
 impl Guest {
@@ -252,9 +268,62 @@ impl Guest {
     /// # Errors
     /// The guest refuses, or is gone.
     pub fn ask(&self, request: Request<'_>) -> Result<Reply> {
-        let outcome = self.session.request(request.clone())?;
-        (self.observer)(&request, &outcome);
+        let mut record = self.record();
+        let outcome = self.exchange(&mut record, &request)?;
+        if record.is_behind() {
+            self.catch_up(&mut record)?;
+        }
         Ok(outcome?)
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        // After a panic the record is no worse than the request that was cut off.
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exchange(&self, record: &mut Record, request: &Request<'_>) -> Result<Outcome> {
+        let outcome = self.session.request(request.clone())?;
+        record.note(request, &outcome);
+        (self.observer)(request, &outcome);
+        Ok(outcome)
+    }
+
+    /// Reads what the guest's log has since it was read last.
+    fn catch_up(&self, record: &mut Record) -> Result<()> {
+        loop {
+            let Ok(kept) = record.kept() else { return Ok(()) };
+            let first = kept.next();
+            let outcome = self.exchange(record, &Request::ReadAudit { first })?;
+            let Ok(Reply::Audit(excerpt)) = outcome else {
+                *record = Record::Lost("the policy does not allow the log to be read");
+                return Ok(());
+            };
+            let Ok(kept) = record.kept() else { return Ok(()) };
+            match kept.take(&excerpt) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(why) => *record = Record::Lost(why),
+            }
+        }
+    }
+
+    /// Keeps a record of what is asked for from now on, which is before the policy is delivered.
+    pub fn keep_record(&self) {
+        *self.record() = Record::Waiting;
+    }
+
+    /// What the record has from this entry on: each entry with its request, for as long as `take` says so.
+    ///
+    /// # Errors
+    /// There is no record.
+    pub fn recorded(&self, first: u64, mut take: impl FnMut(&audit::Entry, &[u8]) -> bool) -> Result<()> {
+        let mut record = self.record();
+        if record.kept()?.next() <= first {
+            self.catch_up(&mut record)?;
+        }
+        let kept = record.kept()?;
+        kept.from(first).take_while(|(entry, request)| take(entry, request)).for_each(drop);
+        Ok(())
     }
 
     fn done(&self, request: Request<'_>) -> Result<()> {

@@ -118,6 +118,7 @@ fn attested(stage: &Stage, workload: &Workload, guest: &Guest, requests: &[Reque
         peer_key: base64(&key),
         guest_key: base64(&opened.key),
         report: base64(&opened.report),
+        certificates: Vec::new(),
         entries: lines.collect(),
     };
     let chain = guest.machine.chain().to_der().unwrap();

@@ -1,4 +1,4 @@
-//! The host chooses, changes or withholds the policy, or adds to it: attacks P01–P03, P05, P06, P08–P10 and, over the wire,
+//! The host chooses, changes or withholds the policy, or adds to it: attacks P01–P06, P08–P10 and, over the wire,
 //! F01–F04, I18 on the real VM; and it sets the clock: B07. `fragments.rs` has the fragments' attacks without a machine.
 
 #[path = "support/signer.rs"]
@@ -85,6 +85,35 @@ fn p03_a_policy_is_set_once() {
     assert_eq!(guest.refused(Request::SetPolicy { image: &honest.policy.image }), again);
     assert_eq!(guest.refused(Request::SetPolicy { image: b"other" }), again);
     guest.mount_layers(&honest);
+}
+
+/// Source: CVE-2025-58354, kata before 3.21: a policy that could not be read was none, and the default one took its place.
+#[test]
+fn p04_a_policy_that_does_not_arrive_whole_is_no_policy_and_zeros_in_host_data_expect_one_too() {
+    let Some(stage) = stage() else { return };
+    let honest = stage.workload("busybox", &["true"], GenerateOptions::default());
+    let image = &honest.policy.image;
+    let mut guest = stage.boot(honest.policy.host_data(), honest.disks());
+    drop(guest.session);
+    let whole = encode(&ToGuest { sequence: 1, request: Request::SetPolicy { image } }).unwrap();
+    for cut in [0, 3, 4, 5, whole.len() / 2, whole.len() - 1] {
+        let (mut control, phase) = guest.machine.control().unwrap();
+        assert_eq!(phase, Phase::AwaitPolicy, "before {cut} bytes");
+        control.send_bytes(&whole[..cut]).unwrap();
+    }
+    guest.session = guest.machine.session().unwrap();
+    for part in [&image[..0], &image[..image.len() / 2], &image[1..]] {
+        assert_eq!(guest.refused(Request::SetPolicy { image: part }), Reason::NotHostData);
+    }
+    assert_eq!(guest.refused(Request::GetProperties), Reason::WrongPhase { phase: Phase::AwaitPolicy });
+    guest.accept(image);
+    guest.mount_layers(&honest);
+    drop(guest);
+    let guest = stage.boot([0; 32], honest.disks());
+    for image in [&[][..], image] {
+        assert_eq!(guest.refused(Request::SetPolicy { image }), Reason::NotHostData);
+    }
+    assert_eq!(guest.refused(Request::GetProperties), Reason::WrongPhase { phase: Phase::AwaitPolicy });
 }
 
 #[test]

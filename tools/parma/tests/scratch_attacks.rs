@@ -609,7 +609,7 @@ fn i02_a_corrupted_block_ends_the_machine_where_the_policy_says_so() {
 /// host changes is an error, another key opens nothing, and a volume that was brought back as a whole is refused where its
 /// owner keeps count.
 #[test]
-fn a_volume_outlives_its_guest_and_what_the_host_does_to_it_is_noticed() {
+fn k09_a_volume_outlives_its_guest_and_what_the_host_does_to_it_is_noticed() {
     let Some(stage) = stage() else { return };
     let key = [7; 32];
     let volume = parma_guest::target::volume::id(&key);

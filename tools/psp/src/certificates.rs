@@ -1,6 +1,7 @@
 //! The chain ARK → ASK → VCEK, with the extensions of AMD's VCEK specification (57230, section 3), and lists of what is revoked.
 
 use crate::layout::Platform;
+use crate::root::Root;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use p384::ecdsa::signature::Verifier as _;
 use p384::ecdsa::{DerSignature, SigningKey, VerifyingKey};
@@ -188,18 +189,40 @@ impl Revocations<'_> {
     }
 }
 
-/// A new report-signing key for this chip, its certificates, and the keys that issued them.
-pub(crate) fn issue(platform: &Platform, chip_id: &[u8; 64]) -> Result<(SigningKey, Chain, Authorities)> {
-    let new_key = || SigningKey::try_generate().context("no randomness");
-    let (ark_key, ask_key, vcek_key) = (new_key()?, new_key()?, new_key()?);
-    let authority = |subject, issuer| -> Result<Profile> {
-        let mut profile = Profile::new(subject, issuer)?;
-        let usage = KeyUsage(KeyUsages::KeyCertSign | KeyUsages::CRLSign);
-        profile.add(&BasicConstraints { ca: true, path_len_constraint: None })?;
-        profile.add(&usage)?;
-        Ok(profile)
-    };
-    let ark = authority(ARK, ARK)?.sign(Link::Ark, &ark_key, &ark_key)?;
+fn new_key() -> Result<SigningKey> {
+    SigningKey::try_generate().context("no randomness")
+}
+
+/// A certificate that may issue others.
+fn authority(subject: &str, issuer: &str) -> Result<Profile> {
+    let mut profile = Profile::new(subject, issuer)?;
+    let usage = KeyUsage(KeyUsages::KeyCertSign | KeyUsages::CRLSign);
+    profile.add(&BasicConstraints { ca: true, path_len_constraint: None })?;
+    profile.add(&usage)?;
+    Ok(profile)
+}
+
+/// A new root: its key and its certificate.
+pub(crate) fn root() -> Result<(SigningKey, Certificate)> {
+    let key = new_key()?;
+    let certificate = authority(ARK, ARK)?.sign(Link::Ark, &key, &key)?;
+    Ok((key, certificate))
+}
+
+/// Checks that the certificate is a root's of this key.
+pub(crate) fn belongs(own: &SigningKey, root: &Certificate) -> Result<()> {
+    ensure!(key(root)? == *own.verifying_key(), "the root is of another key");
+    signed_by(root, root)
+}
+
+/// A new report-signing key for this chip, its certificates under this root, and the keys that issued them.
+pub(crate) fn issue(
+    root: &Root,
+    platform: &Platform,
+    chip_id: &[u8; 64],
+) -> Result<(SigningKey, Chain, Authorities)> {
+    let (ark_key, ark) = (root.key.clone(), root.certificate.clone());
+    let (ask_key, vcek_key) = (new_key()?, new_key()?);
     let middle = if platform.vlek != platform.misplaced { ASVK } else { ASK };
     let leaf = if platform.vlek { VLEK } else { VCEK };
     let ask = authority(middle, ARK)?.sign(Link::Ask, &ask_key, &ark_key)?;

@@ -6,14 +6,16 @@
 //! the host, so a report proves only that this process made it. Every subject name and every chip id says EMULATED.
 //!
 //! Two differences from AMD's chain, both deliberate: ARK and ASK have P-384 keys instead of RSA-4096 (which would take
-//! seconds to make at each start), and certificates are valid for seven years from the start of the process.
+//! seconds to make at each start), and certificates are valid for seven years from when they are made.
 //!
 //! * [`Psp`] is one secure processor that has launched one guest; it signs reports and serves them on a socket.
+//! * [`Root`] is what its certificates rest on, new for each guest or kept.
 //! * [`Chain`] is its certificates; [`verify`] checks a report against one.
 //! * [`layout`] says where a report's fields are.
 
 mod certificates;
 pub mod layout;
+mod root;
 
 use anyhow::{Context as _, Result, ensure};
 use p384::ecdsa::signature::{Signer as _, Verifier as _};
@@ -25,6 +27,7 @@ use std::time::Duration;
 
 pub use certificates::{Chain, Link, Revocations};
 pub use layout::{Platform, Tcb};
+pub use root::{CERTIFICATE, Root};
 
 /// Bytes of an attestation report.
 pub const REPORT_LENGTH: usize = layout::LENGTH;
@@ -69,15 +72,27 @@ impl Psp {
     /// # Errors
     /// See [`Psp::new`].
     pub fn on(platform: &Platform, host_data: HostData, measurement: Measurement) -> Result<Self> {
-        let mut chip_id: [u8; 64] = Generate::try_generate().context("no randomness")?;
+        Self::under(&Root::new()?, platform, host_data, measurement)
+    }
+
+    /// The same under a root that was there before: the chip is the root's.
+    ///
+    /// # Errors
+    /// See [`Psp::new`].
+    pub fn under(
+        root: &Root,
+        platform: &Platform,
+        host_data: HostData,
+        measurement: Measurement,
+    ) -> Result<Self> {
+        let mut chip_id = root.chip_id()?;
         if platform.turin {
-            // 8 bytes, and zeros.
+            // 8 bytes, which tell chips apart, and zeros.
+            chip_id.rotate_left(layout::EMULATED.len());
             chip_id[8..].fill(0);
-        } else {
-            chip_id[..layout::EMULATED.len()].copy_from_slice(layout::EMULATED);
         }
         let report_id: [u8; 32] = Generate::try_generate().context("no randomness")?;
-        let (key, chain, authorities) = certificates::issue(platform, &chip_id)?;
+        let (key, chain, authorities) = certificates::issue(root, platform, &chip_id)?;
         let mut template = [0; REPORT_LENGTH];
         layout::fill(&mut template, platform, &chip_id, &report_id);
         template[layout::HOST_DATA].copy_from_slice(&host_data.0);

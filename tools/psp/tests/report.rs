@@ -1,10 +1,11 @@
 //! What the emulated PSP's reports promise, and that others read them the same way.
 
-use parma_psp::{Chain, HostData, Measurement, Psp, Report, layout, verify};
+use parma_psp::{Chain, HostData, Measurement, Platform, Psp, Report, Root, layout, verify};
 use sev::certs::snp::{Certificate, Verifiable as _};
 use sev::firmware::guest::AttestationReport;
 use sev::parser::ByteParser as _;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use x509_cert::der::Encode as _;
 
@@ -119,4 +120,39 @@ fn the_socket_answers_64_bytes_with_a_report_and_survives_a_short_request() {
         rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
         serving.join().unwrap().unwrap();
     });
+}
+
+#[test]
+fn a_kept_root_is_the_same_for_every_guest_and_its_key_is_its_owners() {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path().join("psp");
+    let first = Root::kept(&dir).unwrap();
+    let second = Root::kept(&dir).unwrap();
+    let guest = |root: &Root, host_data| {
+        Psp::under(root, &Platform::default(), HostData(host_data), MEASUREMENT).unwrap()
+    };
+    let (one, other) = (guest(&first, [1; 32]), guest(&second, [2; 32]));
+    assert_eq!(one.chain().ark, other.chain().ark);
+    let chip = |psp: &Psp| psp.report(&[0; 64])[layout::CHIP_ID].to_vec();
+    assert_eq!(chip(&one), chip(&other));
+    verify(&other.report(&[5; 64]), other.chain()).unwrap();
+    assert!(verify(&other.report(&[5; 64]), one.chain()).is_err(), "each guest has a key of its own");
+    // What relying parties are given has no key in it.
+    let public = std::fs::read_to_string(dir.join(parma_psp::CERTIFICATE)).unwrap();
+    assert_eq!(public, first.certificate_pem().unwrap());
+    assert!(!public.contains("KEY"));
+    let kept = dir.join("psp.pem");
+    let mode = |mode| std::fs::set_permissions(&kept, std::fs::Permissions::from_mode(mode)).unwrap();
+    assert_eq!(std::fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
+    mode(0o640);
+    assert!(Root::kept(&dir).err().unwrap().to_string().contains("chmod 600"));
+    mode(0o600);
+    // Another root's certificate, or none.
+    let text = std::fs::read_to_string(&kept).unwrap();
+    let own = Root::new().unwrap().certificate_pem().unwrap();
+    let key = text.split_once("-----BEGIN CERTIFICATE").unwrap().0.to_owned();
+    for content in [key.clone() + &own, key, own, String::new()] {
+        std::fs::write(&kept, content).unwrap();
+        assert!(Root::kept(&dir).is_err());
+    }
 }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256, Sha384};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -216,6 +217,42 @@ fn a_key_and_a_resource_reach_the_container_that_asks_and_the_key_service_noted_
         ]);
         assert_eq!(sidecar.post("/key/release", &stage.release()).0, 200, "{wrapping}");
     }
+}
+
+/// Source: CVE-2026-23655, secrets in the clear in Microsoft's sidecar before 2.12; CVE-2026-21522, commands in its tools' input;
+/// CVE-2026-26122, defaults that trust. A key is in the answer and nowhere else; what it is asked with is a name, never a command;
+/// and nothing but TLS with known roots is a default.
+#[test]
+fn k13_a_released_key_is_in_the_answer_alone_and_neither_names_nor_defaults_open_a_way() {
+    let stage = stage();
+    let (dir, ca) = (stage.attestation(), stage.path("kms.pem"));
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skr"));
+    command.current_dir(home.path()).env("HOME", home.path()).env("TMPDIR", home.path());
+    command.args(["--listen", "127.0.0.1:0", "--attestation", &dir, "--ca", &ca]);
+    let log = fs::File::create(stage.path("log")).unwrap();
+    let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut url = String::new();
+    output.read_line(&mut url).unwrap();
+    let sidecar = Sidecar { child, url: url.trim().to_owned() };
+    assert_eq!(sidecar.post("/key/release", &stage.release()).0, 200);
+    assert_eq!(sidecar.post("/kbs/resource", &stage.resource()).0, 200);
+    for name in ["$(touch ran)", "`touch ran`", ";touch ran", "data\ntouch ran", "|touch ran", "../data"] {
+        assert_eq!(sidecar.refused("/key/release", &with(stage.release(), "kid", name)).0, 400, "{name}");
+        assert_eq!(sidecar.refused("/kbs/resource", &with(stage.resource(), "resource", name)).0, 400);
+    }
+    drop(sidecar);
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    said += &fs::read_to_string(stage.path("log")).unwrap();
+    for form in [STANDARD.encode(KEY), URL_SAFE_NO_PAD.encode(KEY), hex(&KEY)] {
+        assert!(!said.contains(&form), "{said}");
+    }
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "nothing was written");
+    // The service's own file is its owner's.
+    let mode = fs::metadata(stage.path("kms.db")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::session::Session;
 use crate::vsock::{Connector, Vsock};
 use anyhow::{Context as _, Result, anyhow, bail};
 use parma_guest::wire::{CONTROL_PORT, FromGuest, PROTOCOL, Phase};
-use parma_psp::{Chain, HostData, Platform, Psp};
+use parma_psp::{Chain, HostData, Platform, Psp, Root};
 use qapi::qmp::{Event, block_resize, device_del};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -58,6 +58,8 @@ pub struct Config {
     pub network: Option<Network>,
     /// What the emulated PSP's platform is like: for tests that play an old or a debuggable one.
     pub platform: Platform,
+    /// What the emulated PSP's certificates rest on; `None`: a root of this machine's own.
+    pub root: Option<Root>,
     /// What executes the guest; `None`: whatever works best, see [`Accel::choose`].
     pub accel: Option<Accel>,
     /// Further arguments of QEMU: for tests that play a hostile host.
@@ -77,6 +79,7 @@ impl Config {
             ports: 0,
             network: None,
             platform: Platform::default(),
+            root: None,
             accel: None,
             extra_args: Vec::new(),
         }
@@ -149,11 +152,9 @@ impl Machine {
     pub fn launch(config: &Config) -> Result<Self> {
         let accel = config.accel.map_or_else(|| Accel::choose(&config.image), Ok)?;
         let runtime = Runtime::new()?;
-        let psp = Arc::new(Psp::on(
-            &config.platform,
-            HostData(config.host_data),
-            config.image.measurement(config.vcpus)?,
-        )?);
+        let root = config.root.clone().map_or_else(Root::new, Ok)?;
+        let (host_data, measurement) = (HostData(config.host_data), config.image.measurement(config.vcpus)?);
+        let psp = Arc::new(Psp::under(&root, &config.platform, host_data, measurement)?);
 
         let (qmp, qmp_fd) = UnixStream::pair().context("socketpair")?;
         let (console, console_fd) = UnixStream::pair().context("socketpair")?;

@@ -1,14 +1,13 @@
 //! `parma kms …`
 
+use super::evidence::{bundle, read, root};
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
-use parma_kms::bundle::Bundle;
 use parma_kms::rules::Rules;
 use parma_kms::server::{self, Shared};
 use parma_kms::service::Service;
 use parma_kms::store::Store;
 use parma_kms::verify::Roots;
-use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -103,13 +102,10 @@ pub fn main(command: Command) -> Result<ExitCode> {
 fn serve(arguments: &Serve) -> Result<()> {
     let at = |path: &Path| path.display().to_string();
     let rules = Rules::parse(&read(&arguments.policy)?).with_context(|| at(&arguments.policy))?;
-    let mut bundle = Bundle::default();
-    for file in &arguments.chain {
-        bundle.add(&read(file)?).with_context(|| at(file))?;
-    }
+    let mut bundle = bundle(&arguments.chain)?;
     let mut roots = Roots::amd();
     if let Some(path) = &arguments.emulated_root {
-        let root = super::attest::root(path)?;
+        let root = root(path)?;
         roots = roots.with_emulated(&root).with_context(|| at(path))?;
         eprintln!(
             "parma: EMULATED root accepted because --emulated-root says so: no hardware vouches for anything"
@@ -130,8 +126,4 @@ fn serve(arguments: &Serve) -> Result<()> {
         println!("{scheme}://{}", listener.local_addr()?);
         server::run(listener, tls, shared).await
     })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

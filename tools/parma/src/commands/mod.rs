@@ -1,6 +1,8 @@
 //! One file for each group of commands.
 
 pub mod attest;
+pub mod connect;
+mod evidence;
 pub mod fragment;
 pub mod host;
 pub mod image;

@@ -1,10 +1,10 @@
 //! `parma run`
 
 use super::policy::{Allow, named_image, of_pod, reference};
-use super::show_warnings;
 use super::streams::{Output, connect_input, streams};
 use super::terminal;
 use super::volume::read_key;
+use super::{evidence, show_warnings};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -12,20 +12,22 @@ use parma::group::{Group, Member, Sink, distinct_layers, distinct_volumes, share
 use parma::local::{Reserved, Served, check_name};
 use parma::output::hex;
 use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
+use parma::release::KeyService;
 use parma::workload::{Content, Encrypted, Policy, Volume, Workload};
-use parma_guest::wire::{Request, Stdio};
-use parma_kms::bundle::Bundle;
+use parma_guest::wire::{Reason, Request, Stdio, Step};
 use parma_layer::oci::Reference;
 use parma_layer::volume::Key;
 use parma_policy::generate::{DataVolume, GenerateOptions, policy_of};
-use parma_vmm::{Config, Forward, Image, Network, Outcome, escape};
+use parma_psp::Root;
+use parma_vmm::{Config, Forward, Image, Network, Outcome, Refused, escape};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use x509_cert::der::pem::LineEnding;
+use x509_cert::der::{Decode as _, EncodePem as _};
 
 /// How long a container may take to end by itself, where no Pod says otherwise.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,7 +35,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const IMAGE: &str = "target/image-emulated";
 const VARIABLE: &str = "PARMA_IMAGE";
 /// What a shell gives for a program that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
+const INTERRUPTED: u8 = 130;
 
 /// Run a container image, or the containers of a Kubernetes Pod, in a guest of their own, under an attested policy
 ///
@@ -49,6 +51,7 @@ const INTERRUPTED: i32 = 130;
   parma run -p 8080:80 oci:nginx
   parma run --volume model.img:/model oci:python
   parma run --volume data.img:/data:$(cat data.id) --volume-key data.key oci:postgres
+  parma run --volume data.img:/data:$(cat data.id) --kms https://kms.example.com --kms-key data oci:postgres
   parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
   parma run -f pod.yaml --claim data=data.img:$(cat data.id) --volume-key data.key
   parma run --name web --allow-exec 'nginx -s reload' oci:nginx")]
@@ -71,9 +74,27 @@ pub struct Arguments {
     /// the least generation of the volume that is accepted; may be repeated
     #[arg(long, value_name = "FILE[@GENERATION]", value_parser = VolumeKey::parse)]
     volume_key: Vec<VolumeKey>,
-    /// Certificates and revocation lists of the processor that vouches for the guest, where it is one; may be repeated
-    #[arg(long, value_name = "FILE", requires = "volume_key")]
+    /// A key service (`parma kms serve`), which judges the guest's report and releases the keys of the other volumes to it
+    #[arg(long, value_name = "URL")]
+    kms: Option<String>,
+    /// What a key is called there [default: as the volume's id]; may be repeated
+    #[arg(long, value_name = "NAME", requires = "kms")]
+    kms_key: Vec<String>,
+    /// Roots of the key service's TLS certificate, PEM [default: those of the web]
+    #[arg(long, value_name = "FILE", requires = "kms")]
+    kms_ca: Option<PathBuf>,
+    /// Wait until `parma connect` has released the keys of the other volumes
+    #[arg(long, conflicts_with = "kms")]
+    await_keys: bool,
+    /// Certificates of the processor that vouches for the guest, leaf first, and revocation lists; may be repeated
+    #[arg(long, value_name = "FILE")]
     chain: Vec<PathBuf>,
+    /// The builder's endorsement of the guest's measurement (COSE_Sign1), for whoever judges its reports
+    #[arg(long, value_name = "FILE")]
+    endorsement: Option<PathBuf>,
+    /// Let reports be made under the root that is kept in this directory, by an emulated PSP: no hardware vouches for them
+    #[arg(long, value_name = "DIR")]
+    emulated_psp: Option<PathBuf>,
     /// The measured image of the guest [default: $PARMA_IMAGE, or target/image-emulated]
     #[arg(long = "image", value_name = "DIR", id = "guest_image")]
     guest_image: Option<PathBuf>,
@@ -124,8 +145,16 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     bar.set_message("opening the guest's image");
     let image = Image::open(&guest_image(arguments.guest_image.as_deref()))?;
     if !image.emulated {
+        ensure!(arguments.emulated_psp.is_none(), "--emulated-psp: this image has its reports from hardware");
         parma_vmm::snp::require()?;
     }
+    let root = arguments.emulated_psp.as_deref().map(Root::kept).transpose()?;
+    let service = arguments.kms.as_deref().map(|url| {
+        let roots = arguments.kms_ca.as_deref().map(evidence::read).transpose()?.unwrap_or_default();
+        KeyService::new(url, &roots)
+    });
+    let service = service.transpose()?;
+    let endorsement = arguments.endorsement.as_deref().map(evidence::read).transpose()?;
     let mut options = arguments.allow.options(&arguments.args)?;
     // Whether a name is right is known before anything is done.
     arguments.name.as_deref().map(check_name).transpose()?;
@@ -163,8 +192,17 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         (None, None) => bail!("there is no image: give one, or a Pod with -f"),
     };
     let volumes = distinct_volumes(plan.members.iter().map(|member| &member.workload));
-    let volumes = with_keys(volumes.into_iter().cloned().collect(), &arguments.volume_key)?;
-    let certificates = bundle(&arguments.chain)?;
+    let volumes = volumes.into_iter().cloned().collect();
+    let (with_key, others) = with_keys(volumes, &arguments.volume_key)?;
+    if let (Some(volume), None, false) = (others.first(), &service, arguments.await_keys) {
+        bail!(
+            "{}: its key is needed, with --volume-key, --kms or --await-keys: the id is {}",
+            volume.path.display(),
+            hex(&volume.id)
+        );
+    }
+    let certificates = evidence::bundle(&arguments.chain)?;
+    let measurement = image.measurement(arguments.cpus)?.0;
     bar.set_message("compiling the policy");
     let policy = match &arguments.policy {
         Some(path) => Policy::read(path)?,
@@ -178,6 +216,13 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         }
         if !arguments.quiet {
             eprintln!("HOST_DATA {}", hex(&policy.host_data()));
+            eprintln!("MEASUREMENT {}", hex(&measurement));
+        }
+        if let Some(dir) = &arguments.emulated_psp {
+            eprintln!(
+                "parma: EMULATED: reports are made under the root in {} because --emulated-psp says so; no hardware vouches for them",
+                dir.display()
+            );
         }
     });
 
@@ -188,40 +233,72 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     config.memory_mib = arguments.memory;
     config.vcpus = arguments.cpus;
     config.network = network;
+    config.root = root;
     let disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach());
-    config.disks = disks.chain(volumes.iter().map(|(volume, ..)| volume.disk())).collect();
+    let volumes = with_key.iter().map(|(volume, ..)| volume).chain(&others);
+    config.disks = disks.chain(volumes.clone().map(Encrypted::disk)).collect();
     bar.set_message("booting the guest");
     let observer = observer(arguments.verbose, arguments.json, bar.clone());
     let pod = Pod::boot(&config, observer)?;
+    pod.guest.keep_record();
     pod.set_policy(&policy)?;
+    let chain = pod.chain(&certificates)?;
+    if plan.members.iter().any(|member| member.workload.container.attestation) {
+        pod.guest.endorse(&host_certificates(&chain)?, endorsement.as_deref().unwrap_or_default())?;
+    }
     if let Some(network) = &config.network {
         pod.guest.set_up_network(network)?;
     }
     let on = Group::mount(&pod.guest, &layers, &id, &scratch)?;
     // The machine has the file open: it needs no name any more.
     drop(scratch);
-    if !volumes.is_empty() {
-        bar.set_message("releasing keys");
-        let mut owner = pod.owner(&policy, certificates)?.channel(&pod.guest)?;
-        for (volume, key, generation) in &volumes {
+    bar.set_message("releasing keys");
+    if !with_key.is_empty() {
+        let mut owner = pod.owner(&policy, certificates)?.channel(&*pod.guest)?;
+        if owner.list.emulated {
+            bar.suspend(|| {
+                eprintln!("parma: EMULATED: the key is released on the word of this machine's emulated PSP; no hardware vouches for it");
+            });
+        }
+        for (volume, key, generation) in &with_key {
             owner.release(key, *generation)?;
             pod.guest.mount_volume(volume)?;
         }
     }
+    if let Some(service) = &service {
+        let ids: Vec<String> = others.iter().map(|volume| hex(&volume.id)).collect();
+        for name in if arguments.kms_key.is_empty() { &ids } else { &arguments.kms_key } {
+            service.release(&pod.guest, name, &chain, endorsement.as_deref())?;
+        }
+    }
     let sink = plan.sink(arguments.raw || arguments.tty);
     let group = Group::new(pod.guest.clone(), plan.members, on, plan.grace, sink)?;
-    reserved.serve(Served { group: group.clone(), name })?;
+    reserved.serve(Served { group: group.clone(), name, certificates: chain })?;
     // The first Ctrl-C asks the containers to stop, the second ends this program and with it the machine.
     let (stopped, asked) = (group.clone(), AtomicBool::new(false));
     ctrlc::set_handler(move || {
         if asked.swap(true, Ordering::Relaxed) {
             terminal::restore();
-            std::process::exit(INTERRUPTED);
+            std::process::exit(INTERRUPTED.into());
         }
         let stopped = stopped.clone();
         std::thread::spawn(move || stopped.stop(None));
     })
     .context("cannot handle signals")?;
+
+    if arguments.await_keys && !others.is_empty() {
+        bar.suspend(|| eprintln!("parma: waiting for keys: `parma connect {} … key FILE`", reserved.name()));
+    }
+    for volume in &others {
+        let attempt = || match pod.guest.mount_volume(volume) {
+            Err(error) if arguments.await_keys && lacks_key(&error) => Ok(None),
+            Err(error) => Err(error).with_context(|| volume.path.display().to_string()),
+            Ok(()) => Ok(Some(())),
+        };
+        if group.after_sealed(attempt)?.is_none() {
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+    }
 
     let mut raw = None;
     let started = |group: &Group| {
@@ -251,9 +328,9 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         }
     };
     drop(reserved);
-    if !volumes.is_empty() {
+    if volumes.clone().next().is_some() {
         group.shut_down()?;
-        for (volume, ..) in &volumes {
+        for volume in volumes {
             pod.guest.unmount_volume(volume)?;
         }
     }
@@ -332,54 +409,72 @@ impl Plan {
     }
 }
 
+/// Whether a volume was not mounted because its key has not come.
+fn lacks_key(error: &anyhow::Error) -> bool {
+    /// ENOKEY
+    const NO_KEY: u16 = 126;
+    let refused = error.downcast_ref::<Refused>();
+    refused.is_some_and(|Refused(why)| why.reason == Reason::Failed { step: Step::ReleaseKey, errno: NO_KEY })
+}
+
+/// Certificates, leaf first, as Azure's hosts hand them out, which is what sidecars read.
+fn host_certificates(chain: &[Vec<u8>]) -> Result<Vec<u8>> {
+    let pem = |der: &Vec<u8>| -> Result<String> {
+        let certificate = x509_cert::Certificate::from_der(der).context("a certificate of the chain")?;
+        Ok(certificate.to_pem(LineEnding::LF)?)
+    };
+    let Some((leaf, rest)) = chain.split_first() else { return Ok(Vec::new()) };
+    let rest = rest.iter().map(pem).collect::<Result<String>>()?;
+    Ok(serde_json::json!({"vcekCert": pem(leaf)?, "certificateChain": rest}).to_string().into_bytes())
+}
+
 /// What `--volume-key` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct VolumeKey {
+pub struct VolumeKey {
     file: PathBuf,
-    least_generation: u64,
+    /// The least generation of the volume that is accepted.
+    pub least_generation: u64,
 }
 
 impl VolumeKey {
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The key.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has none in it.
+    pub fn read(&self) -> Result<Key> {
+        read_key(&self.file)
+    }
+
+    /// `FILE`, or `FILE@GENERATION`.
+    ///
+    /// # Errors
+    /// The generation is none.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let (file, generation) = text.rsplit_once('@').map_or((text, Ok(0)), |(file, n)| (file, n.parse()));
         let least_generation = generation.map_err(|_| "after @ comes a generation, a number")?;
         Ok(Self { file: file.into(), least_generation })
     }
 }
 
-/// Each volume with its key and least generation. A key says by itself which volume it opens.
-fn with_keys(volumes: Vec<Encrypted>, keys: &[VolumeKey]) -> Result<Vec<(Encrypted, Key, u64)>> {
-    let mut read = Vec::new();
-    for VolumeKey { file, least_generation } in keys {
-        let key = read_key(file)?;
-        ensure!(
-            volumes.iter().any(|volume| hex(&volume.id) == key.id()),
-            "the key {} opens none of the volumes, but the one with the id {}",
-            file.display(),
-            key.id()
-        );
-        read.push((key, *least_generation));
-    }
-    let of = |volume: Encrypted| {
-        let id = hex(&volume.id);
-        let found = read.iter().position(|(key, _)| key.id() == id);
-        let found = found.with_context(|| {
-            format!("{}: its key is needed, with --volume-key: the id is {id}", volume.path.display())
-        })?;
-        let (key, least_generation) = read.swap_remove(found);
-        Ok((volume, key, least_generation))
-    };
-    volumes.into_iter().map(of).collect()
-}
+/// Volumes whose keys are here, each with its key and least generation, and the others. A key says by itself which volume it
+/// opens.
+type Volumes = (Vec<(Encrypted, Key, u64)>, Vec<Encrypted>);
 
-/// The certificates and revocation lists in these files.
-fn bundle(files: &[PathBuf]) -> Result<Bundle> {
-    let mut bundle = Bundle::default();
-    for file in files {
-        let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        bundle.add(&bytes).with_context(|| file.display().to_string())?;
+fn with_keys(volumes: Vec<Encrypted>, keys: &[VolumeKey]) -> Result<Volumes> {
+    let (mut with_key, mut others) = (Vec::new(), volumes);
+    for named in keys {
+        let key = named.read()?;
+        let found = others.iter().position(|volume| hex(&volume.id) == key.id());
+        let found = found.with_context(|| {
+            format!(
+                "the key {} opens none of the volumes, but the one with the id {}",
+                named.file.display(),
+                key.id()
+            )
+        })?;
+        with_key.push((others.remove(found), key, named.least_generation));
     }
-    Ok(bundle)
+    Ok((with_key, others))
 }
 
 /// What `--scratch` says.
