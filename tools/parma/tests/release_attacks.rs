@@ -1,4 +1,4 @@
-//! What a guest shows of itself and what is released to it: attacks K01, K02, K05 and K14 on the real VM, with the host in between.
+//! What a guest shows of itself and what is released to it: attacks K01, K02, K05, K14 and B12 on the real VM, with the host in between.
 
 mod support;
 
@@ -16,6 +16,7 @@ use parma_psp::Platform;
 use parma_psp::layout::{LAUNCH_POLICY, POLICY_DEBUG, TCB};
 use parma_vmm::{Disk, Opened, Reply, ScriptedDisk};
 use serde_json::json;
+use std::path::PathBuf;
 use support::{Guest, Peer, Stage, Workload, stage};
 
 /// A guest under the policy of this command.
@@ -130,25 +131,91 @@ fn k01_k02_k05_a_report_of_another_guest_offer_or_policy_opens_no_channel() {
     assert!(matches!(accept(offer, &opened), Some(Check::Chip | Check::Signature)));
 }
 
+/// A volume with this key, and its file.
+fn volume_of(stage: &Stage, key: [u8; 32]) -> ([u8; 32], PathBuf) {
+    let path = stage.file("unused", b"").with_file_name("volume.img");
+    let owners = parma_layer::volume::Key::read(&mut &key[..]).unwrap();
+    parma_layer::volume::Volume::create(&path, 20 << 20, &owners).unwrap();
+    (parma_guest::target::volume::id(&key), path)
+}
+
+/// A command under a policy that names a volume.
+fn workload_with(stage: &Stage, volume: &[u8; 32], args: &[&str]) -> Workload {
+    let entry = format!(
+        r#"{{"type": "bind", "source": "volume://{}", "destination": "/data", "options": ["rbind", "rshared", "rw"]}}"#,
+        parma::output::hex(volume)
+    );
+    stage.workload_with("python", args, GenerateOptions::default(), |policy| {
+        policy.replace("\"mounts\": []", &format!("\"mounts\": [{entry}]"))
+    })
+}
+
+/// The host starts the same guest once more, on the same processor, with everything that the first was launched with and everything
+/// that it was sent: the second has nothing that the first was told, and nobody takes it for the first.
+#[test]
+fn b12_a_guest_that_is_launched_again_knows_nothing_that_the_first_was_told() {
+    let Some(stage) = stage() else { return };
+    let key = [7; 32];
+    let (volume, path) = volume_of(&stage, key);
+    let workload = workload_with(&stage, &volume, &["true"]);
+    let root = parma_psp::Root::new().unwrap();
+    let launch = || {
+        let disk = Disk::scripted(&ScriptedDisk::copy_of(&path).unwrap(), support::serial("volume"));
+        let mut config = stage.config(workload.policy.host_data(), vec![disk]);
+        config.root = Some(root.clone());
+        let guest = stage.launch(&config);
+        guest.accept(&workload.policy.image);
+        // The disk is there for as long as its configuration is.
+        (guest, config)
+    };
+    let answer = |guest: &Guest, (nonce, key): ([u8; 32], [u8; 65])| {
+        let Reply::Channel(channel, opened) = guest.done(Request::OpenChannel { nonce, key: &key }) else {
+            panic!("no channel")
+        };
+        (channel, opened)
+    };
+    let expected = stage.expected(&workload);
+    let accept = |offer: Offer, guest: &Guest, opened: &Opened| {
+        let chain = guest.machine.chain().to_der().unwrap();
+        let roots = Roots::amd().with_emulated(&chain[2]).unwrap();
+        let evidence = Evidence { report: &opened.report, certificates: &chain, ..Evidence::default() };
+        offer.accept(&opened.key, &opened.audit, &evidence, &expected, &roots, Moment::now())
+    };
+    let ((first, _disk), (second, _other_disk)) = (launch(), launch());
+    let open = Request::MountVolume { volume, device: "volume" };
+    let closed = Reason::Failed { step: Step::ReleaseKey, errno: 126 };
+    // The same offer to both, one answer to its peer.
+    let offer = Offer::new().unwrap();
+    let parts = offer.parts();
+    let (channel, opened) = answer(&first, parts);
+    let (other, others) = answer(&second, parts);
+    assert_eq!((channel, opened.report[0x1a0..0x1e0] == others.report[0x1a0..0x1e0]), (other, true));
+    assert_ne!(opened.key, others.key);
+    let (mut peer, _) = accept(offer, &first, &opened).unwrap_or_else(|refused| panic!("{refused}"));
+    let message = peer.seal(&Order::Key { key, least_generation: 0 }).unwrap();
+    let unknown = Reason::Unknown { field: Field::Channel };
+    assert_eq!(second.refused(Request::Sealed { channel: other, message: &message }), unknown);
+    assert_eq!(second.refused(open.clone()), closed);
+    // The answer of one beside the key of the other.
+    let offer = Offer::new().unwrap();
+    let ((_, own), (_, others)) = (answer(&first, offer.parts()), answer(&second, offer.parts()));
+    let mixed = Opened { key: others.key, ..*own };
+    assert!(matches!(accept(offer, &first, &mixed), Err(Refused::Evidence(list))
+        if list.first_failure().map(|item| item.check) == Some(Check::ReportData)));
+    // The twin: the first takes what was meant for it.
+    assert!(matches!(first.done(Request::Sealed { channel, message: &message }), Reply::Sealed(_)));
+    first.done(open.clone());
+    assert_eq!(second.refused(open), closed);
+}
+
 /// The workflow of the paper with the key service in it: the volume opens in the guest that the key's rule is about, and in no
 /// guest under another policy, on a platform that can be debugged or has old firmware, or with another's answer.
 #[test]
 fn k02_k05_a_volume_opens_only_in_the_guest_that_its_keys_rule_is_about() {
     let Some(stage) = stage() else { return };
     let key = [7; 32];
-    let volume = parma_guest::target::volume::id(&key);
-    let path = stage.file("unused", b"").with_file_name("volume.img");
-    let owners = parma_layer::volume::Key::read(&mut &key[..]).unwrap();
-    parma_layer::volume::Volume::create(&path, 20 << 20, &owners).unwrap();
-    let entry = format!(
-        r#"{{"type": "bind", "source": "volume://{}", "destination": "/data", "options": ["rbind", "rshared", "rw"]}}"#,
-        parma::output::hex(&volume)
-    );
-    let workload = |args: &[&str]| {
-        stage.workload_with("python", args, GenerateOptions::default(), |policy| {
-            policy.replace("\"mounts\": []", &format!("\"mounts\": [{entry}]"))
-        })
-    };
+    let (volume, path) = volume_of(&stage, key);
+    let workload = |args: &[&str]| workload_with(&stage, &volume, args);
     let (right, wrong) = (workload(&["true"]), workload(&["false"]));
     let expected = stage.expected(&right);
     let hex = |bytes: &[u8]| parma::output::hex(bytes);
