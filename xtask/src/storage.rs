@@ -1,7 +1,7 @@
 //! The storage figures of `cargo xtask bench`.
 //!
 //! Layers: `parma layer build` and `hash` beside `mkfs.ext4 -d` and `veritysetup format` on the same files, and beside
-//! SHA-256 alone, salted blocks of 4096 bytes on as many threads, and writing alone. Disks: the time from a disk's arrival
+//! SHA-256 alone, salted blocks of 4096 bytes on as many threads, writing alone, and both at once. Disks: the time from a disk's arrival
 //! to its mount; reads of a layer's file and writes and reads of a scratch file, past the page cache, in a container, and by
 //! the same program on the same disks mounted raw, without dm-verity and dm-crypt, in the same kernel.
 
@@ -21,8 +21,10 @@ use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{BufWriter, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -117,6 +119,7 @@ pub fn print_layers(figures: &Value) {
         ("SHA-256 of salted blocks alone, same cores", "sha256"),
         ("the same, two blocks at a time", "sha256_in_pairs"),
         ("writing so many bytes to a file alone", "write"),
+        ("SHA-256 and writing, same cores", "sha256_and_write"),
     ] {
         let rate = number(&format!("/layers/{name}_mb_s"));
         let cpu = number(&format!("/layers/{name}_cpu_s_per_gb"));
@@ -128,6 +131,11 @@ pub fn print_layers(figures: &Value) {
             &format!("{cpu:.2} s of processors a GB; {share:.0} % of SHA-256 alone (goal 80)"),
         );
     }
+    println!(
+        "{:<45} {:>9.0} %      of SHA-256 and writing: what is left when nothing has to be read",
+        "parma layer build",
+        100.0 * number("/layers/build_mb_s") / number("/layers/sha256_and_write_mb_s")
+    );
     row("mkfs.ext4 -d and veritysetup format", number("/layers/peer_mb_s"), "MB/s", "");
     row("peak memory, a layer of 2 GiB", number("/layer_of_2_gib_peak_kib"), "KiB", "goal 65536");
 }
@@ -174,7 +182,7 @@ fn layers(dir: &Path, rounds: usize) -> Result<Value> {
     let bytes = fs::metadata(&tar)?.len();
     let (image, peer, hashes) = (dir.join("ours.img"), dir.join("peer.img"), dir.join("peer.tree"));
     // MB/s, and seconds of all processors' time for each GB.
-    let (mut rates, mut costs): ([Vec<f64>; 6], [Vec<f64>; 6]) = Default::default();
+    let (mut rates, mut costs): ([Vec<f64>; 7], [Vec<f64>; 7]) = Default::default();
     for round in 0..rounds {
         eprintln!("layer {} of {rounds}", round + 1);
         let build = || build_file(&tar, &image, &Options::default(), &mut |_| {}).map(drop);
@@ -194,7 +202,8 @@ fn layers(dir: &Path, rounds: usize) -> Result<Value> {
             hash_alone(bytes, |chunk| chunk.chunks(4096).for_each(|block| _ = black_box(hash_block(block))))
         };
         let pairs = || hash_alone(bytes, |chunk| _ = black_box(hash_blocks(chunk)));
-        let steps: [&dyn Fn() -> Result<()>; 6] = [&build, &hash, &peers, &sha256, &pairs, &write];
+        let both = || hash_and_write_alone(&image, bytes);
+        let steps: [&dyn Fn() -> Result<()>; 7] = [&build, &hash, &peers, &sha256, &pairs, &write, &both];
         for (step, (rate, cost)) in steps.into_iter().zip(rates.iter_mut().zip(&mut costs)) {
             for old in [&image, &peer, &hashes] {
                 let _ = fs::remove_file(old);
@@ -207,12 +216,14 @@ fn layers(dir: &Path, rounds: usize) -> Result<Value> {
     }
     fs::remove_dir_all(&tree)?;
     fs::remove_file(&tar)?;
-    let [build, hash, peers, sha256, pairs, write] = rates.map(|samples| median(&samples).round());
-    let [build_cpu, hash_cpu, _, sha256_cpu, pairs_cpu, write_cpu] = costs.map(|samples| median(&samples));
+    let [build, hash, peers, sha256, pairs, write, both] = rates.map(|samples| median(&samples).round());
+    let [build_cpu, hash_cpu, _, sha256_cpu, pairs_cpu, write_cpu, both_cpu] =
+        costs.map(|samples| median(&samples));
     Ok(json!({
         "tar_bytes": bytes, "build_mb_s": build, "hash_mb_s": hash, "peer_mb_s": peers, "sha256_mb_s": sha256,
         "sha256_in_pairs_mb_s": pairs, "write_mb_s": write, "build_cpu_s_per_gb": build_cpu, "hash_cpu_s_per_gb": hash_cpu,
         "sha256_cpu_s_per_gb": sha256_cpu, "sha256_in_pairs_cpu_s_per_gb": pairs_cpu, "write_cpu_s_per_gb": write_cpu,
+        "sha256_and_write_mb_s": both, "sha256_and_write_cpu_s_per_gb": both_cpu,
     }))
 }
 
@@ -256,6 +267,29 @@ fn write_alone(path: &Path, bytes: u64) -> Result<()> {
         left -= now as u64;
     }
     Ok(())
+}
+
+/// Hashes so many bytes and writes them to a new file, on every processor: what is left of building a layer when nothing has to
+/// be read.
+fn hash_and_write_alone(path: &Path, bytes: u64) -> Result<()> {
+    const CHUNK: usize = 1 << 20;
+    let (file, next) = (File::create(path)?, AtomicU64::new(0));
+    let work = || -> Result<()> {
+        let chunk = vec![0xa5; CHUNK];
+        loop {
+            let at = next.fetch_add(CHUNK as u64, Ordering::Relaxed);
+            if at >= bytes {
+                return Ok(());
+            }
+            chunk.chunks(4096).for_each(|block| _ = black_box(hash_block(block)));
+            file.write_all_at(&chunk, at)?;
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().ok().context("a thread died")?)
+    })
 }
 
 /// Files of all sizes with content that does not repeat, as a tree and as a tar.
