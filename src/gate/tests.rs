@@ -436,6 +436,34 @@ fn p03_a_policy_is_set_once() {
     assert_eq!(reason(again), Reason::WrongPhase { phase: Phase::Running });
 }
 
+/// CVE-2025-58354: where the policy could not be read, another guest went on with one of its own.
+#[test]
+fn p04_a_policy_that_fails_to_arrive_leaves_everything_denied() {
+    let image = allowing(Point::ALL);
+    let mut actor = Recorder::default();
+    let mut denies_all = |gate: &mut Gate| {
+        assert_eq!(gate.phase(), Phase::AwaitPolicy);
+        let phase = Phase::AwaitPolicy;
+        assert_eq!(reason(gate.handle(&mut actor, &mount("a"))), Reason::WrongPhase { phase });
+    };
+    // HOST_DATA that nobody set does not say that no policy is expected.
+    let mut gate = Gate::new([0; 32], &REPORT);
+    denies_all(&mut gate);
+    for sent in [&image[..], &[], &[0; 32]] {
+        let refused = reason(gate.handle(&mut Recorder::default(), &Request::SetPolicy { image: sent }));
+        assert_eq!(refused, Reason::NotHostData);
+        denies_all(&mut gate);
+    }
+    // Of one that is expected, a part is none.
+    let mut gate = Gate::new(Sha256::digest(&image).into(), &REPORT);
+    for end in (0..image.len()).step_by(5) {
+        let part = Request::SetPolicy { image: &image[..end] };
+        assert_eq!(reason(gate.handle(&mut Recorder::default(), &part)), Reason::NotHostData);
+        denies_all(&mut gate);
+    }
+    assert!(gate.handle(&mut Recorder::default(), &Request::SetPolicy { image: &image }).is_ok());
+}
+
 #[test]
 fn p06_a_valid_policy_with_one_more_byte_is_not_a_policy() {
     let mut image = allowing(Point::ALL);
@@ -534,7 +562,7 @@ fn i05_an_overlay_without_layers_or_with_one_twice_is_refused() {
 }
 
 #[test]
-fn i09_names_that_are_paths_are_refused_before_anything_happens() {
+fn i09_d6_names_that_are_paths_are_refused_before_anything_happens() {
     let mut actor = Recorder::default();
     let mut gate = with_container(&mut actor);
     let done = actor.done.len();

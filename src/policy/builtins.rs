@@ -73,7 +73,7 @@ pub(super) fn call(
         }
         (B::IndexOf, V::String(_), V::String(b)) if b.is_empty() => None,
         (B::IndexOf, V::String(a), V::String(b)) => Some(V::Int(match context.find(a, b, 0)? {
-            Some(at) => context.characters(a.part(0, at))? as i64,
+            Some(at) => context.characters(context.part(a, 0, at))? as i64,
             None => -1,
         })),
         (B::Intersection | B::Union, V::Set(sets), _) => context.fold(builtin, sets)?,
@@ -134,7 +134,7 @@ pub(super) fn call(
         (B::Before, V::String(_), V::String(separator)) if separator.is_empty() => None,
         (B::Before, V::String(text), V::String(separator)) => {
             let end = context.find(text, separator, 0)?.unwrap_or(text.len());
-            Some(V::String(text.part(0, end)))
+            Some(V::String(context.part(text, 0, end)))
         }
         (B::CountBefore, _, V::String(separator)) if separator.is_empty() => None,
         (B::CountBefore, list, V::String(separator)) => Some(V::Int(context.count_before(list, separator)?)),
@@ -157,16 +157,32 @@ pub(super) fn call(
             let view = context.view();
             let starts = view.bytes(text).starts_with(view.bytes(prefix));
             let cut = if starts { prefix.len() } else { 0 };
-            Some(V::String(if cut == 0 { text } else { text.part(cut, text.len() - cut) }))
+            Some(V::String(if cut == 0 { text } else { context.part(text, cut, text.len() - cut) }))
         }
         _ => None,
     })
 }
 
+/// Where a byte is first; eight at a time.
+fn position(text: &[u8], byte: u8) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    let (words, rest) = text.as_chunks::<8>();
+    for (index, &word) in words.iter().enumerate() {
+        // Zero where it is the byte; the lowest zero is the first to borrow.
+        let other = u64::from_le_bytes(word) ^ (ONES * u64::from(byte));
+        let found = other.wrapping_sub(ONES) & !other & ONES << 7;
+        if found != 0 {
+            return Some(index * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let found = rest.iter().position(|&other| other == byte)?;
+    Some(words.len() * 8 + found)
+}
+
 /// What is before the first separator, which is not empty: all of the text if there is none.
 fn before<'t>(text: &'t [u8], separator: &[u8]) -> &'t [u8] {
     let end = match separator {
-        &[byte] => text.iter().position(|&other| other == byte),
+        &[byte] => position(text, byte),
         _ => text.windows(separator.len()).position(|part| part == separator),
     };
     &text[..end.unwrap_or(text.len())]
@@ -234,7 +250,8 @@ impl Context<'_, '_> {
 
     fn characters(&mut self, text: Text) -> Result<usize, Fault> {
         self.fuel.bytes(text.len())?;
-        Ok(self.view().text(text).chars().count())
+        // Bytes that go on with a character are none of their own.
+        Ok(self.view().bytes(text).iter().filter(|&&byte| byte & 0xc0 != 0x80).count())
     }
 
     /// The first place of `needle` in `text` from byte `from` on. Naive, and charged as such.
@@ -323,14 +340,14 @@ impl Context<'_, '_> {
         let start = self.arena.used();
         let mut from = 0;
         while let Some(at) = self.find(text, old, from)? {
-            self.append(text.part(from, at - from))?;
+            self.append(self.part(text, from, at - from))?;
             self.append(new)?;
             from = at + old.len();
         }
         if from == 0 {
             return Ok(Value::String(text));
         }
-        self.append(text.part(from, text.len() - from))?;
+        self.append(self.part(text, from, text.len() - from))?;
         Ok(self.arena.text_since(start))
     }
 
@@ -340,15 +357,18 @@ impl Context<'_, '_> {
         if separator.is_empty() {
             while from < text.len() {
                 let width = character(self.view().bytes(text), from).map_or(1, char::len_utf8);
-                cells.push(self, Value::String(text.part(from, width)))?;
+                let part = self.part(text, from, width);
+                cells.push(self, Value::String(part))?;
                 from += width;
             }
         } else {
             while let Some(at) = self.find(text, separator, from)? {
-                cells.push(self, Value::String(text.part(from, at - from)))?;
+                let part = self.part(text, from, at - from);
+                cells.push(self, Value::String(part))?;
                 from = at + separator.len();
             }
-            cells.push(self, Value::String(text.part(from, text.len() - from)))?;
+            let part = self.part(text, from, text.len() - from);
+            cells.push(self, Value::String(part))?;
         }
         Ok(cells.finish(self.arena, Collection::Array))
     }
@@ -356,15 +376,24 @@ impl Context<'_, '_> {
     fn substring(&mut self, text: Text, start: i64, length: i64) -> Result<Option<Value>, Fault> {
         let Ok(start) = usize::try_from(start) else { return Ok(None) };
         self.fuel.bytes(text.len())?;
-        let string = self.view().text(text);
-        let offset = |string: &str, characters: usize| {
-            string.char_indices().nth(characters).map_or(string.len(), |(at, _)| at)
+        let view = self.view();
+        let bytes = view.bytes(text);
+        let (from, len) = if bytes.is_ascii() {
+            // A character is a byte.
+            let from = start.min(bytes.len());
+            let rest = bytes.len() - from;
+            (from, usize::try_from(length).map_or(rest, |length| length.min(rest)))
+        } else {
+            let string = view.text(text);
+            let offset = |string: &str, characters: usize| {
+                string.char_indices().nth(characters).map_or(string.len(), |(at, _)| at)
+            };
+            let from = offset(string, start);
+            let rest = string.get(from..).unwrap_or_default();
+            // A negative length is the rest of the string.
+            (from, usize::try_from(length).map_or(rest.len(), |length| offset(rest, length)))
         };
-        let from = offset(string, start);
-        let rest = string.get(from..).unwrap_or_default();
-        // A negative length is the rest of the string.
-        let len = usize::try_from(length).map_or(rest.len(), |length| offset(rest, length));
-        Ok(Some(Value::String(text.part(from, len))))
+        Ok(Some(Value::String(self.part(text, from, len))))
     }
 
     fn lower(&mut self, text: Text) -> Result<Value, Fault> {
@@ -451,7 +480,7 @@ impl Context<'_, '_> {
             let rest = bytes.get(from..).unwrap_or_default();
             let literal = rest.iter().position(|&byte| byte == b'%');
             let verb = literal.and_then(|at| rest.get(at + 1).copied());
-            self.append(format.part(from, literal.unwrap_or(rest.len())))?;
+            self.append(self.part(format, from, literal.unwrap_or(rest.len())))?;
             let Some(literal) = literal else { break };
             from += literal + 2;
             let verb = match verb {

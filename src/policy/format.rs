@@ -618,6 +618,27 @@ impl<'p> Image<'p> {
         (start <= end).then_some((node.kind()?, start as usize..end as usize))
     }
 
+    /// Where a composite constant's elements start in [`Section::Words`].
+    #[inline]
+    pub(super) fn node_start(&self, index: u32) -> usize {
+        let before = index.checked_sub(1).and_then(|before| self.word(Section::Nodes, before as usize));
+        before.map_or(0, |node| Const::from_bits(node).index() as usize)
+    }
+
+    /// How many elements it has.
+    #[inline]
+    pub(super) fn node_len(&self, index: u32) -> u32 {
+        let end = self.word(Section::Nodes, index as usize).map_or(0, |node| Const::from_bits(node).index());
+        end.saturating_sub(self.node_start(index) as u32)
+    }
+
+    /// The length in bytes of a string.
+    #[inline]
+    pub(super) fn string_len(&self, index: u32) -> u32 {
+        let end = |index: u32| self.word(Section::StringEnds, index as usize).unwrap_or(0);
+        end(index).saturating_sub(index.checked_sub(1).map_or(0, end))
+    }
+
     /// A word of [`Section::Words`].
     #[inline]
     pub fn element(&self, index: usize) -> Option<Const> {

@@ -73,32 +73,46 @@ impl Strings {
     ) -> Result<Value, Fault> {
         let Some(at) = value.arena_start().filter(|_| depth <= MAX_DEPTH) else { return Ok(value) };
         let (first, stride, count) = match value {
-            Value::String(text) => {
-                let bytes = arena.bytes().get(at..at + text.len()).unwrap_or_default();
-                let found = self.number(image, bytes, fuel)?;
-                return Ok(found.and_then(|number| image_string(image, number)).unwrap_or(value));
-            }
+            Value::String(text) => return Ok(self.interned(image, arena, at, text, fuel)?.unwrap_or(value)),
             Value::Array(list) | Value::Set(list) => (at, CELL, list.len()),
             Value::Object(list) => (at + CELL, 2 * CELL, list.len()),
             _ => return Ok(value),
         };
+        fuel.take(count)?;
         for index in 0..count {
-            fuel.take(1)?;
             let cell = first + index * stride;
             let old = arena.cell(cell);
-            if old.arena_start().is_some() {
-                let new = self.intern(image, arena, old, fuel, depth + 1)?;
-                arena.set_cell(cell, new);
+            let Some(at) = old.arena_start() else { continue };
+            match old {
+                // Most are strings: they need no call of their own.
+                Value::String(text) => {
+                    if let Some(new) = self.interned(image, arena, at, text, fuel)? {
+                        arena.set_cell(cell, new);
+                    }
+                }
+                // What is in them changes where it is.
+                _ => {
+                    self.intern(image, arena, old, fuel, depth + 1)?;
+                }
             }
         }
         Ok(value)
     }
-}
 
-/// A string of the image as a value.
-fn image_string(image: &Image<'_>, number: u32) -> Option<Value> {
-    let range = image.range(Section::StringEnds, number)?;
-    Some(Value::String(Text::constant(range)))
+    /// The image's string that has the content of this one, which starts there in the arena.
+    #[inline]
+    fn interned(
+        &self,
+        image: &Image<'_>,
+        arena: &Arena<'_>,
+        at: usize,
+        text: Text,
+        fuel: &mut Fuel,
+    ) -> Result<Option<Value>, Fault> {
+        let bytes = arena.bytes().get(at..at + text.len()).unwrap_or_default();
+        let found = self.number(image, bytes, fuel)?;
+        Ok(found.map(|number| Value::String(Text::constant(number, text.len() as u32))))
+    }
 }
 
 /// Where a string is looked for first in a table of this size, a power of two, and its tag.

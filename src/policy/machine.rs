@@ -39,8 +39,11 @@ pub(super) struct Machine {
     memos: Vec<Memo>,
     strings: Strings,
     /// The list that was looked for last, in which table, and what the table has for it: most loops ask again.
-    found: Option<(Const, List, Option<Value>)>,
+    found: Option<(Const, List, Option<Accepted>)>,
 }
+
+/// What a table has for a list: a set, and an array of patterns' numbers.
+type Accepted = (Value, List);
 
 /// Where a function is, in bytes of code.
 #[derive(Clone, Copy, Debug)]
@@ -662,7 +665,16 @@ impl Machine {
         let entry = match (self.found, list) {
             (Some((of, same, entry)), Value::Array(list)) if (of, same) == (table, list) => entry,
             _ => {
-                let entry = context.lookup(context.view().constant(table), list)?;
+                let entry = match context.lookup(context.view().constant(table), list)? {
+                    None => None,
+                    Some(Value::Array(entry)) => {
+                        match (context.view().item(entry, 0), context.view().item(entry, 1)) {
+                            (strings @ Value::Set(_), Value::Array(patterns)) => Some((strings, patterns)),
+                            _ => return Err(Fault::Pattern),
+                        }
+                    }
+                    Some(_) => return Err(Fault::Pattern),
+                };
                 if let Value::Array(list) = list
                     && list.is_constant()
                 {
@@ -671,13 +683,9 @@ impl Machine {
                 entry
             }
         };
-        let Some(entry) = entry else { return Ok(None) };
+        let Some((strings, patterns)) = entry else { return Ok(None) };
         let view = View { image: context.image, state: context.state, arena: context.arena.bytes() };
-        let Value::Array(entry) = entry else { return Err(Fault::Pattern) };
-        let (Value::Set(_), Value::Array(patterns)) = (view.item(entry, 0), view.item(entry, 1)) else {
-            return Err(Fault::Pattern);
-        };
-        if view.get(view.item(entry, 0), text, context.fuel)?.is_some() {
+        if view.get(strings, text, context.fuel)?.is_some() {
             return Ok(Some(true));
         }
         let Value::String(text) = text else { return Ok(Some(false)) };
@@ -774,7 +782,8 @@ fn submatches(context: &mut Context<'_, '_>, pattern: u32, text: Text, limit: i6
             let at = context.arena.reserve(groups)?;
             for (group, place) in places.iter().take(groups).enumerate() {
                 let (start, end) = place.unwrap_or_default();
-                context.arena.set_cell(at + group * CELL, Value::String(text.part(start, end - start)));
+                let part = context.part(text, start, end - start);
+                context.arena.set_cell(at + group * CELL, Value::String(part));
             }
             let groups = Value::Array(context.arena.list(at, groups));
             found.push(context, groups)?;
@@ -795,6 +804,11 @@ impl<'a> Context<'a, '_> {
     #[inline]
     pub fn view(&self) -> View<'_> {
         View { image: self.image, state: self.state, arena: self.arena.bytes() }
+    }
+
+    /// See [`View::part`].
+    pub fn part(&self, text: Text, start: usize, len: usize) -> Text {
+        self.view().part(text, start, len)
     }
 
     pub fn compare(&mut self, a: Value, b: Value) -> Result<core::cmp::Ordering, Fault> {

@@ -97,9 +97,9 @@ impl Text {
         (self.0 >> PLACE_BITS & PLACE_MASK) as u32
     }
 
-    /// The string of the image whose bytes are there.
-    pub(super) fn constant(range: core::ops::Range<usize>) -> Text {
-        Text::new(Space::CONSTANT, range.start as u32, range.len() as u32)
+    /// The image's string with this number, so many bytes long.
+    pub(super) fn constant(number: u32, len: u32) -> Text {
+        Text::new(Space::CONSTANT, number, len)
     }
 
     /// Length in bytes.
@@ -112,13 +112,6 @@ impl Text {
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
-
-    /// The part from byte `start`, `len` bytes long; the caller keeps to character boundaries and to
-    /// the text's length.
-    pub(super) fn part(self, start: usize, len: usize) -> Text {
-        let space = if self.space() == Space::CONSTANT { Space::CONSTANT_PART } else { self.space() };
-        Text::new(space, self.at().saturating_add(start as u32), len as u32)
-    }
 }
 
 /// Where content is.
@@ -126,9 +119,9 @@ impl Text {
 pub(super) struct Space(u16);
 
 impl Space {
-    /// A whole string of the image (`at` in its bytes) or a node (`at` is its number).
+    /// A whole string of the image or a node; `at` is its number.
     const CONSTANT: Space = Space(0);
-    /// Part of a string of the image.
+    /// Part of a string of the image; `at` is an offset in the bytes of all.
     const CONSTANT_PART: Space = Space(1);
     /// The arena; `at` is an offset in it.
     pub(super) const ARENA: Space = Space(2);
@@ -530,23 +523,18 @@ impl<'a> View<'a> {
     #[inline]
     pub fn constant(&self, constant: Const) -> Value {
         let index = constant.index();
+        let node = |index| List::new(Space::CONSTANT, index, self.image.node_len(index));
         match constant.kind() {
+            Some(Kind::String) => Value::String(Text::constant(index, self.image.string_len(index))),
+            Some(Kind::Array) => Value::Array(node(index)),
+            Some(Kind::Set) => Value::Set(node(index)),
+            Some(Kind::Object) => {
+                // The first word is the shape.
+                let len = self.image.node_len(index).saturating_sub(1);
+                Value::Object(List::new(Space::CONSTANT, index, len))
+            }
             Some(Kind::Bool) => Value::bool(index != 0),
             Some(Kind::Int) => Value::Int(self.image.int(index).unwrap_or_default()),
-            Some(Kind::String) => {
-                let range = self.image.range(Section::StringEnds, index).unwrap_or_default();
-                Value::String(Text::constant(range))
-            }
-            Some(kind @ (Kind::Array | Kind::Object | Kind::Set)) => {
-                let len = self.image.node(index).map_or(0, |(_, words)| words.len() as u32);
-                let list = |len| List::new(Space::CONSTANT, index, len);
-                match kind {
-                    Kind::Array => Value::Array(list(len)),
-                    Kind::Set => Value::Set(list(len)),
-                    // The first word is the shape.
-                    _ => Value::Object(list(len.saturating_sub(1))),
-                }
-            }
             Some(Kind::Null) | None => Value::Null,
         }
     }
@@ -555,12 +543,26 @@ impl<'a> View<'a> {
     #[inline]
     pub fn bytes(&self, text: Text) -> &'a [u8] {
         let region: &'a [u8] = match text.space() {
-            Space::CONSTANT | Space::CONSTANT_PART => self.image.section(Section::StringBytes),
+            Space::CONSTANT => return self.image.string(text.at()).unwrap_or_default(),
+            Space::CONSTANT_PART => self.image.section(Section::StringBytes),
             Space::ARENA => self.arena,
             space => space.slot_number().map_or(&[], |slot| self.state.slot(slot)),
         };
         let start = text.at() as usize;
         region.get(start..start + text.len()).unwrap_or_default()
+    }
+
+    /// The part of a string from byte `start`, `len` bytes long; the caller keeps to character boundaries and to the
+    /// string's length.
+    pub(super) fn part(&self, text: Text, start: usize, len: usize) -> Text {
+        let (space, at) = match text.space() {
+            Space::CONSTANT => {
+                let range = self.image.range(Section::StringEnds, text.at()).unwrap_or_default();
+                (Space::CONSTANT_PART, range.start as u32)
+            }
+            space => (space, text.at()),
+        };
+        Text::new(space, at.saturating_add(start as u32), len as u32)
     }
 
     /// A string.
@@ -588,10 +590,7 @@ impl<'a> View<'a> {
     #[inline]
     pub fn item(&self, list: List, index: usize) -> Value {
         match list.space() {
-            Space::CONSTANT => match self.image.node(list.at()) {
-                Some((_, words)) => self.word(words.start + index),
-                None => Value::Null,
-            },
+            Space::CONSTANT => self.word(self.image.node_start(list.at()) + index),
             Space::MAP => {
                 self.state.entry(list.at() as usize, index).map_or(Value::Null, |entry| entry.value)
             }
@@ -702,8 +701,8 @@ impl<'a> View<'a> {
     #[inline]
     fn compare_texts(&self, a: Text, b: Text, fuel: &mut Fuel) -> Result<Ordering, Fault> {
         if a.space() == Space::CONSTANT && b.space() == Space::CONSTANT {
-            // Whole strings of the image are sorted and unique; the empty one is first.
-            return Ok((a.at(), a.len()).cmp(&(b.at(), b.len())));
+            // The image's strings are sorted and unique.
+            return Ok(a.at().cmp(&b.at()));
         }
         fuel.bytes(a.len().min(b.len()))?;
         Ok(self.bytes(a).cmp(self.bytes(b)))
@@ -768,7 +767,7 @@ impl<'a> View<'a> {
                         Value::String(text)
                             if (text.space(), key.space()) == (Space::CONSTANT, Space::CONSTANT) =>
                         {
-                            Ok((text.at(), text.len()).cmp(&(key.at(), key.len())))
+                            Ok(text.at().cmp(&key.at()))
                         }
                         Value::String(text) => {
                             fuel.bytes(text.len().min(key.len()))?;
@@ -792,18 +791,9 @@ impl<'a> View<'a> {
         let (start, len) = (words.start, words.len());
         let word = |index: usize| self.image.element(start + index).unwrap_or(Const::NULL);
         match key {
-            Value::String(text) if text.space() == Space::CONSTANT => bisect(len, |middle| {
-                fuel.take(1)?;
-                let word = word(middle);
-                Ok(match word.kind() {
-                    // Strings are in their order in the image; the empty one is first.
-                    Some(Kind::String) => {
-                        let at = self.image.range(Section::StringEnds, word.index()).unwrap_or_default();
-                        (at.start, at.len()).cmp(&(text.at() as usize, text.len()))
-                    }
-                    kind => kind.cmp(&Some(Kind::String)),
-                })
-            }),
+            Value::String(text) if text.space() == Space::CONSTANT => {
+                self.bisect_words(start, len, Const::new(Kind::String, text.at()), fuel)
+            }
             Value::String(text) => {
                 let bytes = self.bytes(text);
                 bisect(len, |middle| {
@@ -833,16 +823,37 @@ impl<'a> View<'a> {
         fuel.take(list.len())?;
         let cells = self.arena.get(list.at() as usize..).unwrap_or_default().as_chunks().0;
         let bytes = self.bytes(key);
+        let like = Value::String(Text::new(Space::CONSTANT, 0, key.len() as u32)).to_cell();
+        // A string of this length, wherever it is.
+        let mask = u128::from(PLACE_MASK) << 64 | 0xff;
+        let like = u128::from_le_bytes(like) & mask;
         for pair in cells.chunks_exact(2).take(list.len()) {
+            if u128::from_le_bytes(pair[0]) & mask != like {
+                continue;
+            }
             let Value::String(text) = Value::from_cell(pair[0]) else { continue };
-            if text.len() == bytes.len() {
-                fuel.bytes(bytes.len())?;
-                if self.bytes(text) == bytes {
-                    return Ok(Some(Value::from_cell(pair[1])));
-                }
+            fuel.bytes(bytes.len())?;
+            if self.bytes(text) == bytes {
+                return Ok(Some(Value::from_cell(pair[1])));
             }
         }
         Ok(None)
+    }
+
+    /// Where a constant that is no collection is among ascending words: the order of such constants is the order of
+    /// their words, and collections come after them.
+    #[inline]
+    fn bisect_words(
+        &self,
+        start: usize,
+        len: usize,
+        key: Const,
+        fuel: &mut Fuel,
+    ) -> Result<Result<usize, usize>, Fault> {
+        bisect(len, |middle| {
+            fuel.take(1)?;
+            Ok(self.image.element(start + middle).cmp(&Some(key)))
+        })
     }
 
     /// Where a composite constant is among words that are not in the order of their numbers.
@@ -906,12 +917,7 @@ impl<'a> View<'a> {
         };
         let Some((words, keys)) = self.constant_object(list.at()) else { return Ok(None) };
         let found = if key.kind() < Some(Kind::Array) {
-            // The order of constants that are no collections is the order of their words, and collections
-            // come after them.
-            bisect(keys.len(), |middle| {
-                fuel.take(1)?;
-                Ok(self.image.element(keys.start + middle).cmp(&Some(key)))
-            })?
+            self.bisect_words(keys.start, keys.len(), key, fuel)?
         } else {
             self.find_word(keys.start, keys.len(), key, fuel)?
         };

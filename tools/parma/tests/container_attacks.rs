@@ -81,7 +81,7 @@ fn c04_a_container_gets_the_settings_of_its_policy_and_starts_under_no_other_pro
 }
 
 #[test]
-fn c01_there_is_no_request_and_no_field_for_hooks() {
+fn c01_d8_there_is_no_request_and_no_field_for_hooks() {
     let Some(stage) = stage() else { return };
     let workload = stage.workload("busybox", &["true"], GenerateOptions::default());
     let mut guest = ready(&stage, &workload);

@@ -170,7 +170,7 @@ fn i03_a_device_that_changes_places_after_the_check_is_read_as_what_it_is_not() 
 }
 
 #[test]
-fn i04_no_size_that_the_host_claims_makes_another_device_of_a_layer() {
+fn i04_d4_no_size_that_the_host_claims_makes_another_device_of_a_layer() {
     let Some(stage) = stage() else { return };
     let (fixture, args, options) = echo();
     let honest = stage.workload(fixture, args, options);

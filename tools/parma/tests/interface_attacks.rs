@@ -164,7 +164,7 @@ fn c03_who_may_be_privileged_gets_no_mount_device_or_capability_by_it() {
 /// C04: each field of a process, changed alone; then a container that was created as decided looks at what it got of those fields
 /// for which there are no words, and tries to have more.
 #[test]
-fn c04_every_field_is_as_decided_and_what_has_no_field_is_fixed() {
+fn c04_d8_every_field_is_as_decided_and_what_has_no_field_is_fixed() {
     let Some(stage) = stage() else { return };
     let workload = stage.workload("cpython", &["python3", "-c", FIXED], GenerateOptions::default()).of_root();
     let guest = stage.start(&workload);

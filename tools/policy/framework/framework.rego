@@ -954,6 +954,10 @@ environment_of(_) := input.envList if not env_dropping
 
 environment_of(offers) := environment if {
 	env_dropping
+	count(offers) == 1
+	some environment in offers
+} else := environment if {
+	env_dropping
 	kept := {variables | some variables in offers}
 	most := max({count(variables) | some variables in kept})
 	largest := [variables | some variables in kept; count(variables) == most]
@@ -971,10 +975,16 @@ environments(entries) := {entry.env_rules: variables |
 	env_dropping
 }
 
-allowed_variables(rules) := [variable |
+allowed_variables(rules) := input.envList if {
+	all_allowed(rules, input.envList)
+} else := [variable |
 	some variable in input.envList
 	variable_allowed(rules, variable)
 ]
+
+all_allowed(rules, environment) if {
+	every variable in environment { variable_allowed(rules, variable) }
+}
 
 variable_allowed(rules, variable) if {
 	some rule in rules
@@ -985,7 +995,7 @@ variable_allowed(rules, variable) if {
 # so what allows all of it offers the same and no more.
 equips(_, rules, environment) if {
 	not env_dropping
-	every variable in environment { variable_allowed(rules, variable) }
+	all_allowed(rules, environment)
 	environment_ok(rules, environment)
 }
 
@@ -997,7 +1007,7 @@ equips(offers, rules, environment) if {
 
 # What is asked of an environment beyond that each of its variables is allowed.
 environment_ok(rules, environment) if {
-	every required in [rule | some rule in required_rules(rules)] {
+	every required in required_rules(rules) {
 		some variable in environment
 		variable_matches(required, variable)
 	}
@@ -1081,19 +1091,44 @@ capabilities_for(containers, privileged) := capabilities if {
 		some container in containers
 		sets := kept_capabilities(allowed_capabilities(container, privileged))
 	}
+	capabilities := most_sets(kept)
+}
+
+most_sets(kept) := sets if {
+	count(kept) == 1
+	some sets in kept
+} else := sets if {
 	most := max({capability_count(sets) | some sets in kept})
 	largest := [sets | some sets in kept; capability_count(sets) == most]
 	count(largest) == 1
-	capabilities := largest[0]
+	sets := largest[0]
 }
 
-kept_capabilities(allowed) := {name: kept |
+asked_sets := {name: asked |
+	some name in capability_sets
+	asked := {capability | some capability in input.capabilities[name]}
+}
+
+kept_capabilities(allowed) := asked_sets if {
+	asked_sets == listed_sets(allowed)
+} else := {name: kept |
 	some name in capability_sets
 	kept := {capability | some capability in input.capabilities[name]; capability in allowed[name]}
 }
 
+# What lists allow, as sets; undefined if one of them names anything twice.
+listed_sets(allowed) := sets if {
+	sets := {name: listed | some name in capability_sets; listed := {capability | some capability in allowed[name]}}
+	every name in capability_sets { count(sets[name]) == count(allowed[name]) }
+}
+
 capability_count(sets) := (privileges + count(sets.inheritable)) + count(sets.ambient) if {
 	privileges := (count(sets.bounding) + count(sets.effective)) + count(sets.permitted)
+}
+
+capabilities_ok(allowed, capabilities) if {
+	capability_dropping
+	capabilities == listed_sets(allowed)
 }
 
 capabilities_ok(allowed, capabilities) if {
@@ -1109,7 +1144,7 @@ mounts_ok(container) if {
 
 mount_ok(container, mount) if {
 	some constraint in by_destination(container.mounts)[mount.destination]
-	mount_matches(constraint, mount)
+	mount_fits(constraint, mount)
 }
 
 mount_ok(_, mount) if {
@@ -1139,9 +1174,13 @@ by_destination(constraints) := {destination: these |
 }
 
 mount_matches(constraint, mount) if {
+	constraint.destination == mount.destination
+	mount_fits(constraint, mount)
+}
+
+mount_fits(constraint, mount) if {
 	constraint.type == mount.type
 	mount.destination != ""
-	constraint.destination == mount.destination
 	same_items(constraint.options, mount.options)
 	source_ok(constraint.source, mount.source)
 }

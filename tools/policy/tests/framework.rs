@@ -860,6 +860,56 @@ fn d3_a_pattern_of_the_hosts_is_never_used() {
 }
 
 #[test]
+fn d8_each_field_of_what_is_started_is_decided_or_the_guests_own() {
+    let changed = |point: &str| -> Vec<(&str, Value)> {
+        let process = [
+            ("/argList", json!(["/bin/sh"])),
+            ("/envList", json!(["PATH=/bin", "LD_PRELOAD=/x"])),
+            ("/workingDir", json!("/")),
+            ("/user/id", json!("0")),
+            ("/groups", json!([{"id": "0", "name": "root"}])),
+            ("/umask", json!("0000")),
+            ("/noNewPrivileges", json!(false)),
+            ("/terminal", json!(true)),
+            ("/capabilities/bounding", json!(["CAP_KILL", "CAP_CHOWN", "CAP_SYS_ADMIN"])),
+            ("/capabilities/effective", json!(["CAP_KILL", "CAP_CHOWN"])),
+            ("/capabilities/inheritable", json!(["CAP_KILL"])),
+            ("/capabilities/permitted", json!([])),
+            ("/capabilities/ambient", json!(["CAP_KILL"])),
+        ];
+        let bind =
+            json!([{"type": "bind", "source": "/", "destination": "/host", "options": ["rbind", "rw"]}]);
+        let first = [
+            ("/mounts", bind),
+            ("/devices", json!([{"path": "/dev/mem"}])),
+            ("/privileged", json!(true)),
+            ("/seccompProfileSHA256", json!("00")),
+        ];
+        let first = first.into_iter().filter(|_| point == "create_container");
+        process.into_iter().chain(first).collect()
+    };
+    // What the host has no part in: the guest derives it, and what it stands for is decided elsewhere.
+    let own = ["containerID", "sandboxDir", "hugePagesDir", "isSandboxContainer"];
+    each_prepared(&strict(), |guest| {
+        for (point, mut honest) in [
+            ("create_container", create_container(&id('a'))),
+            ("exec_in_container", exec_in_container(&id('a'))),
+        ] {
+            honest["terminal"] = json!(false);
+            let changes = changed(point);
+            for field in honest.as_object().unwrap().keys() {
+                let decided = changes.iter().any(|(path, _)| path[1..].split('/').next() == Some(field));
+                assert!(decided || own.contains(&field.as_str()), "{point}: nothing asks about {field}");
+            }
+            for (field, value) in changes {
+                guest.decide(point, &with(&honest, field, value)).denied();
+            }
+            guest.ask(point, &honest).allowed();
+        }
+    });
+}
+
+#[test]
 fn d10_what_reads_the_outside_world_does_not_compile() {
     for call in [
         "http.send({\"method\": \"get\", \"url\": \"http://example.com\"})",

@@ -6,8 +6,11 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::Cursor;
 
-use common::{Decision, Engine, Guest, Machine, Oracle, Plain, recorded};
+use common::sessions::{Numbers, session};
+use common::{Decision, Engine, Guest, Machine, Oracle, Plain, recorded, unordered};
+use parma_policy::{Inputs, compile, replay};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -134,4 +137,42 @@ fn recorded_sessions_are_decided_as_recorded_by_the_machine() {
 #[test]
 fn recorded_sessions_are_decided_as_recorded_by_the_reference_evaluator() {
     follow(Plain::new);
+}
+
+/// Recordings that nobody made beforehand: lives of guests as an engine of full Rego decides them, written down as traces,
+/// and replayed as `parma policy replay` does it.
+#[test]
+fn sessions_recorded_from_another_engine_are_replayed_to_the_same_answers() {
+    let (mut allowed, mut denied) = (0, 0);
+    for seed in 101..105 {
+        let (policy, requests) = session(&mut Numbers(seed), 40);
+        let mut guest = Guest::new(Oracle::new(&policy));
+        guest.metadata = json!({"operatingsystem": {"ostype": "linux"}});
+        let (mut trace, mut expected) = (String::new(), Vec::new());
+        for (point, request) in requests {
+            trace += &format!("{}\n", json!({"rule": format!("data.policy.{point}"), "input": request}));
+            let decision = guest.ask(point, &request);
+            expected.push((decision, guest.metadata.clone()));
+        }
+        let image = compile(&Inputs::policy("policy.rego", &policy)).unwrap().image;
+        let mut answers = Vec::new();
+        replay(&image, Cursor::new(&trace), &mut answers).unwrap();
+        let answers = String::from_utf8(answers).unwrap();
+        assert_eq!(answers.lines().count(), expected.len());
+        for ((answer, asked), (decision, metadata)) in answers.lines().zip(trace.lines()).zip(expected) {
+            let answer: Value = serde_json::from_str(answer).unwrap();
+            match &decision {
+                Decision::Allowed(result) => {
+                    assert_eq!(unordered(&answer["result"]), unordered(result), "{asked}");
+                    allowed += 1;
+                }
+                Decision::Denied(_) => {
+                    assert_ne!(answer["result"]["allowed"], true, "{asked}");
+                    denied += 1;
+                }
+            }
+            assert_eq!(unordered(&answer["metadata"]), unordered(&metadata), "after {asked}");
+        }
+    }
+    assert!(allowed > 30 && denied > 30, "{allowed} allowed, {denied} denied");
 }

@@ -3,11 +3,15 @@
 mod common;
 
 use common::requests::{
-    container, create_container, exec_in_container, hash, id, mount_device, policy, signal,
+    container, create_container, exec_in_container, hash, id, mount_device, mount_overlay, policy, signal,
 };
+use parma_guest::gate::ARENA;
+use parma_guest::point::Point;
+use parma_guest::policy::engine::DEFAULT_FUEL;
+use parma_guest::policy::{Arena, Engine, Fault, Refusal};
 use parma_policy::explain::{Explanation, explain};
 use parma_policy::lint::Finding;
-use parma_policy::{Inputs, check, lint};
+use parma_policy::{Inputs, check, from_json, lint};
 use serde_json::{Value, json};
 
 fn inputs(containers: &[Value], changes: &Value) -> Inputs {
@@ -172,31 +176,78 @@ fn check_says_the_same_of_the_source_and_of_the_image() {
     assert!(check::check_image(&damaged, &[]).is_err());
 }
 
-#[test]
-fn the_largest_request_to_an_expensive_policy_stays_within_steps_and_memory() {
-    // Entries that nothing but the environment tells apart, each with many patterns, and dropping: nothing is ruled out early.
+/// A policy of entries that nothing but the environment tells apart, each with many patterns, and dropping: nothing is
+/// ruled out early.
+fn expensive(entries: usize) -> Inputs {
     let rules: Vec<Value> = (0..40)
         .map(|rule| json!({"pattern": format!("(?i)(NAME)_?[A-Z]*{rule}=.*"), "strategy": "re2", "required": false}))
         .collect();
     let mut entry = container();
     entry["env_rules"] = json!(rules);
-    let mut entries = vec![entry; 16];
+    let mut entries = vec![entry; entries];
     for (number, entry) in entries.iter_mut().enumerate() {
         entry["name"] = json!(format!("entry {number}"));
         entry["env_rules"][39] =
             json!({"pattern": format!("OWN_{number}=.*"), "strategy": "re2", "required": false});
     }
     let flags = json!({"allow_environment_variable_dropping": true, "allow_capability_dropping": true});
-    let report = check::check(&inputs(&entries, &flags)).unwrap();
-    let worst = report.bounds.worst.as_ref().expect("worked out of a source");
-    assert!(worst.steps > 10_000 && worst.asked > 20, "{report}");
-    assert!(worst.steps <= report.bounds.fuel_limit && worst.memory <= report.bounds.arena_limit, "{report}");
-    assert!(report.to_string().contains(&format!("at worst    {} steps", worst.steps)), "{report}");
-    assert!(report.warnings.is_empty(), "{report}");
-    println!("{report}");
+    inputs(&entries, &flags)
+}
 
-    let strict = check::check(&inputs(&[container()], &json!({}))).unwrap();
-    assert!(strict.bounds.worst.expect("worked out").steps < worst.steps);
+#[test]
+fn the_largest_request_to_an_expensive_policy_stays_within_steps_and_memory() {
+    let mut last = 0;
+    // Of many more entries not even the list has room in a decision's memory.
+    for entries in [1, 16, 128] {
+        let report = check::check(&expensive(entries)).unwrap();
+        let worst = report.bounds.worst.as_ref().expect("worked out of a source");
+        assert!(worst.steps > last && worst.asked > 20, "{report}");
+        assert!(
+            worst.steps <= report.bounds.fuel_limit && worst.memory <= report.bounds.arena_limit,
+            "{report}"
+        );
+        assert!(report.to_string().contains(&format!("at worst    {} steps", worst.steps)), "{report}");
+        assert!(report.warnings.is_empty(), "{report}");
+        println!("{entries} entries: {report}");
+        last = worst.steps;
+    }
+}
+
+/// Whatever a policy and a request cost: the budget is what a decision can cost at most, and one that it does not suffice
+/// for is denied, whole.
+#[test]
+fn p08_a_decision_that_exceeds_its_budget_is_a_denial_and_leaves_no_trace() {
+    let image = parma_policy::compile(&expensive(4)).unwrap().image;
+    let mut engine = Engine::new(&image).unwrap();
+    let mut memory = vec![0; ARENA];
+    let arena = &mut Arena::new(&mut memory);
+    for (point, input) in [
+        (Point::MountDevice, mount_device(0, &hash(1))),
+        (Point::MountDevice, mount_device(1, &hash(2))),
+        (Point::MountOverlay, mount_overlay(&id('a'), &[1, 0])),
+    ] {
+        let decision = engine.decide(arena, point, |arena| from_json(arena, &input)).unwrap();
+        engine.commit(decision.delta).unwrap();
+    }
+    let mut request = create_container(&id('a'));
+    let variables = (0..300).map(|number| format!("NAME_X{number}={}", "x".repeat(number % 50)));
+    request["envList"] = variables.collect();
+    let mut ask = |fuel: u64| {
+        let before = engine.state_digest();
+        engine.set_fuel(fuel);
+        let decision = engine.decide(arena, Point::CreateContainer, |arena| from_json(arena, &request));
+        assert_eq!(engine.state_digest(), before);
+        (decision.map(|decision| decision.env), engine.spent())
+    };
+    let (answer, cost) = ask(DEFAULT_FUEL);
+    assert!(answer.as_ref().is_ok_and(|env| env.as_ref().is_some_and(|kept| kept.len() > 30)), "{answer:?}");
+    assert!(cost > 1000);
+    for fuel in (0..cost).step_by(cost as usize / 199).chain([cost - 1]) {
+        let (refused, spent) = ask(fuel);
+        assert_eq!(refused, Err(Refusal::Fault(Fault::Fuel)), "{fuel} of {cost}");
+        assert_eq!(spent, fuel);
+    }
+    assert_eq!(ask(cost), (answer, cost));
 }
 
 fn explained(policy: &Inputs, point: &str, input: &Value) -> Explanation {

@@ -51,20 +51,102 @@ pub(crate) fn optimise(program: &mut Program, roots: &[FunctionId], automata: &A
             }
         }
     }
+    let tables: HashMap<FunctionId, Searched> = rewritten
+        .iter()
+        .filter_map(|(id, chain)| {
+            Some((*id, Searched::of(chain, &searches.iter().find(|(of, _)| of == id)?.1)?))
+        })
+        .collect();
     for (id, chain) in rewritten {
-        let old = &program.functions[id];
-        program.functions[id] = Rc::new(Function {
-            name: old.name.clone(),
-            pos: old.pos,
-            parameters: old.parameters,
-            called: old.called,
-            kind: old.kind,
-            chains: vec![chain],
-            default: None,
-            pure: old.pure,
-            matches_computed: old.matches_computed,
-        });
+        replace(program, id, chain);
     }
+    for id in reached(program, roots) {
+        if let Some(chain) = all_searched(&program.functions[id], &tables) {
+            replace(program, id, chain);
+        }
+    }
+}
+
+/// Gives a function another definition.
+fn replace(program: &mut Program, id: FunctionId, chain: Chain) {
+    let old = &program.functions[id];
+    program.functions[id] = Rc::new(Function {
+        name: old.name.clone(),
+        pos: old.pos,
+        parameters: old.parameters,
+        called: old.called,
+        kind: old.kind,
+        chains: vec![chain],
+        default: None,
+        pure: old.pure,
+        matches_computed: old.matches_computed,
+    });
+}
+
+/// A function that has become a look-up, if its list is in the table.
+struct Searched {
+    table: Rc<Index>,
+    /// The parameters' positions.
+    list: usize,
+    text: usize,
+    parameters: usize,
+}
+
+impl Searched {
+    fn of(chain: &Chain, search: &Search) -> Option<Searched> {
+        let [Literal { kind: LiteralKind::Test(test), .. }] = chain.branches.first()?.body.as_slice() else {
+            return None;
+        };
+        let Expr::Find { table, .. } = &test.expr else { return None };
+        let text = chain.parameters.iter().position(|it| variable(it) == Some(search.text_variable))?;
+        Some(Searched { table: table.clone(), list: search.list, text, parameters: chain.parameters.len() })
+    }
+}
+
+/// A function that asks one question of every element, such as
+///
+/// ```rego
+/// all_allowed(rules, texts) if { every text in texts { allowed(rules, text) } }
+/// ```
+///
+/// looks them all up first. Only if one is not found that way, each is asked for.
+fn all_searched(function: &Function, tables: &HashMap<FunctionId, Searched>) -> Option<Chain> {
+    let [chain] = function.chains.as_slice() else { return None };
+    let [branch] = chain.branches.as_slice() else { return None };
+    let [Literal { kind: LiteralKind::Every { key: None, value, domain, body, inner }, pos }] =
+        branch.body.as_slice()
+    else {
+        return None;
+    };
+    let [Literal { kind: LiteralKind::Test(Node { expr: Expr::Call(id, arguments), .. }), .. }] =
+        body.as_slice()
+    else {
+        return None;
+    };
+    let searched = tables.get(id)?;
+    let one_value = branch.value.as_constant().is_some_and(|value| *value != Constant::Bool(false));
+    let simple = function.kind == FunctionKind::Value && function.default.is_none() && one_value;
+    let list = variable(arguments.get(searched.list)?)?;
+    let asks = arguments.len() == searched.parameters
+        && searched.parameters == 2
+        && list != *value
+        && variable(arguments.get(searched.text)?) == Some(*value);
+    if !simple || !asks || variable(domain).is_none() {
+        return None;
+    }
+    let node = |variable| Box::new(Node::new(*pos, Expr::Variable(variable)));
+    let found = Expr::Find { table: searched.table.clone(), list: node(list), text: node(*value) };
+    let found = Literal { pos: *pos, kind: LiteralKind::Test(Node::new(*pos, found)) };
+    let every = LiteralKind::Every {
+        key: None,
+        value: *value,
+        domain: domain.clone(),
+        body: vec![found],
+        inner: inner.clone(),
+    };
+    let first = Branch { body: vec![Literal { pos: *pos, kind: every }], value: branch.value.clone() };
+    let branches = vec![first, branch.clone()];
+    Some(Chain { parameters: chain.parameters.clone(), branches, variables: chain.variables })
 }
 
 /// What is known of a value.

@@ -12,7 +12,7 @@
 //! that is a template. At run time the pattern has to be a template with the string in its hole,
 //! exactly, so what is guessed here decides what can be answered, never what the answer is.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -26,9 +26,11 @@ use parma_guest::policy::instruction::Relation;
 use super::hir::{Cause, Expr, FunctionId, Literal, LiteralKind, Node, Program, Span, Variable};
 use super::tabulate;
 
-/// The most values that one expression may have, and steps of following where they come from.
+/// The most values that one expression may have, and steps of following where they come from: one after another, and in
+/// all for one question.
 const MAX_VALUES: usize = 20_000;
 const MAX_STEPS: usize = 40;
+const MAX_WORK: usize = 1 << 18;
 
 /// How far into the state names are those of the state and not of the policy's data: the map, the entry.
 const STATE_LEVELS: usize = 2;
@@ -96,6 +98,7 @@ pub(crate) fn arguments(
     wanted
         .iter()
         .map(|&(function, index)| {
+            search.work.set(MAX_WORK);
             search.argument(index, Place { function, chain: 0, branch: 0, literal: 0 }, 0)
         })
         .collect()
@@ -136,6 +139,8 @@ struct Search<'p> {
     known: &'p KnownInputs,
     /// Run-time strings that are put into patterns, by their number, and where they have a value.
     holes: RefCell<Vec<(Place, &'p Node)>>,
+    /// Steps that are left for this question.
+    work: Cell<usize>,
     /// What functions return for constants.
     called: RefCell<BTreeMap<(FunctionId, Vec<Constant>), Values>>,
 }
@@ -153,6 +158,12 @@ pub(crate) fn computed(program: &Program, roots: &[FunctionId], known: &KnownInp
             Expr::Submatches(parts) => (&parts[0], &parts[1], Span::Find),
             _ => continue,
         };
+        search.work.set(MAX_WORK);
+        // What only the guest's memory has, no automaton can be made of: it would deny whatever it is.
+        let unknown = search.values(pattern, place, &Fields::new(), 0).is_none();
+        if unknown && !search.requested(pattern, place, 0) {
+            continue;
+        }
         let Some(values) = search.leaf(pattern, place, 0) else { continue };
         let Some(patterns) = search.patterns(values, place) else { continue };
         if span == Span::Find && patterns.texts.is_empty() && !patterns.templates.is_empty() {
@@ -176,6 +187,26 @@ fn is_marker(c: char) -> bool {
     c >= Class::HOLE
 }
 
+/// Whether a value is a string with a hole in it.
+fn is_hole(value: &Constant) -> bool {
+    value.as_str().is_some_and(|text| text.contains(is_marker))
+}
+
+fn is_scalar(value: &Constant) -> bool {
+    !matches!(value, Constant::Array(_) | Constant::Object(_) | Constant::Set(_))
+}
+
+/// Whether a value is, or has in it, a hole or what was made of one.
+fn has_marker(value: &Constant) -> bool {
+    match value {
+        Constant::Str(_) => is_hole(value),
+        Constant::Array(items) => items.iter().any(has_marker),
+        Constant::Set(members) => members.iter().any(has_marker),
+        Constant::Object(fields) => fields.iter().any(|(key, value)| has_marker(key) || has_marker(value)),
+        _ => false,
+    }
+}
+
 impl<'p> Search<'p> {
     /// Notes what is in the functions that `roots` reach, and their matches against computed patterns.
     fn new(
@@ -193,6 +224,7 @@ impl<'p> Search<'p> {
             fields: RefCell::default(),
             known,
             holes: RefCell::default(),
+            work: Cell::new(0),
             called: RefCell::default(),
         };
         for id in reached(program, roots) {
@@ -288,10 +320,17 @@ impl<'p> Search<'p> {
         node.children().into_iter().for_each(|child| self.node(child, place, wanted));
     }
 
+    /// Whether there is work left for this question; takes some.
+    fn goes_on(&self) -> bool {
+        let left = self.work.get();
+        self.work.set(left.saturating_sub(1));
+        left > 0
+    }
+
     /// Every value that the expression can have, or `None`. If it is a field of an object, then of one
     /// with these other `fields`.
     fn values(&self, node: &'p Node, place: Place, fields: &Fields, steps: usize) -> Values {
-        if steps == MAX_STEPS {
+        if steps == MAX_STEPS || !self.goes_on() {
             return None;
         }
         let next = steps + 1;
@@ -325,17 +364,29 @@ impl<'p> Search<'p> {
         }
     }
 
+    /// Where a variable gets its value from: parameters are of all branches, everything else of one. What another branch
+    /// goes through says nothing of this one.
+    fn sources(&self, variable: Variable, place: Place) -> impl Iterator<Item = (Place, Source<'p>)> {
+        let sources = self.bindings.get(&(place.function, place.chain, variable)).map(Vec::as_slice);
+        let here = move |(at, source): &&(Place, Source<'p>)| {
+            at.branch == place.branch || matches!(source, Source::Parameter(_))
+        };
+        sources.unwrap_or_default().iter().filter(here).copied()
+    }
+
     fn variable(&self, variable: Variable, place: Place, fields: &Fields, steps: usize) -> Values {
         let none = Fields::new();
-        let sources = self.bindings.get(&(place.function, place.chain, variable))?;
         // All of them hold at once, so any one that tells is enough.
         let mut told = None;
-        for (place, source) in sources {
+        for (place, source) in self.sources(variable, place) {
             let values = match source {
-                Source::Is(node) => self.values(node, *place, fields, steps),
-                Source::ElementOf(node) => self.values(node, *place, &none, steps).and_then(elements),
-                Source::KeyOf(node) => self.values(node, *place, &none, steps).and_then(keys),
-                Source::Parameter(index) => self.argument(*index, *place, steps),
+                Source::Is(node) => self.values(node, place, fields, steps),
+                Source::ElementOf(node) => self.elements(node, place, steps),
+                Source::KeyOf(node) => {
+                    let values = self.values(node, place, &none, steps);
+                    values.filter(|values| !values.iter().any(is_hole)).and_then(keys)
+                }
+                Source::Parameter(index) => self.argument(index, place, steps),
             };
             told = values.or(told);
             if told.as_ref().is_some_and(|values| !values.is_empty()) {
@@ -343,6 +394,53 @@ impl<'p> Search<'p> {
             }
         }
         told
+    }
+
+    /// Every value that an element of the expression's value can have. More is known of it than of the whole where the
+    /// whole is made of elements at run time.
+    fn elements(&self, node: &'p Node, place: Place, steps: usize) -> Values {
+        if steps == MAX_STEPS || !self.goes_on() {
+            return None;
+        }
+        let (next, none) = (steps + 1, Fields::new());
+        let values = self.values(node, place, &none, steps);
+        if let Some(values) = values.filter(|values| !values.iter().any(is_hole)) {
+            return elements(values);
+        }
+        match &node.expr {
+            Expr::Comprehension(it) => self.values(&it.value, place, &none, next),
+            Expr::Array(items) | Expr::Set(items) => {
+                self.union(items.iter().map(|item| self.values(item, place, &none, next)))
+            }
+            Expr::Variable(variable) => {
+                self.sources(*variable, place).find_map(|(place, source)| match source {
+                    Source::Is(node) => self.elements(node, place, next),
+                    Source::Parameter(index) => {
+                        let calls = self.calls.get(&place.function)?;
+                        self.union(
+                            calls.iter().map(|(caller, arguments)| {
+                                self.elements(arguments.get(index)?, *caller, next)
+                            }),
+                        )
+                    }
+                    Source::ElementOf(_) | Source::KeyOf(_) => None,
+                })
+            }
+            Expr::Call(id, _) => {
+                let function = &self.program.functions[*id];
+                let default = function.default.clone().map(|value| elements(BTreeSet::from([value])));
+                let chains = function.chains.iter().enumerate();
+                let branches = chains.flat_map(|(chain, content)| {
+                    content.branches.iter().enumerate().map(move |(at, branch)| {
+                        let literal = branch.body.len();
+                        (branch, Place { function: *id, chain, branch: at, literal })
+                    })
+                });
+                let values = branches.map(|(branch, place)| self.elements(&branch.value, place, next));
+                self.union(values.chain(default))
+            }
+            _ => None,
+        }
     }
 
     /// What callers give for a parameter, as far as that definition accepts their other arguments.
@@ -391,7 +489,7 @@ impl<'p> Search<'p> {
         }
         for number in numbers {
             let (at, node) = *self.holes.borrow().get(number)?;
-            let here = (at.function, at.chain) == (place.function, place.chain);
+            let here = (at.function, at.chain, at.branch) == (place.function, place.chain, place.branch);
             let mut local = false;
             node.walk(&mut |node| local |= matches!(node.expr, Expr::Variable(_)));
             if local && !here {
@@ -410,7 +508,8 @@ impl<'p> Search<'p> {
         }
         let mut holes = self.holes.borrow_mut();
         let is = |(at, other): &(Place, &Node)| {
-            (at.function, at.chain) == (place.function, place.chain) && same(other, node)
+            (at.function, at.chain, at.branch) == (place.function, place.chain, place.branch)
+                && same(other, node)
         };
         let number = holes.iter().position(is).unwrap_or(holes.len());
         if number == holes.len() {
@@ -440,7 +539,14 @@ impl<'p> Search<'p> {
             if let Some(values) = self.called.borrow().get(&key) {
                 return values.clone();
             }
-            let values = match evaluate::call(self.program, id, &key.1) {
+            let outcome = evaluate::call(self.program, id, &key.1);
+            let values = match outcome {
+                // A hole stands for whatever it may be, a list for instance: that a function finds no elements in a string
+                // does not say that it finds none.
+                Outcome::Value(value) if has_marker(&value) || is_scalar(&value) => {
+                    Some(BTreeSet::from([value]))
+                }
+                _ if key.1.iter().any(has_marker) => None,
                 Outcome::Value(value) => Some(BTreeSet::from([value])),
                 Outcome::Undefined => Some(BTreeSet::new()),
                 Outcome::Unsupported | Outcome::Unknown => None,
@@ -468,7 +574,7 @@ impl<'p> Search<'p> {
 
     /// Whether an expression's value comes from the request and nowhere else.
     fn requested(&self, node: &'p Node, place: Place, steps: usize) -> bool {
-        if steps == MAX_STEPS {
+        if steps == MAX_STEPS || !self.goes_on() {
             return false;
         }
         let next = steps + 1;
@@ -476,21 +582,20 @@ impl<'p> Search<'p> {
             Expr::Input => true,
             Expr::Ref(base, _) => self.requested(base, place, next),
             Expr::Variable(variable) => {
-                let Some(sources) = self.bindings.get(&(place.function, place.chain, *variable)) else {
-                    return false;
-                };
-                sources.iter().all(|(place, source)| match source {
-                    Source::Is(node) | Source::ElementOf(node) | Source::KeyOf(node) => {
-                        self.requested(node, *place, next)
-                    }
-                    Source::Parameter(index) => {
-                        let calls = self.calls.get(&place.function).map_or(&[][..], Vec::as_slice);
-                        !calls.is_empty()
-                            && calls.iter().all(|(caller, arguments)| {
-                                arguments.get(*index).is_some_and(|it| self.requested(it, *caller, next))
-                            })
-                    }
-                })
+                let mut sources = self.sources(*variable, place).peekable();
+                sources.peek().is_some()
+                    && sources.all(|(place, source)| match source {
+                        Source::Is(node) | Source::ElementOf(node) | Source::KeyOf(node) => {
+                            self.requested(node, place, next)
+                        }
+                        Source::Parameter(index) => {
+                            let calls = self.calls.get(&place.function).map_or(&[][..], Vec::as_slice);
+                            !calls.is_empty()
+                                && calls.iter().all(|(caller, arguments)| {
+                                    arguments.get(index).is_some_and(|it| self.requested(it, *caller, next))
+                                })
+                        }
+                    })
             }
             _ => false,
         }
@@ -509,7 +614,8 @@ impl<'p> Search<'p> {
             let field = last.as_constant().and_then(Constant::as_str)?;
             return self.known.get(field).cloned();
         }
-        let inside = self.part(base, front, place, &none, steps);
+        // A string has no parts: where a hole is asked for some, it stands for something else.
+        let inside = self.part(base, front, place, &none, steps).filter(|values| !values.iter().any(is_hole));
         let field = match last.as_constant() {
             Some(Constant::Str(field)) => field.clone(),
             Some(_) => return elements(inside?),
@@ -522,6 +628,7 @@ impl<'p> Search<'p> {
                     };
                     return Some(keys.iter().flat_map(found).collect());
                 }
+                _ if front.is_empty() => return self.elements(base, place, steps),
                 _ => return elements(inside?),
             },
         };
@@ -595,7 +702,7 @@ impl<'p> Search<'p> {
                 simple(node, &mut all) && all.len() == leaves.len()
             })
             .collect();
-        let mut results = BTreeSet::new();
+        let (mut results, mut holes) = (BTreeSet::new(), false);
         for assignment in &assignments {
             let fails = |check: &&Node| {
                 let outcome = evaluate::node(self.program, &substituted(check, &leaves, assignment));
@@ -606,11 +713,15 @@ impl<'p> Search<'p> {
             }
             match evaluate::node(self.program, &substituted(node, &leaves, assignment)) {
                 Outcome::Value(value) => results.insert(value),
-                Outcome::Undefined => continue,
+                Outcome::Undefined => {
+                    holes |= assignment.iter().any(has_marker);
+                    continue;
+                }
                 Outcome::Unsupported | Outcome::Unknown => return None,
             };
         }
-        Some(results)
+        // That nothing comes of a hole does not say that nothing comes of what it stands for.
+        Some(results).filter(|results| !(holes && results.is_empty()))
     }
 
     fn union(&self, values: impl Iterator<Item = Values>) -> Values {
