@@ -113,11 +113,14 @@ pub fn main(arguments: Arguments) -> Result<()> {
     let lines = starts(arguments.boots, |way| first_line::measure(way, &talkative))?;
     let accepted = starts(arguments.boots, |way| policy_boot(&stage, way))?;
     if arguments.boot {
-        let figures = json!({"kernels_first_line": lines, "policy_accepted": accepted});
+        let used = rom_bytes_used(&fs::read(&image.rom)?);
+        let figures =
+            json!({"kernels_first_line": lines, "policy_accepted": accepted, "rom_bytes_used": used});
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&figures)?);
         } else {
             print_starts(&lines, &accepted);
+            print_used(used);
         }
         return Ok(());
     }
@@ -137,6 +140,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "machine": machine(&image)?,
         "init_bytes": init,
         "image_bytes": image_bytes,
+        "rom_bytes_used": rom_bytes_used(&fs::read(&image.rom)?),
         "kernels_first_line": lines,
         "policy_accepted": accepted,
         "boot_to_policy_ms": samples(&ours),
@@ -168,6 +172,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
             "ROM, kernel and initrd                        {:>9.2} MiB   goal 5",
             image_bytes as f64 / f64::from(1 << 20)
         );
+        print_used(rom_bytes_used(&fs::read(&image.rom)?));
         print_starts(&lines, &accepted);
         println!("request and refusal over vsock                {:>9.0} µs", median(&round_trip));
         println!("request decided by the policy                 {:>9.0} µs", median(&decision));
@@ -179,6 +184,15 @@ pub fn main(arguments: Arguments) -> Result<()> {
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");
     Ok(())
+}
+
+/// Bytes of a ROM that hold something: all but the longest run of zeros.
+fn rom_bytes_used(rom: &[u8]) -> usize {
+    rom.len() - rom.split(|byte| *byte != 0).map(<[u8]>::len).max().unwrap_or_default()
+}
+
+fn print_used(bytes: usize) {
+    println!("ROM bytes used                                {:>9.1} KiB   of 64", bytes as f64 / 1024.0);
 }
 
 /// Prints how long each way of starting takes.
