@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use support::{OUTPUT, arguments, id, joined, read_until, stage, tar};
+use support::{OUTPUT, READER, arguments, id, joined, read_until, stage, tar};
 use tar::EntryType;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -222,16 +222,6 @@ fn serve(device: Device, socket: &Path) {
 /// nothing to this day.
 fn read_from(lie: Lie) -> Option<String> {
     let stage = stage()?;
-    let script = "\
-import errno, sys
-print('ready', flush=True)
-for line in sys.stdin:
-    try:
-        with open('/data/' + line.strip(), 'rb', buffering=0) as file:
-            print(file.read(8).decode(), flush=True)
-    except OSError as error:
-        print(errno.errorcode[error.errno], flush=True)
-";
     let files: Vec<_> =
         (b'a'..=b'z').map(|letter| (format!("data/{}", letter as char), [letter; 64 << 10])).collect();
     let entries: Vec<_> =
@@ -240,7 +230,7 @@ for line in sys.stdin:
     let other = stage.workload("busybox", &["echo", "honest"], GenerateOptions::default());
     let both = |policy: String| joined(&policy, &other.container.policy());
     let options = GenerateOptions::default();
-    let all = stage.workload_of(&layout, "reader", &["python3", "-c", script], options, both);
+    let all = stage.workload_of(&layout, "reader", &["python3", "-c", READER], options, both);
     let top = all.layers.len() - 1;
     let armed = Arc::new(AtomicBool::new(false));
     let mut serial = [0; 20];

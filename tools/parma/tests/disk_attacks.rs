@@ -9,7 +9,7 @@ use parma_vmm::scripted::{Failure, Operation, When};
 use parma_vmm::{Disk, Reply, ScriptedDisk, most_disks};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
-use support::{Guest, LONG, OUTPUT, Stage, Workload, id, list, read_until, serial, stage, tar};
+use support::{Guest, LONG, OUTPUT, READER, Stage, Workload, id, list, read_until, serial, stage, tar};
 use tar::EntryType;
 
 /// Errno of what a disk or dm-verity refused.
@@ -92,23 +92,13 @@ impl Reader {
 
     /// One to whose disk something is done before the guest sees it.
     fn after(stage: &Stage, prepare: impl FnOnce(&ScriptedDisk, &Workload)) -> Self {
-        let script = "\
-import errno, sys
-print('ready', flush=True)
-for line in sys.stdin:
-    try:
-        with open('/data/' + line.strip(), 'rb', buffering=0) as file:
-            print(file.read(8).decode(), flush=True)
-    except OSError as error:
-        print(errno.errorcode[error.errno], flush=True)
-";
         let files = files();
         let entries: Vec<_> =
             files.iter().map(|(name, content)| (EntryType::Regular, &**name, "", &**content)).collect();
         let layout = stage.layout("python", "reader", &tar(&entries), |_| {});
         let options = GenerateOptions::default();
         let workload =
-            stage.workload_of(&layout, "reader", &["python3", "-c", script], options, |policy| policy);
+            stage.workload_of(&layout, "reader", &["python3", "-c", READER], options, |policy| policy);
         let (disks, disk) = scripted_top(&workload);
         prepare(&disk, &workload);
         let guest = stage.boot(workload.policy.host_data(), disks);

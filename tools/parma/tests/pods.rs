@@ -225,12 +225,12 @@ fn what_a_pod_claims_outlives_it_and_is_mounted_as_it_says() {
   initContainers:
   - name: write
     image: BUSYBOX
-    command: [sh, -c, "echo line >> /data/lines; echo kept > /data/work/for-this-pod"]
-    volumeMounts: [{name: work, mountPath: /data/work}, {name: data, mountPath: /data}]
+    command: [sh, -c, "echo line >> /data/lines; echo kept > /data/own/for-this-pod"]
+    volumeMounts: [{name: work, mountPath: /data/own}, {name: data, mountPath: /data}]
   containers:
   - name: read
     image: BUSYBOX
-    command: [sh, -c, "wc -l < /srv/data/lines; ls /srv/data/work; touch /srv/data/x || echo data cannot be written"]
+    command: [sh, -c, "wc -l < /srv/data/lines; ls /srv/data/own; touch /srv/data/x || echo data cannot be written"]
     volumeMounts: [{name: data, mountPath: /srv/data, readOnly: true}]
   - name: think
     image: BUSYBOX

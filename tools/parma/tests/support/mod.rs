@@ -61,6 +61,18 @@ pub struct Workload {
     name: String,
 }
 
+/// A Python program that prints the beginning of each file of `/data` that it is told the name of, or the error's name.
+pub const READER: &str = "\
+import errno, sys
+print('ready', flush=True)
+for line in sys.stdin:
+    try:
+        with open('/data/' + line.strip(), 'rb', buffering=0) as file:
+            print(file.read(8).decode(), flush=True)
+    except OSError as error:
+        print(errno.errorcode[error.errno], flush=True)
+";
+
 /// Standard output and error, connected.
 pub const OUTPUT: Stdio = Stdio { stdin: false, stdout: true, stderr: true, terminal: None };
 
