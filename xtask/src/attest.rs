@@ -37,11 +37,11 @@ fn verifications() -> Result<Value> {
             "--package",
             "parma-kms",
             "--example",
-            "figures",
+            "verifications",
             "--",
         ])
         .args(["test-report.bin", "test-vcek.der"].map(|name| dir.join(name)));
-    serde_json::from_str(&process::output(&mut cargo)?).context("what the example `figures` prints")
+    serde_json::from_str(&process::output(&mut cargo)?).context("what the example `verifications` prints")
 }
 
 /// Prints a line for each.
