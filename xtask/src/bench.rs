@@ -109,7 +109,8 @@ pub fn main(arguments: Arguments) -> Result<()> {
     let empty = Image { initrd: empty_initrd(scratch.path())?, ..image.clone() };
     let empty = firmware::with_rom_of_its_own(empty, scratch.path())?;
 
-    let talkative = first_line::talkative(&image, scratch.path())?;
+    let own = tempfile::tempdir()?;
+    let talkative = first_line::talkative(&image, own.path())?;
     let lines = starts(arguments.boots, |way| first_line::measure(way, &talkative))?;
     let accepted = starts(arguments.boots, |way| policy_boot(&stage, way))?;
     if arguments.boot {
@@ -256,6 +257,9 @@ fn power_off_boot(image: &Image) -> Result<f64> {
     let mut machine = Machine::launch(&Config::new(image.clone(), [0; 32]))?;
     let exit = machine.wait(PATIENCE)?.context("the empty init does not power off")?;
     ensure!(exit.by_guest(), "the empty init's machine ended otherwise: {exit:?}");
+    let console = machine.console()?;
+    let console = String::from_utf8_lossy(&console);
+    ensure!(!console.contains("firmware: "), "the empty init's machine did not boot: {console}");
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cache;
 use crate::process::{self, Step};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use parma_firmware::rom::{self, ROM_BASE, ROM_SIZE};
 use parma_vmm::Image;
 use sha2::{Digest, Sha256};
@@ -32,11 +32,13 @@ pub fn patch(mut rom: Vec<u8>, kernel: &[u8], initrd: &[u8], command_line: &[u8]
     Ok(rom)
 }
 
-/// An image whose kernel, initrd or command line is another than the one its ROM was made for, with a new ROM in `dir`.
+/// An image whose kernel, initrd or command line is another than the one its ROM was made for, with a new ROM in `dir`, which
+/// must have none yet: it would be another image's.
 pub fn with_rom_of_its_own(image: Image, dir: &Path) -> Result<Image> {
     let (kernel, initrd) = (cache::read(&image.kernel)?, cache::read(&image.initrd)?);
     let rom = patch(cache::read(&image.rom)?, &kernel, &initrd, &cache::read(&image.command_line)?)?;
     let path = dir.join("rom");
+    ensure!(!path.exists(), "{} is another image's", path.display());
     cache::write(&path, &rom)?;
     Ok(Image { rom: path, ..image })
 }
