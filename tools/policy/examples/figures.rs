@@ -6,9 +6,10 @@
 //! A decision here is the evaluation of a request that is in the arena or parsed already, with nothing committed.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::iter;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use parma_guest::policy::engine::{Engine, Outcome};
@@ -42,6 +43,8 @@ static HEAP: Counting = Counting;
 const ENV_RULES: usize = 40;
 const LAYERS: usize = 8;
 const MOUNTS: usize = 6;
+/// Decisions of each kind that are timed.
+const DECISIONS: usize = 2001;
 /// The request is for this container of the policy.
 const CHOSEN: usize = 7;
 const ID: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -234,16 +237,12 @@ fn requests() -> Vec<(&'static str, String, Value)> {
     requests
 }
 
-/// The fastest and the median of the times that `work` takes, in microseconds.
-fn times(rounds: usize, mut work: impl FnMut() -> Result<()>) -> Result<(f64, f64)> {
-    let mut times = Vec::with_capacity(rounds);
-    for _ in 0..rounds {
-        let start = Instant::now();
-        work()?;
-        times.push(start.elapsed().as_secs_f64() * 1e6);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok((times[0], times[rounds / 2]))
+/// The fastest and the median of the times that `work` says it took, in microseconds.
+fn times(rounds: usize, work: impl FnMut() -> Result<Duration>) -> Result<(f64, f64)> {
+    let mut times = iter::repeat_with(work).take(rounds).collect::<Result<Vec<_>>>()?;
+    times.sort();
+    let microseconds = |time: Duration| time.as_secs_f64() * 1e6;
+    Ok((microseconds(times[0]), microseconds(times[rounds / 2])))
 }
 
 fn measured(containers: usize, dropping: bool) -> Result<Value> {
@@ -255,8 +254,11 @@ fn measured(containers: usize, dropping: bool) -> Result<Value> {
     figures.insert("source, bytes".into(), json!({"parma": text.len()}));
     figures.insert("image, bytes".into(), json!({"parma": image.len()}));
     figures.insert("compile".into(), json!({"parma": compiling}));
-    let (fastest, load) =
-        times(51, || Engine::new(&image).map(drop).map_err(|error| anyhow::anyhow!("{error:?}")))?;
+    let (fastest, load) = times(51, || {
+        let started = Instant::now();
+        Engine::new(&image).map_err(|error| anyhow::anyhow!("{error:?}"))?;
+        Ok(started.elapsed())
+    })?;
 
     let mut engine = Engine::new(&image).map_err(|error| anyhow::anyhow!("{error:?}"))?;
     let mut memory = vec![0; Arena::DEFAULT_SIZE];
@@ -267,22 +269,22 @@ fn measured(containers: usize, dropping: bool) -> Result<Value> {
         let entry = format!("data.policy.{point}");
         let mut arena = Arena::new(&mut memory);
         let mut metadata = None;
-        let time = |engine: &mut Engine<'_>, arena: &mut Arena<'_>| -> Result<(f64, f64)> {
-            // Making the input is the gate's work, so it is measured by itself and taken off.
-            let making = times(501, || {
-                arena.reset();
-                from_json(arena, &input).map(drop).map_err(|error| anyhow::anyhow!("{error:?}"))
-            })?;
-            let all = times(501, || {
-                let outcome = engine
-                    .evaluate(arena, &entry, |arena| from_json(arena, &input).map(Some))
-                    .map_err(|error| anyhow::anyhow!("{point}: {error:?}"))?;
-                ensure!(matches!(outcome, Outcome::Value(_)), "{point} is undefined");
-                Ok(())
-            })?;
-            Ok((all.0 - making.0, all.1 - making.1))
-        };
-        let (fastest, ours) = time(&mut engine, &mut arena)?;
+        let (fastest, ours) = times(DECISIONS, || {
+            // Making the input is the gate's work, so the clock stands still for it.
+            let mut making = Duration::ZERO;
+            let started = Instant::now();
+            let outcome = engine
+                .evaluate(&mut arena, &entry, |arena| {
+                    let started = Instant::now();
+                    let input = from_json(arena, &input).map(Some);
+                    making = started.elapsed();
+                    input
+                })
+                .map_err(|error| anyhow::anyhow!("{point}: {error:?}"))?;
+            let time = started.elapsed() - making;
+            ensure!(matches!(outcome, Outcome::Value(_)), "{point} is undefined");
+            Ok(time)
+        })?;
         let mut before = 0;
         let outcome = engine
             .evaluate(&mut arena, &entry, |arena| {
@@ -349,9 +351,11 @@ fn regorus_time(engine: &mut regorus::Engine, entry: &str, input: &Value, state:
     let input = regorus::Value::from_json_str(&input.to_string())?;
     let (_, median) = times(3, || {
         engine.set_input(input.clone());
+        let started = Instant::now();
         let answer = engine.eval_rule(entry.to_string()).with_context(|| format!("regorus: {entry}"))?;
+        let time = started.elapsed();
         ensure!(answer["allowed"] == regorus::Value::from(true), "regorus denies {entry}");
-        Ok(())
+        Ok(time)
     })?;
     Ok(median)
 }
@@ -374,9 +378,11 @@ fn rvm_time(engine: &mut regorus::Engine, entry: &str, input: &Value, state: &Va
     let Ok(mut machine) = prepared() else { return Ok(f64::NAN) };
     let timed = times(3, || {
         machine.set_input(input.clone());
+        let started = Instant::now();
         let answer = machine.execute()?;
+        let time = started.elapsed();
         ensure!(answer["allowed"] == regorus::Value::from(true), "regorus' machine denies {entry}");
-        Ok(())
+        Ok(time)
     });
     Ok(timed.map_or(f64::NAN, |(_, median)| median))
 }

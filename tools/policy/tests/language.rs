@@ -297,6 +297,30 @@ fn what_is_not_supported_is_refused_with_file_line_and_construct() {
             "regular expression",
         ),
         ("r := regex.find_all_string_submatch_n(input.pattern, input.x, 1)", 2, "regular expression"),
+        // Lists that only the guest's memory can have, of a field that the policy has nowhere.
+        (
+            "r if every x in data.metadata.m.k.rules { regex.match(x.wanted, input.x) }",
+            2,
+            "regular expression",
+        ),
+        (
+            "r if every x in h(data.metadata.m.k.rules) { regex.match(x.wanted, input.x) }\n\
+             h(list) := [x | some x in list; x.required]",
+            2,
+            "regular expression",
+        ),
+        (
+            "r if every x in h(data.metadata.m.k) { regex.match(x.wanted, input.x) }\n\
+             h(c) := [x | some x in c.rules; x.required]",
+            2,
+            "regular expression",
+        ),
+        ("r if regex.match(data.metadata.m.k.wanted, input.x)", 2, "regular expression"),
+        (
+            "r if { some x in h(data.metadata.m.k.rules); regex.match(x, input.x) }\nh(list) := list",
+            2,
+            "regular expression",
+        ),
         ("r := 1 +", 3, "syntax"),
         ("r if {", 3, "syntax"),
         ("r := 1 s := 2", 2, "syntax"),

@@ -640,8 +640,15 @@ impl<'p> Search<'p> {
                 let fitting = values.iter().filter(|value| has_fields(value, &fields));
                 Some(fitting.filter_map(|value| value.get(&key).cloned()).collect())
             }
+            // Of a field that the policy has nowhere, only what decisions put into the guest's memory can tell. A
+            // framework puts nothing there but what policies and fragments have: without it, it asks nothing.
+            None if self.field(&field, &none).is_empty() && !self.in_framework(place) => None,
             None => Some((*self.field(&field, &fields)).clone()),
         }
+    }
+
+    fn in_framework(&self, place: Place) -> bool {
+        self.program.functions[place.function].name.starts_with("data.framework.")
     }
 
     /// The literals of the body that are evaluated before the one at `place`.
