@@ -5,7 +5,6 @@ use crate::process::{self, Step};
 use anyhow::{Context, Result, bail, ensure};
 use parma_firmware::rom::{self, ROM_BASE, ROM_SIZE};
 use parma_vmm::Image;
-use sha2::{Digest, Sha256};
 use std::path::Path;
 
 /// Builds the firmware of a tree: a ROM that starts nothing yet. `flags` are the compiler's.
@@ -14,7 +13,7 @@ pub fn build(root: &Path, flags: &[String]) -> Result<Vec<u8>> {
     let step = Step::new("building the firmware", None);
     let _lock = cache::lock(&target)?;
     // An SNP guest cannot execute CPUID, so nothing may be chosen by it. BMI2 has a rotation that leaves the flags alone,
-    // which is most of SHA-256: emulation computes flags at a cost. Every processor with SNP has it; others are asked.
+    // which is most of SHA-384: emulation computes flags at a cost. Every processor with SNP has it; others are asked.
     let ours = [r#"--cfg=sha2_backend="soft""#, "-Ctarget-feature=+bmi1,+bmi2"].map(String::from);
     let flags = [flags, &ours].concat();
     let built =
@@ -26,7 +25,7 @@ pub fn build(root: &Path, flags: &[String]) -> Result<Vec<u8>> {
 
 /// The ROM that starts these and nothing else.
 pub fn patch(mut rom: Vec<u8>, kernel: &[u8], initrd: &[u8], command_line: &[u8]) -> Result<Vec<u8>> {
-    let digests = [kernel, initrd, command_line].map(|content| Sha256::digest(content).into());
+    let digests = [kernel, initrd, command_line].map(rom::digest);
     let size = rom.len();
     rom::patch(&mut rom, &digests).with_context(|| format!("a ROM of {size} bytes"))?;
     Ok(rom)
@@ -74,6 +73,7 @@ fn layout(elf: &[u8]) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use parma_firmware::rom::{DIGEST_SIZE, SLOT_OFFSET};
+    use sha2::Digest as _;
     use std::fs;
     use std::path::PathBuf;
     use std::process::Command;
@@ -135,7 +135,7 @@ mod tests {
         let rom = patch(vec![0; ROM_SIZE], b"kernel", b"initrd", b"command line").unwrap();
         for (index, content) in [b"kernel".as_slice(), b"initrd", b"command line"].iter().enumerate() {
             let at = SLOT_OFFSET + index * DIGEST_SIZE;
-            assert_eq!(rom[at..at + DIGEST_SIZE], *Sha256::digest(content));
+            assert_eq!(rom[at..at + DIGEST_SIZE], *sha2::Sha384::digest(content));
         }
         assert!(rom[..SLOT_OFFSET].iter().chain(&rom[SLOT_OFFSET + 3 * DIGEST_SIZE..]).all(|b| *b == 0));
     }

@@ -13,8 +13,6 @@ use std::time::Instant;
 /// What every kernel says first.
 const LINE: &[u8] = b"Linux version";
 const OVMF: &str = "/usr/share/ovmf/OVMF.fd";
-/// `/proc/PID/stat` counts in hundredths of a second.
-const TICK_MS: f64 = 10.0;
 
 /// What starts the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,9 +130,17 @@ fn until_first_line(child: &mut Child, start: Instant) -> Result<Start> {
         seen.extend_from_slice(&part[..count]);
     }
     let wall = start.elapsed().as_secs_f64() * 1e3;
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
-    let (_, fields) = stat.rsplit_once(") ").context("/proc/PID/stat")?;
-    // Fields 14 and 15: ticks in user and in kernel mode.
-    let ticks: f64 = fields.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
-    Ok(Start { cpu: ticks * TICK_MS, wall })
+    Ok(Start { cpu: cpu_time(child)?, wall })
+}
+
+/// Milliseconds that the threads of a process have run: the first number of each one's `schedstat`, in nanoseconds, where
+/// `/proc/PID/stat` has but hundredths of a second.
+fn cpu_time(child: &Child) -> Result<f64> {
+    let mut time = 0.0;
+    for thread in std::fs::read_dir(format!("/proc/{}/task", child.id()))? {
+        // A thread that ends in between ran for next to nothing: QEMU's are for its whole life, or to load a file.
+        let Ok(text) = std::fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        time += text.split(' ').next().and_then(|time| time.parse::<f64>().ok()).context("schedstat")?;
+    }
+    Ok(time / 1e6)
 }

@@ -24,7 +24,6 @@ use parma_firmware::fw_cfg::{self, File, Transfer};
 use parma_firmware::linux::{self, Kernel, MAX_COMMAND_LINE};
 use parma_firmware::reason::Reason;
 use parma_firmware::{processors, rom};
-use sha2::{Digest, Sha256};
 
 core::arch::global_asm!(include_str!("reset.s"), options(att_syntax));
 core::arch::global_asm!(include_str!("snp.s"), options(att_syntax));
@@ -144,8 +143,7 @@ fn read_directory(buffer: &mut [u8]) -> Result<&[u8], Reason> {
 /// Copies a file to memory that the host cannot change, then verifies it there.
 fn read(from: File, to: &mut [u8], what: Digested) -> Result<&[u8], Reason> {
     file(Transfer::Start(from.key), to)?;
-    let digest: [u8; rom::DIGEST_SIZE] = Sha256::digest(&*to).into();
-    if digest == memory::slot()[what as usize] {
+    if rom::digest(to) == memory::slot()[what as usize] {
         return Ok(to);
     }
     Err(match what {

@@ -462,7 +462,7 @@ mod tests {
             rom[at] = to;
             rom
         };
-        let metadata = rom::SLOT_OFFSET + 0x80;
+        let metadata = rom::SLOT_OFFSET + 0xa0;
         assert_eq!(refused(&changed(metadata, b'X')), Error::Metadata);
         assert_eq!(refused(&changed(metadata + 4, 51)), Error::Metadata);
         assert_eq!(refused(&changed(metadata + 12, 4)), Error::Metadata);

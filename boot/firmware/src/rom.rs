@@ -2,14 +2,16 @@
 //! an SNP launch needs. All addresses of the firmware's memory are here, for code, linker script and tables alike.
 //!
 //! ```text
-//! 4 GiB - 0x400  slot: SHA-256 of kernel, initrd, command line (patched by xtask; zeros match nothing)
-//!       - 0x380  launch metadata ("ASEV")
+//! 4 GiB - 0x400  slot: SHA-384 of kernel, initrd, command line (patched by xtask; zeros match nothing)
+//!       - 0x360  launch metadata ("ASEV")
 //!       - 0x5e   table of GUIDs, which ends at
 //!       - 0x20   the reset vector of other processors (assembly)
 //!       - 0x10   the reset vector (assembly)
 //! ```
 //!
 //! Source: OVMF's `ResetVector` tables as QEMU 9.1 and later read them (`hw/i386/pc_sysfw_ovmf.c`, `target/i386/sev.c`).
+
+use sha2::{Digest, Sha384};
 
 /// Bytes of the ROM. QEMU wants a multiple of this for `-bios`.
 pub const ROM_SIZE: usize = 64 << 10;
@@ -21,15 +23,15 @@ pub const RESET_SIZE: usize = 32;
 pub const TAIL_SIZE: usize = 0x400 - RESET_SIZE;
 /// Where the slot begins, from the ROM's beginning.
 pub const SLOT_OFFSET: usize = ROM_SIZE - RESET_SIZE - TAIL_SIZE;
-/// Bytes of a SHA-256 digest.
-pub const DIGEST_SIZE: usize = 32;
+/// Bytes of [`digest`].
+pub const DIGEST_SIZE: usize = 48;
 /// Digests in the slot.
 pub const DIGESTS: usize = 3;
 /// Where an SNP launch lets the other processors wait for the kernel.
 pub const AP_RESET: u32 = 0xffff_ffe0;
 
 const FOUR_GIB: u64 = 1 << 32;
-const METADATA_OFFSET: usize = 0x80;
+const METADATA_OFFSET: usize = 0xa0;
 const PAGE: u32 = 0x1000;
 
 /// Where the firmware's memory begins: text, data, stack and page tables. Every page of it is validated at launch.
@@ -164,6 +166,13 @@ pub const fn tail() -> [u8; TAIL_SIZE] {
     bytes
 }
 
+/// What the slot holds of a file: the function of the launch digest itself, so that none other must be believed. Where
+/// instructions for SHA-256 are not to be had (they may not be chosen at run time, and are not emulated), it is the faster one.
+#[must_use]
+pub fn digest(file: &[u8]) -> [u8; DIGEST_SIZE] {
+    Sha384::digest(file).into()
+}
+
 /// Makes a ROM start what has these digests, of kernel, initrd and command line, and nothing else. `None` if it has not
 /// [`ROM_SIZE`] bytes.
 #[must_use]
@@ -187,10 +196,10 @@ mod tests {
             0x00, 0x00, 0x08, 0x00, 0x00, 0x10, 0x00, 0x00, 2, 0, 0, 0,
             0x00, 0x10, 0x08, 0x00, 0x00, 0x10, 0x00, 0x00, 3, 0, 0, 0,
         ];
-        expected[0x80..0x80 + metadata.len()].copy_from_slice(&metadata);
+        expected[0xa0..0xa0 + metadata.len()].copy_from_slice(&metadata);
         #[rustfmt::skip]
         let table = [
-            0x80, 0x03, 0x00, 0x00, 0x16, 0x00,
+            0x60, 0x03, 0x00, 0x00, 0x16, 0x00,
             0x66, 0x65, 0x88, 0xdc, 0x4a, 0x98, 0x98, 0x47, 0xa7, 0x5e, 0x55, 0x85, 0xa7, 0xbf, 0x67, 0xcc,
             0xe0, 0xff, 0xff, 0xff, 0x16, 0x00,
             0xde, 0x71, 0xf7, 0x00, 0x7e, 0x1a, 0xcb, 0x4f, 0x89, 0x0e, 0x68, 0xc7, 0x7e, 0x2f, 0xb4, 0x4e,

@@ -7,7 +7,6 @@
 use parma_firmware::reason::Reason;
 use parma_firmware::rom::{self, ROM_BASE};
 use parma_snp::{C_BIT, Change, Config, Ended, Host, Report, Swap, run};
-use sha2::{Digest, Sha256};
 use std::path::PathBuf;
 
 const NAMES: [&str; 3] = ["opt/parma/kernel", "opt/parma/initrd", "opt/parma/cmdline"];
@@ -33,7 +32,7 @@ fn talkative(host: Host) -> Option<Config> {
     let mut config = config(host)?;
     let line = String::from_utf8(config.files[2].1.clone()).unwrap().replace(" quiet", "");
     config.files[2].1 = line.into_bytes();
-    let digests = [0, 1, 2].map(|index: usize| Sha256::digest(&config.files[index].1).into());
+    let digests = [0, 1, 2].map(|index: usize| rom::digest(&config.files[index].1));
     rom::patch(&mut config.rom, &digests).unwrap();
     config.until = Some("Run /init as init process".to_owned());
     Some(config)

@@ -13,7 +13,6 @@ use parma_policy::generate::{Container, GenerateOptions};
 use parma_policy::{Compiled, Inputs, compile};
 use parma_vmm::{Config, Disk, Image, Machine, Network, Outcome, Reply, Session};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
@@ -218,7 +217,8 @@ pub fn with_command_line(stage: &Stage, edit: impl FnOnce(String) -> String) -> 
     let line = edit(String::from_utf8(read(&image.command_line)).unwrap());
     let digests = [read(&image.kernel), read(&image.initrd), line.clone().into_bytes()];
     let mut rom = read(&image.rom);
-    parma_firmware::rom::patch(&mut rom, &digests.map(|content| Sha256::digest(content).into())).unwrap();
+    parma_firmware::rom::patch(&mut rom, &digests.map(|content| parma_firmware::rom::digest(&content)))
+        .unwrap();
     let (rom, command_line) = (stage.file("rom", &rom), stage.file("cmdline", line.as_bytes()));
     Image { rom, command_line, ..image.clone() }
 }
