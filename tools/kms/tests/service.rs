@@ -11,7 +11,7 @@ use parma_guest::wire::{Order, frame};
 use parma_kms::bundle::Bundle;
 use parma_kms::rules::Rules;
 use parma_kms::server::{self, Shared};
-use parma_kms::service::{AttestRequest, Failure, ReleaseRequest, SealedRequest, Service};
+use parma_kms::service::{AttestRequest, Failure, OfferRequest, ReleaseRequest, SealedRequest, Service};
 use parma_kms::store::Store;
 use parma_kms::verify::hex;
 use parma_psp::{Platform, Tcb, layout};
@@ -90,7 +90,7 @@ impl Stage {
     }
 
     fn sealed(&self) -> Result<(), String> {
-        let offer = self.service.offer().unwrap_or_else(|f| panic!("{f:?}"));
+        let offer = self.service.offer(&OfferRequest::default()).unwrap_or_else(|f| panic!("{f:?}"));
         let (answer, mut channel) = self.answer(&offer);
         let released = self.service.release_sealed(&request::<SealedRequest>(answer)).map_err(|f| why(&f))?;
         let mut message = STANDARD.decode(released["message"].as_str().unwrap()).unwrap();
@@ -198,7 +198,7 @@ fn k05_another_policy_image_debugging_and_old_firmware_get_no_key_and_hear_why()
 #[test]
 fn k02_an_offer_serves_once_and_its_answer_serves_no_other() {
     let stage = stage(Platform::default(), &json!({}));
-    let offer = || stage.service.offer().unwrap_or_else(|f| panic!("{f:?}"));
+    let offer = || stage.service.offer(&OfferRequest::default()).unwrap_or_else(|f| panic!("{f:?}"));
     let release =
         |answer: &Value| stage.service.release_sealed(&request(answer.clone())).map_err(|f| why(&f));
     let (answer, _) = stage.answer(&offer());

@@ -23,10 +23,14 @@ pub use report::{LENGTH, NoReport, Report, SigningKey, Tcb, TcbLayout};
 pub use revocation::RevocationList;
 pub use time::Moment;
 
+use crate::history::Demands;
 use certificate::Amd;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use std::fmt;
+
+/// What is said of a log that is demanded and not there.
+pub(crate) const NO_LOG: &str = "no audit log was shown, and one is demanded";
 
 /// Most certificates, and most revocation lists, that are looked at.
 pub const MAX_CERTIFICATES: usize = 32;
@@ -81,11 +85,13 @@ pub enum Check {
     AuditRequests,
     /// Every decision in the log follows from the policy.
     AuditDecisions,
+    /// The log shows what is demanded of it.
+    AuditState,
 }
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Format,
         Self::Root,
         Self::Chain,
@@ -109,7 +115,12 @@ impl Check {
         Self::AuditChain,
         Self::AuditRequests,
         Self::AuditDecisions,
+        Self::AuditState,
     ];
+
+    /// Those of a log.
+    pub const AUDIT: [Self; 4] =
+        [Self::AuditChain, Self::AuditRequests, Self::AuditDecisions, Self::AuditState];
 
     /// Its name in lists.
     #[must_use]
@@ -137,6 +148,7 @@ impl Check {
             Self::AuditChain => "audit-chain",
             Self::AuditRequests => "audit-requests",
             Self::AuditDecisions => "audit-decisions",
+            Self::AuditState => "audit-state",
             Self::Endorsement => "endorsement",
         }
     }
@@ -367,6 +379,9 @@ pub struct Expected {
     pub endorser: Option<Endorser>,
     /// Revocation lists have to be there: it is not enough that none says anything.
     pub revocation_required: bool,
+    /// What the guest's audit log has to show. A log is judged by whoever has one ([`crate::history`]); evidence alone shows none,
+    /// so with this it is not good enough.
+    pub audit: Option<Demands>,
 }
 
 /// A check's result before it is an item: `Ok(None)` where nothing was expected.
@@ -670,9 +685,9 @@ pub fn verify(evidence: &Evidence<'_>, expected: &Expected, roots: &Roots, now: 
         },
     );
     list.add(Check::IdBlock, id_block(&report, expected));
-    // A log is judged by whoever has one.
-    for check in [Check::AuditChain, Check::AuditRequests, Check::AuditDecisions] {
-        list.add(check, Ok(None));
+    for check in Check::AUDIT {
+        // SECURITY: a log that nobody has looked at shows nothing that is demanded.
+        list.add(check, if expected.audit.is_some() { Err(NO_LOG.into()) } else { Ok(None) });
     }
     Checklist { emulated, items: list.items }
 }

@@ -268,7 +268,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     if let Some(service) = &service {
         let ids: Vec<String> = others.iter().map(|volume| hex(&volume.id)).collect();
         for name in if arguments.kms_key.is_empty() { &ids } else { &arguments.kms_key } {
-            service.release(&pod.guest, name, &chain, endorsement.as_deref())?;
+            service.release(&pod.guest, name, &policy, &chain, endorsement.as_deref())?;
         }
     }
     let sink = plan.sink(arguments.raw || arguments.tty);
