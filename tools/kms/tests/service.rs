@@ -195,6 +195,27 @@ fn k05_another_policy_image_debugging_and_old_firmware_get_no_key_and_hear_why()
     }
 }
 
+/// What is demanded of a log that is shown, `audit_state.rs` of the program has.
+#[test]
+fn a_key_whose_rule_demands_something_of_the_audit_log_is_not_released_without_one() {
+    for demands in [json!({}), json!({"never_asked": ["exec_in_container"], "most_denied": 0})] {
+        let stage = stage(Platform::default(), &json!({"audit": demands}));
+        let why = "audit-chain: no audit log was shown, and one is demanded";
+        assert_eq!(stage.sealed().unwrap_err(), why);
+        assert_eq!(
+            stage.release(&stage.token(), None).unwrap_err(),
+            why,
+            "the init's reports alone vouch for one"
+        );
+        let told = |name: &str| {
+            let offer =
+                stage.service.offer(&request(json!({"name": name}))).unwrap_or_else(|f| panic!("{f:?}"));
+            offer["audit"].clone()
+        };
+        assert_eq!((told("data"), told("none")), (json!(true), json!(false)));
+    }
+}
+
 #[test]
 fn k02_an_offer_serves_once_and_its_answer_serves_no_other() {
     let stage = stage(Platform::default(), &json!({}));
@@ -303,6 +324,9 @@ fn a_release_policy_that_would_give_a_key_to_any_guest_or_that_is_misspelt_is_an
         json!({"host_data": host_data, "measurements": measurements, "minimum_tbc": "snp=1"}),
         json!({"host_data": host_data, "measurements": measurements, "minimum_tcb": "snp=x"}),
         json!({"host_data": ["12"], "measurements": measurements}),
+        json!({"host_data": host_data, "measurements": measurements, "audit": {"never_asked": ["exec"]}}),
+        json!({"host_data": host_data, "measurements": measurements, "audit": {"most_denied": -1}}),
+        json!({"host_data": host_data, "measurements": measurements, "audit": {"never_aksed": []}}),
     ] {
         assert!(parse(wrong.clone()).is_err(), "{wrong}");
     }

@@ -50,7 +50,7 @@ const INTERRUPTED: u8 = 130;
   echo hello | parma run -q -i oci:busybox -- cat
   parma run -p 8080:80 oci:nginx
   parma run --volume model.img:/model oci:python
-  parma run --volume data.img:/data:$(cat data.id) --volume-key data.key oci:postgres
+  parma run --volume data.img:/data:$(cat data.id) --volume-key data.key --emulated-psp psp oci:postgres
   parma run --volume data.img:/data:$(cat data.id) --kms https://kms.example.com --kms-key data oci:postgres
   parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
   parma run -f pod.yaml --claim data=data.img:$(cat data.id) --volume-key data.key
@@ -71,7 +71,7 @@ pub struct Arguments {
     #[command(flatten)]
     allow: Allow,
     /// A key of an encrypted volume, released to the guest once its report was judged: 32 bytes or 64 hexadecimal digits; and
-    /// the least generation of the volume that is accepted; may be repeated
+    /// the least generation of the volume that is accepted; may be repeated. Without hardware, only with --emulated-psp
     #[arg(long, value_name = "FILE[@GENERATION]", value_parser = VolumeKey::parse)]
     volume_key: Vec<VolumeKey>,
     /// A key service (`parma kms serve`), which judges the guest's report and releases the keys of the other volumes to it
@@ -92,7 +92,8 @@ pub struct Arguments {
     /// The builder's endorsement of the guest's measurement (COSE_Sign1), for whoever judges its reports
     #[arg(long, value_name = "FILE")]
     endorsement: Option<PathBuf>,
-    /// Let reports be made under the root that is kept in this directory, by an emulated PSP: no hardware vouches for them
+    /// Let reports be made by an emulated PSP under the root that is kept in this directory, which is made if there is none, and
+    /// release keys on its word: no hardware vouches for anything
     #[arg(long, value_name = "DIR")]
     emulated_psp: Option<PathBuf>,
     /// The measured image of the guest [default: $PARMA_IMAGE, or target/image-emulated]
@@ -148,6 +149,11 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         ensure!(arguments.emulated_psp.is_none(), "--emulated-psp: this image has its reports from hardware");
         parma_vmm::snp::require()?;
     }
+    ensure!(
+        !image.emulated || arguments.volume_key.is_empty() || arguments.emulated_psp.is_some(),
+        "--volume-key: no hardware vouches for this guest; to release a key on the word of an emulated PSP, name the directory of its \
+         root with --emulated-psp DIR"
+    );
     let root = arguments.emulated_psp.as_deref().map(Root::kept).transpose()?;
     let service = arguments.kms.as_deref().map(|url| {
         let roots = arguments.kms_ca.as_deref().map(evidence::read).transpose()?.unwrap_or_default();
@@ -233,7 +239,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     config.memory_mib = arguments.memory;
     config.vcpus = arguments.cpus;
     config.network = network;
-    config.root = root;
+    config.root = root.clone();
     let disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach());
     let volumes = with_key.iter().map(|(volume, ..)| volume).chain(&others);
     config.disks = disks.chain(volumes.clone().map(Encrypted::disk)).collect();
@@ -254,10 +260,10 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     drop(scratch);
     bar.set_message("releasing keys");
     if !with_key.is_empty() {
-        let mut owner = pod.owner(&policy, certificates)?.channel(&*pod.guest)?;
+        let mut owner = pod.owner(&policy, certificates, root.as_ref())?.channel(&*pod.guest)?;
         if owner.list.emulated {
             bar.suspend(|| {
-                eprintln!("parma: EMULATED: the key is released on the word of this machine's emulated PSP; no hardware vouches for it");
+                eprintln!("parma: EMULATED: keys are released on the word of an emulated PSP because --emulated-psp says so; no hardware vouches for it");
             });
         }
         for (volume, key, generation) in &with_key {
