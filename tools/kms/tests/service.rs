@@ -428,6 +428,37 @@ fn malformed_and_oversize_requests_are_refused_and_slow_clients_hold_nobody_up()
     assert_eq!(wire.send("GET /no/such", b"").0, 404);
 }
 
+/// K08, K14: a token with any character changed, and any beginning of one, is none; the token itself goes on being one.
+#[test]
+fn k08_k14_malformed_tokens_are_refused_on_the_wire_and_use_nothing_up() {
+    let wire = wire();
+    let stage = Stage {
+        service: stage(Platform::default(), &json!({})).service,
+        guest: Emulated { psp: wire.guest.psp.clone(), certificates: wire.guest.certificates.clone() },
+        _dir: tempfile::tempdir().unwrap(),
+    };
+    let (_, answer) = wire.post("/attest/SevSnpVm", &stage.evidence());
+    let token = answer["token"].as_str().unwrap();
+    let refused = |token: &str| {
+        let request = request::<ReleaseRequest>(json!({"target": token}));
+        let refused = wire.shared.service().release("data", &request).unwrap_err();
+        assert!(why(&refused).starts_with("the token is not one"), "{token}");
+    };
+    for at in 0..token.len() {
+        refused(&token[..at]);
+        let other = if &token[at..=at] == "A" { "B" } else { "A" };
+        refused(&format!("{}{other}{}", &token[..at], &token[at + 1..]));
+    }
+    for malformed in
+        ["", ".", "..", "...", "a.b.c", "\u{1f511}", &"x".repeat(40 << 10), &token.replace('.', "")]
+    {
+        let (status, answer) = wire.post("/keys/data/release", &json!({"target": malformed}));
+        assert_eq!((status, &answer["error"]["code"]), (403, &json!("Refused")), "{malformed}");
+    }
+    let (status, answer) = wire.post("/keys/data/release", &json!({"target": token}));
+    assert_eq!(status, 200, "{answer}");
+}
+
 #[test]
 fn k02_of_parallel_releases_with_one_token_one_gets_the_key_and_each_is_in_the_trail() {
     let wire = wire();

@@ -15,10 +15,12 @@ use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
 use parma::release::KeyService;
 use parma::workload::{Content, Encrypted, Policy, Volume, Workload};
 use parma_guest::wire::{Reason, Request, Stdio, Step};
+use parma_kms::verify::Tcb;
 use parma_layer::oci::Reference;
 use parma_layer::volume::Key;
 use parma_policy::generate::{DataVolume, GenerateOptions, policy_of};
-use parma_psp::Root;
+use parma_psp::layout::{LAUNCH_POLICY, POLICY_DEBUG};
+use parma_psp::{Platform, Root};
 use parma_vmm::{Config, Forward, Image, Network, Outcome, Refused, escape};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -96,6 +98,10 @@ pub struct Arguments {
     /// release keys on its word: no hardware vouches for anything
     #[arg(long, value_name = "DIR")]
     emulated_psp: Option<PathBuf>,
+    /// Have the emulated PSP say something worse of itself, to see it refused: `debug`, that the host may debug the guest; or versions
+    /// of its firmware, like bootloader=10,snp=23,microcode=84
+    #[arg(long, value_name = "debug|VERSIONS", value_parser = emulated_platform, requires = "emulated_psp")]
+    emulated_platform: Option<Platform>,
     /// The measured image of the guest [default: $PARMA_IMAGE, or target/image-emulated]
     #[arg(long = "image", value_name = "DIR", id = "guest_image")]
     guest_image: Option<PathBuf>,
@@ -240,6 +246,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     config.vcpus = arguments.cpus;
     config.network = network;
     config.root = root.clone();
+    config.platform = arguments.emulated_platform.unwrap_or_default();
     let disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach());
     let volumes = with_key.iter().map(|(volume, ..)| volume).chain(&others);
     config.disks = disks.chain(volumes.clone().map(Encrypted::disk)).collect();
@@ -345,6 +352,18 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         eprintln!("parma: {error:#}");
     }
     Ok(ExitCode::from(code))
+}
+
+/// What `--emulated-platform` says.
+fn emulated_platform(text: &str) -> Result<Platform, String> {
+    if text == "debug" {
+        return Ok(Platform { policy: LAUNCH_POLICY | POLICY_DEBUG, ..Platform::default() });
+    }
+    let Tcb { fmc, bootloader, tee, snp, microcode } = Tcb::parse(text)?;
+    if fmc != 0 {
+        return Err("the emulated processor has no FMC".into());
+    }
+    Ok(Platform { tcb: parma_psp::Tcb { bootloader, tee, snp, microcode }, ..Platform::default() })
 }
 
 /// What is to be run.
