@@ -108,8 +108,8 @@ impl Stage {
     }
 
     /// What `parma run --kms` does.
-    fn release(&self, pod: &Pod) -> Result<()> {
-        self.service.release(&pod.guest, NAME, &pod.chain(&Bundle::default())?, None)
+    fn release(&self, pod: &Pod, policy: &Policy) -> Result<()> {
+        self.service.release(&pod.guest, NAME, policy, &pod.chain(&Bundle::default())?, None)
     }
 }
 
@@ -127,7 +127,7 @@ pub fn show(image: &Image, fixtures: &Path, observer: &Observer) -> Result<()> {
         "  (It accepts the EMULATED root of this demonstration, because it is told to; no hardware vouches for this.)"
     );
     let pod = stage.boot(&policy, observer.clone())?;
-    let channel = pod.owner(&policy, Bundle::default())?.channel(&*pod.guest)?;
+    let channel = pod.owner(&policy, Bundle::default(), Some(&stage.root))?.channel(&*pod.guest)?;
     println!("\n  The guest's evidence, as the key service judges it:");
     for item in &channel.list.items {
         let outcome = match item.outcome {
@@ -138,7 +138,7 @@ pub fn show(image: &Image, fixtures: &Path, observer: &Observer) -> Result<()> {
         println!("  {outcome}  {:<13} {}", item.check, item.detail);
     }
     println!();
-    stage.release(&pod)?;
+    stage.release(&pod, &policy)?;
     println!("  released      the key, sealed for this guest alone; this host carried it and cannot read it");
     pod.guest.mount_volume(stage.encrypted()?)?;
     for layer in &stage.workload.layers {
@@ -163,8 +163,9 @@ pub fn show(image: &Image, fixtures: &Path, observer: &Observer) -> Result<()> {
     println!("\n  K05  the host starts the same guest under a changed policy, which allows one command more");
     let mut changed = stage.workload.clone();
     changed.container.exec.push(["cat", "/data/note"].map(str::to_owned).to_vec());
-    let pod = stage.boot(&changed.strict_policy()?, unobserved())?;
-    match stage.release(&pod) {
+    let policy = changed.strict_policy()?;
+    let pod = stage.boot(&policy, unobserved())?;
+    match stage.release(&pod, &policy) {
         Ok(()) => bail!("K05 was not refused: the key was released to a guest under another policy"),
         Err(refused) => println!("       -> {refused:#}"),
     }
@@ -182,11 +183,12 @@ pub fn show(image: &Image, fixtures: &Path, observer: &Observer) -> Result<()> {
 /// Milliseconds from the offer to the key in the guest: its key pair and report, the judgement, the trail, the sealed key.
 pub fn figure(image: &Image, fixtures: &Path) -> Result<Vec<f64>> {
     let stage = Stage::prepare(image, fixtures)?;
-    let pod = stage.boot(&stage.workload.strict_policy()?, unobserved())?;
+    let policy = stage.workload.strict_policy()?;
+    let pod = stage.boot(&policy, unobserved())?;
     let mut times = Vec::new();
     for _ in 0..RELEASES {
         let start = Instant::now();
-        stage.release(&pod)?;
+        stage.release(&pod, &policy)?;
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     pod.guest

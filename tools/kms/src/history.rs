@@ -20,8 +20,11 @@
 //! - each request and each user is the one in its entry;
 //! - the requests, played again under the policy in the guest's own gate ([`Gate`]), come to the same decisions and states. What a
 //!   guest refused without asking the policy changed nothing and is not played.
+//!
+//! Beyond that, a log may have to show something ([`Demands`]): it is then the state of a guest, and not only its kind, that decides
+//! whether it is good enough.
 
-use crate::verify::{Check, Checklist, Item, Outcome, ReportData};
+use crate::verify::{Check, Checklist, Item, NO_LOG, Outcome, ReportData};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -30,12 +33,31 @@ use parma_guest::attest::channel::{KEY, transcript};
 use parma_guest::gate::Gate;
 use parma_guest::gate::action::*;
 use parma_guest::gate::fields::{ContainerId, UserSpec};
+use parma_guest::point::Point;
 use parma_guest::wire::{Order, Request, Step, ToGuest, Usage, frame};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 /// Longest log, in bytes.
 pub const MAX_LOG: u64 = 256 << 20;
+
+/// What a log has to show, beyond that it is whole and follows from the policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Demands {
+    /// Of these the policy was never asked, whatever it would have said.
+    pub never_asked: Vec<Point>,
+    /// Most requests that the policy denied.
+    pub most_denied: Option<usize>,
+}
+
+/// A history as it is shown with evidence, nothing of it checked.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// The policy.
+    pub policy: &'a [u8],
+    /// The entries, from the first on.
+    pub lines: &'a [Line],
+}
 
 /// A log as it was read, nothing of it checked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -157,16 +179,6 @@ impl Log {
         self.certificates.iter().map(|text| decoded("a certificate", text)).collect()
     }
 
-    fn decode(&self, policy: &[u8]) -> Result<Vec<Decoded>> {
-        let lines = self.entries.iter().enumerate();
-        lines
-            .map(|(at, line)| {
-                let first = (at == 0).then_some(policy);
-                line.decode(first).with_context(|| format!("entry {}", at + 1))
-            })
-            .collect()
-    }
-
     /// What REPORT_DATA has to be if the report vouches for these entries after this HOST_DATA: then, and only then, they are the
     /// whole history up to when the report was made.
     ///
@@ -189,32 +201,91 @@ impl Log {
 
     /// Adds to the list, which is that of the log's own report with [`Log::report_data`] expected, what the log is worth.
     pub fn judge(&self, list: &mut Checklist, policy: &[u8]) {
-        let chain = match list.outcome(Check::ReportData) {
-            Outcome::Pass => {
-                Ok(format!("{} entries lead from HOST_DATA to the head in REPORT_DATA", self.entries.len()))
-            }
-            _ => Err("the entries do not lead to the head for which the report vouches".to_owned()),
+        let leads = list.outcome(Check::ReportData) == Outcome::Pass;
+        judge(list, Some(Shown { policy, lines: &self.entries }), leads, None);
+    }
+}
+
+/// Adds to a list what a history is worth that is shown with evidence: up to this head, for which the report vouches.
+pub fn judge_shown(
+    list: &mut Checklist,
+    shown: Option<Shown<'_>>,
+    host_data: [u8; 32],
+    head: [u8; 32],
+    demands: &Demands,
+) {
+    let leads = shown.is_some_and(|shown| {
+        let is_policy = host_data == *Sha256::digest(shown.policy);
+        let entries: Result<Vec<Entry>> = shown.lines.iter().map(Line::entry).collect();
+        is_policy && entries.is_ok_and(|entries| audit::follow(host_data, 1, &entries) == Some(head))
+    });
+    judge(list, shown, leads, Some(demands));
+}
+
+/// Of a history that leads to the head for which the report vouches, or does not.
+fn judge(list: &mut Checklist, shown: Option<Shown<'_>>, leads: bool, demands: Option<&Demands>) {
+    let Shown { policy, lines: shown_lines } = shown.unwrap_or(Shown { policy: &[], lines: &[] });
+    let chain = match (shown, leads) {
+        (None, _) => Err(NO_LOG.to_owned()),
+        (_, true) => {
+            Ok(format!("{} entries lead from HOST_DATA to the head in REPORT_DATA", shown_lines.len()))
+        }
+        (_, false) => Err("the entries do not lead to the head for which the report vouches".to_owned()),
+    };
+    let lines = decode(shown_lines, policy).map_err(|error| format!("{error:#}"));
+    let requests = match &lines {
+        _ if shown.is_none() => Err(NO_LOG.to_owned()),
+        Err(why) => Err(why.clone()),
+        Ok(lines) => same_requests(lines),
+    };
+    // What rests on something that failed fails, too.
+    let decided = match (&lines, &chain, &requests) {
+        (Ok(lines), Ok(_), Ok(_)) => decisions(lines, policy),
+        _ => Err("what was decided is not known".into()),
+    };
+    let state = match (demands, &lines, &chain) {
+        (None, ..) => None,
+        (Some(demands), Ok(lines), Ok(_)) => Some(demands.met_by(lines.iter().map(|line| &line.entry))),
+        (Some(_), ..) => Some(Err("what was asked is not known".into())),
+    };
+    let all = Check::AUDIT.into_iter().zip([Some(chain), Some(requests), Some(decided), state]);
+    for (check, found) in all {
+        let Some(found) = found else { continue };
+        let (outcome, detail) = match found {
+            Ok(detail) => (Outcome::Pass, detail),
+            Err(detail) => (Outcome::Fail, detail),
         };
-        let lines = self.decode(policy).map_err(|error| format!("{error:#}"));
-        let requests = lines.as_ref().map_err(Clone::clone).and_then(|lines| same_requests(lines));
-        let decisions = match (&lines, &chain, &requests) {
-            (Ok(lines), Ok(_), Ok(_)) => decisions(lines, policy),
-            _ => Err("what was decided is not known".into()),
-        };
-        let all = [
-            (Check::AuditChain, chain),
-            (Check::AuditRequests, requests),
-            (Check::AuditDecisions, decisions),
-        ];
-        for (check, found) in all {
-            let (outcome, detail) = match found {
-                Ok(detail) => (Outcome::Pass, detail),
-                Err(detail) => (Outcome::Fail, detail),
-            };
-            list.items.retain(|item| item.check != check);
-            list.items.push(Item { check, outcome, detail });
+        for item in list.items.iter_mut().filter(|item| item.check == check) {
+            *item = Item { check, outcome, detail: detail.clone() };
         }
     }
+}
+
+impl Demands {
+    fn met_by<'e>(&self, entries: impl Iterator<Item = &'e Entry>) -> Result<String, String> {
+        let mut denied = 0;
+        for entry in entries {
+            if let Some(point) = self.never_asked.iter().find(|&&point| entry.points >> point as u32 & 1 == 1)
+            {
+                return Err(format!("entry {} asked for {}", entry.sequence, point.name()));
+            }
+            denied += usize::from(matches!(entry.verdict, Verdict::Denied { .. }));
+            if self.most_denied.is_some_and(|most| denied > most) {
+                return Err(format!("entry {} is denied request {denied}", entry.sequence));
+            }
+        }
+        Ok(format!("{denied} requests were denied, and nothing was asked that was not to be"))
+    }
+}
+
+fn decode(lines: &[Line], policy: &[u8]) -> Result<Vec<Decoded>> {
+    let lines = lines.iter().enumerate();
+    lines
+        .map(|(at, line)| {
+            let first = (at == 0).then_some(policy);
+            line.decode(first).with_context(|| format!("entry {}", at + 1))
+        })
+        .collect()
 }
 
 fn same_requests(lines: &[Decoded]) -> Result<String, String> {

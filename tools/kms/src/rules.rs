@@ -8,14 +8,17 @@
 //!       "measurements": ["<96 hex digits>"],
 //!       "host_data": ["<64 hex digits>"],
 //!       "minimum_tcb": "bootloader=3,tee=0,snp=8,microcode=115",
+//!       "audit": {"never_asked": ["exec_in_container"], "most_denied": 0},
 //!       "least_generation": 0
 //!     }
 //!   }
 //! }
 //! ```
 
+use crate::history::Demands;
 use crate::verify::{Endorser, Expected, Tcb, from_hex};
 use anyhow::{Context as _, Result, anyhow, ensure};
+use parma_guest::point::Point;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -65,8 +68,27 @@ struct FileRule {
     endorser: Option<FileEndorser>,
     #[serde(default)]
     require_revocation: bool,
+    audit: Option<FileDemands>,
     #[serde(default)]
     least_generation: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileDemands {
+    #[serde(default)]
+    never_asked: Vec<String>,
+    most_denied: Option<usize>,
+}
+
+impl FileDemands {
+    fn read(self) -> Result<Demands> {
+        let point = |name: &String| {
+            Point::from_name(name).with_context(|| format!("audit: {name:?} is no enforcement point"))
+        };
+        let never_asked = self.never_asked.iter().map(point).collect::<Result<_>>()?;
+        Ok(Demands { never_asked, most_denied: self.most_denied })
+    }
 }
 
 #[derive(Deserialize)]
@@ -152,6 +174,7 @@ impl Rule {
                     minimum_svn,
                 }),
                 revocation_required: file.require_revocation,
+                audit: file.audit.map(FileDemands::read).transpose()?,
             },
             least_generation: file.least_generation,
         })

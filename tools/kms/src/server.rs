@@ -15,7 +15,7 @@
 //! Nobody can make it wait or grow: connections, bodies, times, and requests of one address are bounded.
 
 use crate::service::kbs::{self, Holder};
-use crate::service::{AttestRequest, Failure, ReleaseRequest, SealedRequest, Service};
+use crate::service::{AttestRequest, Failure, OfferRequest, ReleaseRequest, SealedRequest, Service};
 use crate::verify::Checklist;
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -272,11 +272,10 @@ pub fn router(shared: Arc<Shared>) -> Router {
         )
         .route(
             "/parma/v1/offer",
-            post(|State(shared): S| async move {
-                match shared.service.offer() {
-                    Ok(offer) => Json(offer).into_response(),
-                    Err(failure) => failure.into_response(),
-                }
+            post(|State(shared): S, body: Bytes| {
+                serve(shared, body, Failure::into_response, |service, request: &OfferRequest| {
+                    service.offer(request).map(Json)
+                })
             }),
         )
         .route(

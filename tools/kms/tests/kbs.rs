@@ -246,6 +246,8 @@ fn k05_k10_each_resource_is_judged_by_its_rule_as_it_is_when_it_is_asked_for() {
         (json!({"measurements": [hex(&[0; 48])]}), "measurement: "),
         (json!({"chips": [hex(&[1; 64])]}), "allowed-chip: "),
         (json!({"require_revocation": true}), "revocation: "),
+        // No log goes this way.
+        (json!({"audit": {}}), "audit-chain: "),
     ] {
         stage.service.set_rules(rules(&change));
         for holder in [Holder::Session(&session), Holder::Token(&token)] {

@@ -138,13 +138,12 @@ fn k06_a_list_of_a_stranger_or_that_its_issuer_did_not_sign_clears_nobody() {
 fn k06_every_bit_of_a_list_counts_and_none_of_them_takes_a_revocation_away() {
     let stage = Stage::new(Platform::default());
     let list = stage.list(Link::Ark, &[Link::Ask]);
-    // A stride that meets every field, since a judgement without optimisation takes a while.
-    for bit in (0..list.len() * 8).step_by(61) {
+    for bit in 0..list.len() * 8 {
         let mut changed = list.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
         assert!(!stage.judge(&[changed], true).passed(), "bit {bit}");
     }
-    for length in (0..list.len()).step_by(11) {
+    for length in 0..list.len() {
         assert!(!stage.judge(&[list[..length].to_vec()], false).passed(), "{length} bytes");
     }
 }

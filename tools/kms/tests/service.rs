@@ -11,7 +11,7 @@ use parma_guest::wire::{Order, frame};
 use parma_kms::bundle::Bundle;
 use parma_kms::rules::Rules;
 use parma_kms::server::{self, Shared};
-use parma_kms::service::{AttestRequest, Failure, ReleaseRequest, SealedRequest, Service};
+use parma_kms::service::{AttestRequest, Failure, OfferRequest, ReleaseRequest, SealedRequest, Service};
 use parma_kms::store::Store;
 use parma_kms::verify::hex;
 use parma_psp::{Platform, Tcb, layout};
@@ -90,7 +90,7 @@ impl Stage {
     }
 
     fn sealed(&self) -> Result<(), String> {
-        let offer = self.service.offer().unwrap_or_else(|f| panic!("{f:?}"));
+        let offer = self.service.offer(&OfferRequest::default()).unwrap_or_else(|f| panic!("{f:?}"));
         let (answer, mut channel) = self.answer(&offer);
         let released = self.service.release_sealed(&request::<SealedRequest>(answer)).map_err(|f| why(&f))?;
         let mut message = STANDARD.decode(released["message"].as_str().unwrap()).unwrap();
@@ -195,10 +195,31 @@ fn k05_another_policy_image_debugging_and_old_firmware_get_no_key_and_hear_why()
     }
 }
 
+/// What is demanded of a log that is shown, `audit_state.rs` of the program has.
+#[test]
+fn a_key_whose_rule_demands_something_of_the_audit_log_is_not_released_without_one() {
+    for demands in [json!({}), json!({"never_asked": ["exec_in_container"], "most_denied": 0})] {
+        let stage = stage(Platform::default(), &json!({"audit": demands}));
+        let why = "audit-chain: no audit log was shown, and one is demanded";
+        assert_eq!(stage.sealed().unwrap_err(), why);
+        assert_eq!(
+            stage.release(&stage.token(), None).unwrap_err(),
+            why,
+            "the init's reports alone vouch for one"
+        );
+        let told = |name: &str| {
+            let offer =
+                stage.service.offer(&request(json!({"name": name}))).unwrap_or_else(|f| panic!("{f:?}"));
+            offer["audit"].clone()
+        };
+        assert_eq!((told("data"), told("none")), (json!(true), json!(false)));
+    }
+}
+
 #[test]
 fn k02_an_offer_serves_once_and_its_answer_serves_no_other() {
     let stage = stage(Platform::default(), &json!({}));
-    let offer = || stage.service.offer().unwrap_or_else(|f| panic!("{f:?}"));
+    let offer = || stage.service.offer(&OfferRequest::default()).unwrap_or_else(|f| panic!("{f:?}"));
     let release =
         |answer: &Value| stage.service.release_sealed(&request(answer.clone())).map_err(|f| why(&f));
     let (answer, _) = stage.answer(&offer());
@@ -303,6 +324,9 @@ fn a_release_policy_that_would_give_a_key_to_any_guest_or_that_is_misspelt_is_an
         json!({"host_data": host_data, "measurements": measurements, "minimum_tbc": "snp=1"}),
         json!({"host_data": host_data, "measurements": measurements, "minimum_tcb": "snp=x"}),
         json!({"host_data": ["12"], "measurements": measurements}),
+        json!({"host_data": host_data, "measurements": measurements, "audit": {"never_asked": ["exec"]}}),
+        json!({"host_data": host_data, "measurements": measurements, "audit": {"most_denied": -1}}),
+        json!({"host_data": host_data, "measurements": measurements, "audit": {"never_aksed": []}}),
     ] {
         assert!(parse(wrong.clone()).is_err(), "{wrong}");
     }
@@ -402,6 +426,39 @@ fn malformed_and_oversize_requests_are_refused_and_slow_clients_hold_nobody_up()
     assert_eq!(wire.send("POST /parma/v1/release", &vec![b' '; server::MAX_BODY + 1]).0, 413);
     assert_eq!(wire.send("GET /parma/v1/release", b"").0, 405);
     assert_eq!(wire.send("GET /no/such", b"").0, 404);
+}
+
+/// K08, K14: a token with a character changed, and a beginning of one, is none; the token itself goes on being one.
+#[test]
+fn k08_k14_malformed_tokens_are_refused_on_the_wire_and_use_nothing_up() {
+    let wire = wire();
+    let stage = Stage {
+        service: stage(Platform::default(), &json!({})).service,
+        guest: Emulated { psp: wire.guest.psp.clone(), certificates: wire.guest.certificates.clone() },
+        _dir: tempfile::tempdir().unwrap(),
+    };
+    let (_, answer) = wire.post("/attest/SevSnpVm", &stage.evidence());
+    let token = answer["token"].as_str().unwrap();
+    let refused = |token: &str| {
+        let request = request::<ReleaseRequest>(json!({"target": token}));
+        let refused = wire.shared.service().release("data", &request).unwrap_err();
+        assert!(why(&refused).starts_with("the token is not one"), "{token}");
+    };
+    // Each refusal is written to the disk: a stride that meets every part, its first and last characters among them.
+    let ends = token.match_indices('.').flat_map(|(at, _)| [at - 1, at, at + 1]);
+    for at in (0..token.len()).step_by(31).chain(ends).chain([token.len() - 1]) {
+        refused(&token[..at]);
+        let other = if &token[at..=at] == "A" { "B" } else { "A" };
+        refused(&format!("{}{other}{}", &token[..at], &token[at + 1..]));
+    }
+    for malformed in
+        ["", ".", "..", "...", "a.b.c", "\u{1f511}", &"x".repeat(40 << 10), &token.replace('.', "")]
+    {
+        let (status, answer) = wire.post("/keys/data/release", &json!({"target": malformed}));
+        assert_eq!((status, &answer["error"]["code"]), (403, &json!("Refused")), "{malformed}");
+    }
+    let (status, answer) = wire.post("/keys/data/release", &json!({"target": token}));
+    assert_eq!(status, 200, "{answer}");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use parma_guest::wire::{
 use parma_kms::bundle::Bundle;
 use parma_kms::verify::{Expected, Roots};
 use parma_policy::generate::Container;
-use parma_psp::{Report, layout};
+use parma_psp::{Report, Root, layout};
 use parma_vmm::{
     Accel, Config, Disk, Exit, Machine, Network, Opened, Outcome, Properties, Reply, Session, network,
 };
@@ -210,12 +210,12 @@ impl Pod {
         Ok(report)
     }
 
-    /// An owner of keys who gives them to this guest if it runs this image under this policy. Without hardware it is the
-    /// emulated PSP behind this machine that says so, and vouches for nothing; `certificates` are the hardware's.
+    /// An owner of keys who gives them to this guest if it runs this image under this policy. That AMD's hardware says so, with these
+    /// certificates, or whoever has the `emulated` root, behind which there is nothing: only the owner's own word makes it good.
     ///
     /// # Errors
     /// The emulated PSP's certificates cannot be written.
-    pub fn owner(&self, policy: &Policy, mut certificates: Bundle) -> Result<Owner> {
+    pub fn owner(&self, policy: &Policy, mut certificates: Bundle, emulated: Option<&Root>) -> Result<Owner> {
         let expected = Expected {
             measurements: vec![self.measurement],
             policies: vec![policy.host_data()],
@@ -223,10 +223,13 @@ impl Pod {
         };
         let mut roots = Roots::amd();
         if self.machine.accel() != Accel::Snp {
-            let chain = self.chain(&certificates)?;
-            let root = chain.last().context("the emulated PSP has no root")?;
-            roots = roots.with_emulated(root).context("the emulated PSP's root is none")?;
-            certificates.certificates.extend(chain);
+            certificates.certificates.extend(self.chain(&certificates)?);
+        }
+        if let Some(root) = emulated {
+            let mut bundle = Bundle::default();
+            bundle.add(root.certificate_pem()?.as_bytes())?;
+            let root = bundle.certificates.first().context("the emulated root is not there")?;
+            roots = roots.with_emulated(root).context("the emulated root is no certificate")?;
         }
         Ok(Owner { expected, roots, certificates, endorsement: None, at: None })
     }

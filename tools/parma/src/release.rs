@@ -5,15 +5,18 @@
 //! elsewhere is `parma connect`, or a key service ([`KeyService`]).
 
 use crate::pod::Guest;
+use crate::workload::Policy;
 use anyhow::{Context as _, Result, anyhow, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parma_guest::attest::audit;
 use parma_guest::attest::channel::KEY;
 use parma_guest::attest::stream::Exporter;
 use parma_guest::wire::{Order, Reply, Request, frame};
 use parma_kms::bundle::Bundle;
 use parma_kms::channel::{Offer, Peer};
-use parma_kms::history::Log;
+use parma_kms::history::{Line, Log};
+use parma_kms::server::MAX_BODY;
 use parma_kms::verify::{Checklist, Evidence, Expected, Moment, ReportData, Roots, verify};
 use parma_layer::volume::Key;
 use parma_skr::client::{Client, Identity};
@@ -210,6 +213,32 @@ pub fn done(reply: Reply<'_>) -> Option<()> {
     matches!(reply, Reply::Done).then_some(())
 }
 
+/// What a guest was asked for up to the head of its log that it has shown. Keys are released before there is a process, so no entry
+/// is about a user.
+fn history(guest: &Guest, opened: &Opened) -> Result<Vec<Line>> {
+    let mut head: [u8; 32] = opened.report[parma_psp::layout::HOST_DATA].try_into()?;
+    let mut lines = Vec::new();
+    while head != opened.audit {
+        let next = lines.len() as u64 + 1;
+        let mut failed = None;
+        guest.recorded(next, |entry, request| {
+            let followed = audit::follow(head, lines.len() as u64 + 1, &[*entry]);
+            match (followed, Line::new(entry, request, None)) {
+                (Some(after), Ok(line)) => {
+                    head = after;
+                    lines.push(line);
+                }
+                (_, Err(error)) => failed = Some(error),
+                (None, _) => failed = Some(anyhow!("the guest's log is not one chain")),
+            }
+            failed.is_none() && head != opened.audit
+        })?;
+        failed.map_or(Ok(()), Err)?;
+        ensure!(lines.len() as u64 >= next, "the log does not lead to the head that the guest has shown");
+    }
+    Ok(lines)
+}
+
 /// A key service elsewhere (`parma kms serve`), for the host: it carries the service's offer to the guest, the guest's evidence to
 /// the service, and back the key, which is sealed for that guest alone.
 pub struct KeyService {
@@ -235,7 +264,8 @@ impl KeyService {
         Ok(answer.body)
     }
 
-    /// Has the key of this name released to the guest. Certificates, leaf first, and endorsement are part of its evidence.
+    /// Has the key of this name released to the guest. Certificates, leaf first, and endorsement are part of its evidence; so are its
+    /// policy and what it was asked for, where the key's rule demands that.
     ///
     /// # Errors
     /// The service refuses, and says which check failed; or the guest does.
@@ -243,10 +273,11 @@ impl KeyService {
         &self,
         guest: &Guest,
         name: &str,
+        policy: &Policy,
         certificates: &[Vec<u8>],
         endorsement: Option<&[u8]>,
     ) -> Result<()> {
-        let offer = self.post("/parma/v1/offer", &json!({}))?;
+        let offer = self.post("/parma/v1/offer", &json!({"name": name}))?;
         let part = |name: &str| offer[name].as_str().and_then(|text| STANDARD.decode(text).ok());
         let nonce = part("nonce").and_then(|nonce| <[u8; 32]>::try_from(nonce).ok());
         let nonce = nonce.context("the key service's offer has no nonce")?;
@@ -260,6 +291,14 @@ impl KeyService {
         });
         if let Some(endorsement) = endorsement {
             answer["endorsement"] = json!(STANDARD.encode(endorsement));
+        }
+        if offer["audit"] == json!(true) {
+            let entries = history(guest, &opened).context("the key service demands the guest's log")?;
+            answer["history"] = json!({"policy": STANDARD.encode(&policy.image), "entries": entries});
+            ensure!(
+                answer.to_string().len() <= MAX_BODY,
+                "the key service demands the guest's log, which is longer than it takes with the policy: {MAX_BODY} bytes"
+            );
         }
         let released = self.post("/parma/v1/release", &answer).with_context(|| format!("the key {name}"))?;
         let message = released["message"].as_str().and_then(|text| STANDARD.decode(text).ok());

@@ -190,16 +190,30 @@ fn an_encrypted_volume_keeps_what_containers_wrote_and_a_read_only_one_is_beside
     made(&["create", &path("model.img"), "--from", &path("model.tar")]);
 
     let volumes = [format!("{}:/data:{id}", path("data.img")), format!("{}:/model", path("model.img"))];
-    let run = |key: &str, script: &str| {
+    let psp = path("psp");
+    let emulated = ["--emulated-psp", &psp];
+    let run_with = |emulated: &[&str], key: &str, script: &str| {
         let key = key.replace("KEY", &path("data.key"));
         let options = ["-q", "--volume", &volumes[0], "--volume", &volumes[1], "--volume-key", &key];
+        let options = [&options[..], emulated].concat();
         output(&options, "busybox", &["sh", "-c", script]).unwrap()
     };
+    let run = |key: &str, script: &str| run_with(&emulated, key, script);
+    // No emulated root is accepted unless that is asked for.
+    let unasked = run_with(&[], "KEY", "true");
+    assert_eq!((stdout(&unasked), unasked.status.code()), (String::new(), Some(1)));
+    assert!(
+        stderr(&unasked).contains("name the directory of its root with --emulated-psp"),
+        "{}",
+        stderr(&unasked)
+    );
     let script =
         "cat /model/weights; ! touch /model/x 2>/dev/null; mkdir /data/d && echo kept > /data/d/file; exit 3";
     let first = run("KEY", script);
     let seen = (stdout(&first), first.status.code());
     assert_eq!(seen, ("frozen".to_owned(), Some(3)), "{}", stderr(&first));
+    let said = "EMULATED: keys are released on the word of an emulated PSP because --emulated-psp says so";
+    assert!(stderr(&first).contains(said), "{}", stderr(&first));
     let report = made(&["check", &path("data.img"), "--key", &path("data.key"), "--json"]);
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!((&report["generation"], &report["damaged"]), (&1.into(), &0.into()), "{report}");

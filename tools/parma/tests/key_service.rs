@@ -1,12 +1,16 @@
-//! The real process of `parma kms serve`: what it does with a disk that takes nothing, and what is left when it is killed.
+//! The real process of `parma kms serve`: whom it refuses, what it does with a disk that takes nothing, and what is left when it is
+//! killed.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parma_kms::verify::hex;
-use parma_psp::{HostData, Measurement, Psp};
+use parma_psp::layout::{LAUNCH_POLICY, POLICY_DEBUG, TCB};
+use parma_psp::{HostData, Measurement, Platform, Psp, Root, Tcb};
 use parma_release::jwe::{self, Jwe, Jwk};
 use parma_release::rcar::{Attestation, Composite, RuntimeData, Snp};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha384};
+use sha2::{Digest as _, Sha256, Sha384};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -18,6 +22,8 @@ const POLICY: [u8; 32] = [0x1d; 32];
 const MEASUREMENT: [u8; 48] = [0x3e; 48];
 const KEY: [u8; 32] = [0x77; 32];
 const NAME: &str = "default/key/data";
+/// What the rule demands of the firmware.
+const MINIMUM: &str = "bootloader=10,snp=24,microcode=84";
 
 /// Files of a service, and the guest that its rule is about.
 struct Stage {
@@ -30,17 +36,26 @@ fn parma() -> Command {
 }
 
 fn stage() -> Stage {
-    let psp = Psp::new(HostData(POLICY), Measurement(MEASUREMENT)).unwrap();
+    stage_on(&Root::new().unwrap(), &Platform::default())
+}
+
+/// With a guest on this platform.
+fn stage_on(root: &Root, platform: &Platform) -> Stage {
+    let psp = Psp::under(root, platform, HostData(POLICY), Measurement(MEASUREMENT)).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage { psp, dir };
-    let rule = json!({"measurements": [hex(&MEASUREMENT)], "host_data": [hex(&POLICY)]});
-    let rules = json!({"issuer": "https://kms.example", "keys": {NAME: rule}});
+    let rule = json!({
+        "measurements": [hex(&MEASUREMENT)], "host_data": [hex(&POLICY)], "minimum_tcb": MINIMUM,
+    });
+    let rules = json!({"issuer": "https://kms.example", "keys": {NAME: rule, "data": rule}});
     fs::write(stage.path("release.json"), rules.to_string()).unwrap();
     fs::write(stage.path("chain.pem"), stage.psp.chain().to_pem().unwrap()).unwrap();
     fs::write(stage.path("key"), KEY).unwrap();
-    let mut import = parma();
-    import.args(["kms", "import", "--name", NAME, "--store"]).arg(stage.path("kms.db"));
-    assert!(import.arg("--key").arg(stage.path("key")).status().unwrap().success());
+    for name in [NAME, "data"] {
+        let mut import = parma();
+        import.args(["kms", "import", "--name", name, "--store"]).arg(stage.path("kms.db"));
+        assert!(import.arg("--key").arg(stage.path("key")).status().unwrap().success());
+    }
     stage
 }
 
@@ -86,6 +101,13 @@ impl Stage {
 
     /// A session with good evidence: its cookie, and the key that resources are encrypted to. `None`: the service is gone.
     fn attested(&self, address: &str) -> Option<(String, p256::SecretKey)> {
+        let (cookie, key, head, answer) = self.attest(address)?;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head} {answer}");
+        Some((cookie, key))
+    }
+
+    /// A session that has shown its evidence, and what the service says to it.
+    fn attest(&self, address: &str) -> Option<(String, p256::SecretKey, String, Value)> {
         let request = json!({"version": "0.4.0", "tee": "snp", "extra-params": {}});
         let (head, challenge) = send(address, "POST /kbs/v0/auth", "", &request.to_string())?;
         let cookie =
@@ -99,8 +121,25 @@ impl Stage {
         let tee_evidence = Composite { primary_evidence: json!(snp), additional_evidence: String::new() };
         let body = json!(Attestation { init_data: None, runtime_data, tee_evidence }).to_string();
         let (head, answer) = send(address, "POST /kbs/v0/attest", &cookie, &body)?;
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head} {answer}");
-        Some((cookie, key))
+        Some((cookie, key, head, answer))
+    }
+
+    /// What comes of evidence as Microsoft's sidecar sends it: a token, or a refusal.
+    fn token(&self, address: &str) -> (String, Value) {
+        // A number of an RSA key's length: nobody unwraps here what is wrapped to it.
+        let key = json!({"kty": "RSA", "n": URL_SAFE_NO_PAD.encode([0xd5; 256]), "e": "AQAB", "key_ops": ["encrypt"]});
+        let runtime = json!({"keys": [key]}).to_string();
+        let mut report_data = [0; 64];
+        report_data[..32].copy_from_slice(&Sha256::digest(&runtime));
+        let report = json!({
+            "SnpReport": URL_SAFE_NO_PAD.encode(self.psp.report(&report_data)),
+            "VcekCertChain": URL_SAFE_NO_PAD.encode(self.psp.chain().to_pem().unwrap()),
+        });
+        let body = json!({
+            "report": URL_SAFE_NO_PAD.encode(report.to_string()),
+            "runtimeData": {"data": URL_SAFE_NO_PAD.encode(runtime), "dataType": "JSON"},
+        });
+        send(address, "POST /attest/SevSnpVm?api-version=2020-10-01", "", &body.to_string()).unwrap()
     }
 }
 
@@ -133,6 +172,58 @@ fn resource(address: &str, cookie: &str, key: &p256::SecretKey) -> Option<Vec<u8
 
 fn released(trail: &[Value]) -> usize {
     trail.iter().filter(|entry| entry["released"] == json!(true)).count()
+}
+
+/// The key for a token.
+fn release(address: &str, token: &Value) -> (String, Value) {
+    send(address, "POST /keys/data/release?api-version=7.4", "", &json!({"target": token}).to_string())
+        .unwrap()
+}
+
+#[track_caller]
+fn refused((head, answer): &(String, Value), status: u16, why: &str) {
+    assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head} {answer}");
+    let said = answer["detail"].as_str().or(answer["error"]["message"].as_str()).unwrap();
+    assert!(said.starts_with(why), "{why}: {said}");
+}
+
+/// B03, K02: what is genuine and not good enough, or good and used, through the process, on both ways that sidecars go.
+#[test]
+fn k02_b03_old_firmware_debugging_and_tokens_and_evidence_that_were_used_get_no_key() {
+    let root = Root::new().unwrap();
+    let old = Platform { tcb: Tcb { snp: 23, ..TCB }, ..Platform::default() };
+    let debug = Platform { policy: LAUNCH_POLICY | POLICY_DEBUG, ..Platform::default() };
+    let good = stage_on(&root, &Platform::default());
+    let service = good.serve("");
+    let address = &service.address;
+    // Old firmware is genuine: it gets as far as to the key's rule.
+    let stage = stage_on(&root, &old);
+    let (cookie, ..) = stage.attest(address).unwrap();
+    let resource = format!("GET /kbs/v0/resource/{NAME}");
+    refused(&send(address, &resource, &cookie, "").unwrap(), 401, "minimum-tcb: ");
+    refused(&release(address, &stage.token(address).1["token"]), 403, "minimum-tcb: ");
+    // A guest that can be debugged does not.
+    let stage = stage_on(&root, &debug);
+    let (.., head, answer) = stage.attest(address).unwrap();
+    refused(&(head, answer), 401, "debug: ");
+    refused(&stage.token(address), 403, "debug: ");
+    // The twin; and the same token again, to this process and to the one after it.
+    let (token, unused) = (good.token(address).1["token"].clone(), good.token(address).1["token"].clone());
+    let (head, answer) = release(address, &token);
+    assert!(head.starts_with("HTTP/1.1 200 ") && answer["value"].is_string(), "{head} {answer}");
+    let gone = "the token is not one of this service, has expired, or was used";
+    refused(&release(address, &token), 403, gone);
+    let before = released(&{
+        drop(service);
+        good.trail()
+    });
+    assert_eq!(before, 1);
+    let service = good.serve("");
+    for token in [&token, &unused] {
+        refused(&release(&service.address, token), 403, gone);
+    }
+    drop(service);
+    assert_eq!(released(&good.trail()), 1);
 }
 
 #[test]

@@ -156,7 +156,13 @@ fn k05_a_key_service_releases_a_volumes_key_to_the_guest_of_its_rule_and_the_vol
     let of_pod = ["-f", "pod.yaml", "--claim", &claim];
     stage.done(&[&["policy", "generate", "-o", "pod.rego"], &of_pod[..]].concat());
     let pods = stage.done(&["policy", "compile", "pod.rego", "-o", "pod.bin"]);
-    let rule = json!({"measurements": [stage.measurement], "host_data": [host_data, pods.trim()]});
+    // Nobody has asked for a process in the guest before it has the key, nor for anything that its policy does not allow.
+    let audit = json!({"never_asked": ["create_container", "exec_in_container"], "most_denied": 0});
+    let host_data = [&host_data, pods.trim()];
+    let rule = json!({
+        "measurements": [stage.measurement], "host_data": host_data, "audit": audit,
+        "minimum_tcb": "bootloader=10,snp=24,microcode=84",
+    });
     let rules = |rule: &Value| json!({"issuer": "https://kms.example", "keys": {"data": rule, &id: rule}});
     let image = stage.oci("busybox");
     let run = |url: &str, more: &[&str]| {
@@ -189,6 +195,10 @@ fn k05_a_key_service_releases_a_volumes_key_to_the_guest_of_its_rule_and_the_vol
         assert_eq!(stage.generation(), 3, "it was never opened: {why}");
     };
     refused(&url, &[&wrong[..], &psp, &by_name].concat(), "refuses: host-data: ");
+    // B03: the same guest on a processor whose host may debug it, and on one with old firmware.
+    let on = |platform| [&right[..], &psp, &by_name, &["--emulated-platform", platform]].concat();
+    refused(&url, &on("debug"), "refuses: debug: ");
+    refused(&url, &on("bootloader=10,snp=23,microcode=84"), "refuses: minimum-tcb: ");
     // A PSP that the service was not told of; a name that it does not know; another image of the guest.
     refused(&url, &[&right[..], &by_name].concat(), "refuses: root: ");
     refused(&url, &[&right[..], &psp, &["--kms-key", "other"]].concat(), "refuses: ");
@@ -201,6 +211,7 @@ fn k05_a_key_service_releases_a_volumes_key_to_the_guest_of_its_rule_and_the_vol
     for (name, value, why) in [
         ("minimum_tcb", json!("snp=99"), "refuses: minimum-tcb: "),
         ("chips", json!(["00".repeat(64)]), "refuses: allowed-chip: "),
+        ("audit", json!({"never_asked": ["mount_device"]}), "refuses: audit-state: "),
         // The guest has the key, and not the state of the volume that its owner wants.
         ("least_generation", json!(7), "an older state"),
     ] {

@@ -255,7 +255,9 @@ fn what_a_pod_claims_outlives_it_and_is_mounted_as_it_says() {
     let id = made(&[&data, "--size", "20M", "--key", &key]);
     made(&[&model, "--from", &tar]);
     let (data, model) = (format!("shop-data={data}:{id}"), format!("model={model}"));
-    let claims = ["--claim", &data, "--claim", &model, "--volume-key"];
+    let psp = stage.runtime.path().join("psp");
+    let claims =
+        ["--claim", &data, "--claim", &model, "--emulated-psp", psp.to_str().unwrap(), "--volume-key"];
     for generation in [1, 2] {
         let key = format!("{key}@{}", generation - 1);
         let output = stage.run(&[&claims[..], &[&key]].concat()).output().unwrap();
@@ -275,7 +277,7 @@ fn what_a_pod_claims_outlives_it_and_is_mounted_as_it_says() {
         "an older state than is known"
     );
     assert!(stderr(&output).contains("older state"), "{}", stderr(&output));
-    let output = stage.run(&claims[..4]).output().unwrap();
+    let output = stage.run(&claims[..6]).output().unwrap();
     assert!(stderr(&output).contains("--volume-key"), "{}", stderr(&output));
     let output = stage.run(&claims[..2]).output().unwrap();
     assert!(stderr(&output).contains("spec.volumes[1].persistentVolumeClaim"), "{}", stderr(&output));

@@ -8,7 +8,7 @@ use parma_guest::wire::{Field, List, Order, Reason, Reply as Told, Request, Step
 use parma_kms::bundle::Bundle;
 use parma_kms::channel::{Offer, Refused};
 use parma_kms::rules::Rules;
-use parma_kms::service::{Failure, SealedRequest, Service};
+use parma_kms::service::{Failure, OfferRequest, SealedRequest, Service};
 use parma_kms::store::Store;
 use parma_kms::verify::{Check, Evidence, Expected, Moment, Roots};
 use parma_policy::generate::GenerateOptions;
@@ -248,7 +248,7 @@ fn k02_k05_a_volume_opens_only_in_the_guest_that_its_keys_rule_is_about() {
         let rules = Rules::parse(rules.to_string().as_bytes()).unwrap();
         let service = Service::new(store, rules, roots, Bundle::default()).unwrap();
         let base64 = |bytes: &[u8]| STANDARD.encode(bytes);
-        let offer = service.offer().unwrap();
+        let offer = service.offer(&OfferRequest::default()).unwrap();
         let part = |name: &str| STANDARD.decode(offer[name].as_str().unwrap()).unwrap();
         let nonce = part("nonce").try_into().unwrap();
         let Reply::Channel(channel, opened) = guest.done(Request::OpenChannel { nonce, key: &part("key") })

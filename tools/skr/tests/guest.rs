@@ -27,6 +27,8 @@ use support::{Guest, OUTPUT, Workload, id, joined, stage};
 use tar::EntryType;
 
 const KEY: [u8; 32] = [0x77; 32];
+/// What the host hands out as its builder's; nobody here judges it.
+const ENDORSEMENT: &[u8] = b"an endorsement";
 
 /// Asks the sidecar for what it is told to, one line of JSON after the other: a path, and what to post there.
 const WORKLOAD: &str = "\
@@ -137,7 +139,10 @@ fn k05_k10_the_sidecar_in_a_guest_gets_keys_for_the_container_beside_it_as_long_
     let chain = guest.machine.chain().to_der().unwrap();
     let certificates =
         json!({"vcekCert": pem(&chain[0]), "certificateChain": pem(&chain[1]) + &pem(&chain[2])});
-    guest.done(Request::Endorse { certificates: certificates.to_string().as_bytes(), endorsement: b"" });
+    guest.done(Request::Endorse {
+        certificates: certificates.to_string().as_bytes(),
+        endorsement: ENDORSEMENT,
+    });
     guest.mount_layers(&sidecar);
     let (first, second) = (id('1'), id('2'));
     guest.mount_overlay(&sidecar, &first);
@@ -169,6 +174,20 @@ fn k05_k10_the_sidecar_in_a_guest_gets_keys_for_the_container_beside_it_as_long_
     };
     let list = verify(&evidence, &expected, &roots, Moment::now());
     assert!(list.passed(), "{:?}", list.first_failure());
+    // All that a relying party needs in one answer: report, chain, endorsement.
+    let (status, answer) = asker.ask("/attest/combined", &runtime_data);
+    assert_eq!(status, 200, "{answer}");
+    let part = |name: &str| STANDARD.decode(answer[name].as_str().unwrap()).unwrap();
+    let mut shown = Bundle::default();
+    shown.add(&part("endorsements")).unwrap();
+    let (report, endorsement) = (part("evidence"), part("uvm_endorsements"));
+    let evidence = Evidence { report: &report, certificates: &shown.certificates, ..Evidence::default() };
+    let list = verify(&evidence, &expected, &roots, Moment::now());
+    assert!(list.passed(), "{:?}", list.first_failure());
+    assert_eq!(
+        (endorsement.as_slice(), &answer["endorsed_tcb"]),
+        (ENDORSEMENT, &json!(hex(&report[0x180..0x188])))
+    );
     let mut maa = runtime_data.clone();
     maa["maa_endpoint"] = json!(service);
     let (status, answer) = asker.ask("/attest/maa", &maa);

@@ -352,6 +352,34 @@ fn k08_a_service_with_another_certificate_or_under_another_name_gets_no_evidence
 }
 
 #[test]
+fn k08_a_service_whose_certificate_has_expired_or_is_not_valid_yet_gets_no_evidence() {
+    let stage = stage();
+    let dir = stage.attestation();
+    for (from, to, good) in [(2020, 2021, false), (2098, 2099, false), (2020, 2099, true)] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut of = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        (of.not_before, of.not_after) = (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+        let certificate = of.self_signed(&key).unwrap().pem();
+        let tls = server::tls(certificate.as_bytes(), key.serialize_pem().as_bytes()).unwrap();
+        let listener = stage.runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let endpoint = format!("localhost:{}", listener.local_addr().unwrap().port());
+        stage.runtime.spawn(server::run(listener, Some(tls), stage.shared.clone()));
+        // The sidecar trusts this very certificate: only its time is wrong.
+        let ca = stage.path("of-its-time.pem");
+        fs::write(&ca, &certificate).unwrap();
+        let sidecar = self::sidecar(&["--attestation", &dir, "--ca", &ca]);
+        let resource = with(stage.resource(), "kbs_endpoint", &endpoint);
+        if good {
+            assert_eq!(sidecar.post("/kbs/resource", &resource).0, 200);
+        } else {
+            let (status, error) = sidecar.refused("/kbs/resource", &resource);
+            assert!(status == 500 && error.contains("certificate"), "{status} {error}");
+            assert!(stage.shared.service().trail().unwrap().is_empty());
+        }
+    }
+}
+
+#[test]
 fn evidence_of_no_hardware_is_an_explicit_choice_and_the_key_service_refuses_it_by_name() {
     let stage = stage();
     let ca = stage.path("kms.pem");

@@ -8,6 +8,9 @@
 //!   ([`Service::release`]), wrapped to the RSA key that the report vouched for;
 //! - by session, for clients of Confidential Containers ([`kbs`]).
 //!
+//! Only the first can show a guest's audit log, since only the init's own reports vouch for its head: a key whose rule demands
+//! something of the log goes no other way.
+//!
 //! An offer and a token serve once (attack K02). A token is a receipt for evidence that the service still has: at the release the
 //! evidence is judged again, against the rule as it then is (attack K10). An entry of the audit trail is on the disk before a key
 //! leaves.
@@ -15,6 +18,7 @@
 pub mod kbs;
 
 use crate::channel::{Offer, Refused, random};
+use crate::history::{self, Line};
 use crate::rules::{Rule, Rules};
 use crate::store::Store;
 use crate::token::{self, Signet};
@@ -163,6 +167,23 @@ pub struct SealedRequest {
     #[serde(default)]
     certificates: Vec<String>,
     endorsement: Option<String>,
+    history: Option<ShownHistory>,
+}
+
+/// What the guest was asked for, where the key's rule demands something of that.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ShownHistory {
+    policy: String,
+    entries: Vec<Line>,
+}
+
+/// A guest that is to be offered a channel.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfferRequest {
+    /// The name of the key that will be asked for.
+    name: Option<String>,
 }
 
 /// Evidence as Microsoft's attestation service takes it.
@@ -279,16 +300,19 @@ impl Service {
         Ok(())
     }
 
-    /// A fresh offer: `{offer, nonce, key}`.
+    /// A fresh offer: `{offer, nonce, key, audit}`, the last being whether the key's rule demands something of the audit log.
     ///
     /// # Errors
     /// The system has no randomness.
-    pub fn offer(&self) -> Result<Value, Failure> {
+    pub fn offer(&self, request: &OfferRequest) -> Result<Value, Failure> {
+        let rule = request.name.as_deref().and_then(|name| self.rule(name).ok());
+        let audit = rule.is_some_and(|rule| rule.expected.audit.is_some());
         let id: [u8; 16] = random()?;
         let offer = Offer::new()?;
         let (nonce, key) = offer.parts();
         self.offers.put(id, offer);
-        Ok(json!({"offer": hex(&id), "nonce": BASE64.encode(nonce), "key": BASE64.encode(key)}))
+        let (nonce, key) = (BASE64.encode(nonce), BASE64.encode(key));
+        Ok(json!({"offer": hex(&id), "nonce": nonce, "key": key, "audit": audit}))
     }
 
     /// A volume's key for the guest that answers an offer: `{message}`, to be put into the channel.
@@ -320,6 +344,10 @@ impl Service {
             .as_deref()
             .map(|text| decode(&BASE64, "the endorsement", text))
             .transpose()?;
+        let policy = match &request.history {
+            Some(shown) => decode(&BASE64, "the policy", &shown.policy)?,
+            None => Vec::new(),
+        };
         let rule = self.rule(&request.name)?;
         let Some(offer) = self.offers.take(&id) else {
             return refused("the offer is not known any more: it serves once, and for five minutes");
@@ -331,12 +359,23 @@ impl Service {
             revocation_lists: &self.bundle.revocation_lists,
             endorsement: endorsement.as_deref(),
         };
-        let (mut peer, _) =
-            match offer.accept(&guest, &audit, &evidence, &rule.expected, &self.roots, Moment::now()) {
+        // The log is judged after the report that vouches for its head.
+        let mut expected = rule.expected;
+        let demands = expected.audit.take();
+        let (mut peer, mut list) =
+            match offer.accept(&guest, &audit, &evidence, &expected, &self.roots, Moment::now()) {
                 Ok(accepted) => accepted,
                 Err(Refused::Evidence(list)) => return Err(of_list(list)),
                 Err(Refused::Key) => return malformed("the guest's key is no point of P-256"),
             };
+        if let (Some(demands), Ok(report)) = (demands, Report::read(report)) {
+            let lines = request.history.as_ref().map(|shown| &shown.entries[..]);
+            let shown = lines.map(|lines| history::Shown { policy: &policy, lines });
+            history::judge_shown(&mut list, shown, report.host_data(), audit, &demands);
+        }
+        if !list.passed() {
+            return Err(of_list(list));
+        }
         let Some(key) = self.store.key(&request.name)? else {
             return refused("there is no key of this name");
         };

@@ -23,10 +23,14 @@ pub use report::{LENGTH, NoReport, Report, SigningKey, Tcb, TcbLayout};
 pub use revocation::RevocationList;
 pub use time::Moment;
 
+use crate::history::Demands;
 use certificate::Amd;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256, Sha384, Sha512};
 use std::fmt;
+
+/// What is said of a log that is demanded and not there.
+pub(crate) const NO_LOG: &str = "no audit log was shown, and one is demanded";
 
 /// Most certificates, and most revocation lists, that are looked at.
 pub const MAX_CERTIFICATES: usize = 32;
@@ -81,11 +85,13 @@ pub enum Check {
     AuditRequests,
     /// Every decision in the log follows from the policy.
     AuditDecisions,
+    /// The log shows what is demanded of it.
+    AuditState,
 }
 
 impl Check {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Format,
         Self::Root,
         Self::Chain,
@@ -109,7 +115,12 @@ impl Check {
         Self::AuditChain,
         Self::AuditRequests,
         Self::AuditDecisions,
+        Self::AuditState,
     ];
+
+    /// Those of a log.
+    pub const AUDIT: [Self; 4] =
+        [Self::AuditChain, Self::AuditRequests, Self::AuditDecisions, Self::AuditState];
 
     /// Its name in lists.
     #[must_use]
@@ -137,6 +148,7 @@ impl Check {
             Self::AuditChain => "audit-chain",
             Self::AuditRequests => "audit-requests",
             Self::AuditDecisions => "audit-decisions",
+            Self::AuditState => "audit-state",
             Self::Endorsement => "endorsement",
         }
     }
@@ -367,6 +379,9 @@ pub struct Expected {
     pub endorser: Option<Endorser>,
     /// Revocation lists have to be there: it is not enough that none says anything.
     pub revocation_required: bool,
+    /// What the guest's audit log has to show. A log is judged by whoever has one ([`crate::history`]); evidence alone shows none,
+    /// so with this it is not good enough.
+    pub audit: Option<Demands>,
 }
 
 /// A check's result before it is an item: `Ok(None)` where nothing was expected.
@@ -382,6 +397,8 @@ struct Chain<'a> {
     /// ASK or ASVK.
     middle: Certificate<'a>,
     root: Certificate<'a>,
+    /// Whether the middle signed the leaf, and the root the middle: found out once, since it is what takes the time.
+    signed: [bool; 2],
     /// VLEK rather than VCEK, as the leaf's extensions say.
     is_vlek: bool,
 }
@@ -418,17 +435,16 @@ impl<'a> Chain<'a> {
         let mut take = |below: &Certificate<'_>, what: &str| {
             let names = |c: &Certificate<'_>| c.subject == below.issuer;
             // Several certificates of one name: the one that signed.
-            let at = authorities
-                .iter()
-                .position(|c| c.issued(below))
+            let signer = authorities.iter().position(|c| c.issued(below));
+            let at = signer
                 .or_else(|| authorities.iter().position(names))
                 .ok_or_else(|| format!("the certificate of the {what} is not given"))?;
-            Ok::<_, String>(authorities.swap_remove(at))
+            Ok::<_, String>((authorities.swap_remove(at), signer.is_some()))
         };
-        let middle = take(&leaf, "ASK or ASVK")?;
-        let root = take(&middle, "ARK")?;
+        let (middle, signed_leaf) = take(&leaf, "ASK or ASVK")?;
+        let (root, signed_middle) = take(&middle, "ARK")?;
         let is_vlek = leaf.amd(Amd::ProviderId).is_some();
-        Ok(Self { leaf, middle, root, is_vlek })
+        Ok(Self { leaf, middle, root, signed: [signed_leaf, signed_middle], is_vlek })
     }
 
     fn kind(&self) -> (&'static str, &'static str) {
@@ -457,10 +473,11 @@ impl<'a> Chain<'a> {
         if !self.root.issued(&self.root) {
             return Err("the ARK has not signed itself".into());
         }
-        if !self.root.issued(&self.middle) {
+        let [signed_leaf, signed_middle] = self.signed;
+        if !signed_middle {
             return Err(format!("the ARK has not signed the {middle}"));
         }
-        if !self.middle.issued(&self.leaf) {
+        if !signed_leaf {
             return Err(format!("the {middle} has not signed the {leaf}"));
         }
         if self.leaf.amd(Amd::HardwareId).is_some() && self.is_vlek {
@@ -634,13 +651,15 @@ pub fn verify(evidence: &Evidence<'_>, expected: &Expected, roots: &Roots, now: 
             let known = product.clone().map_err(|_| unknown());
             list.add(Check::Chip, known.clone().and_then(|product| chain.chip(&report, product, expected)));
             list.add(Check::Firmware, known.and_then(|product| chain.firmware(&report, product)));
-            let signed = chain.leaf.report_key().is_some_and(|key| report.is_signed_by(key));
+            let signed = || chain.leaf.report_key().is_some_and(|key| report.is_signed_by(key));
             list.add(
                 Check::Signature,
-                match (signed, holds) {
-                    (true, true) => pass(format!("by the {}", chain.kind().0)),
-                    (true, false) => Err("by a key that nobody who is trusted vouches for".into()),
-                    (false, _) => Err(format!("the {} has not signed this report", chain.kind().0)),
+                if !holds {
+                    Err("nobody who is trusted vouches for the key".into())
+                } else if signed() {
+                    pass(format!("by the {}", chain.kind().0))
+                } else {
+                    Err(format!("the {} has not signed this report", chain.kind().0))
                 },
             );
         }
@@ -666,9 +685,9 @@ pub fn verify(evidence: &Evidence<'_>, expected: &Expected, roots: &Roots, now: 
         },
     );
     list.add(Check::IdBlock, id_block(&report, expected));
-    // A log is judged by whoever has one.
-    for check in [Check::AuditChain, Check::AuditRequests, Check::AuditDecisions] {
-        list.add(check, Ok(None));
+    for check in Check::AUDIT {
+        // SECURITY: a log that nobody has looked at shows nothing that is demanded.
+        list.add(check, if expected.audit.is_some() { Err(NO_LOG.into()) } else { Ok(None) });
     }
     Checklist { emulated, items: list.items }
 }

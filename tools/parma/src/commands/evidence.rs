@@ -123,6 +123,7 @@ impl Expectations {
             author_key: self.author_key,
             endorser,
             revocation_required: self.require_revocation,
+            audit: None,
         };
         let endorsement = self.endorsement.as_deref().map(read).transpose()?;
         Ok(Owner { expected, roots, certificates, endorsement, at: self.at })

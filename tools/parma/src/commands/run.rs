@@ -15,10 +15,12 @@ use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
 use parma::release::KeyService;
 use parma::workload::{Content, Encrypted, Policy, Volume, Workload};
 use parma_guest::wire::{Reason, Request, Stdio, Step};
+use parma_kms::verify::Tcb;
 use parma_layer::oci::Reference;
 use parma_layer::volume::Key;
 use parma_policy::generate::{DataVolume, GenerateOptions, policy_of};
-use parma_psp::Root;
+use parma_psp::layout::{LAUNCH_POLICY, POLICY_DEBUG};
+use parma_psp::{Platform, Root};
 use parma_vmm::{Config, Forward, Image, Network, Outcome, Refused, escape};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,7 +52,7 @@ const INTERRUPTED: u8 = 130;
   echo hello | parma run -q -i oci:busybox -- cat
   parma run -p 8080:80 oci:nginx
   parma run --volume model.img:/model oci:python
-  parma run --volume data.img:/data:$(cat data.id) --volume-key data.key oci:postgres
+  parma run --volume data.img:/data:$(cat data.id) --volume-key data.key --emulated-psp psp oci:postgres
   parma run --volume data.img:/data:$(cat data.id) --kms https://kms.example.com --kms-key data oci:postgres
   parma run -f pod.yaml --from docker.io/library/nginx:1.29=oci:nginx
   parma run -f pod.yaml --claim data=data.img:$(cat data.id) --volume-key data.key
@@ -71,7 +73,7 @@ pub struct Arguments {
     #[command(flatten)]
     allow: Allow,
     /// A key of an encrypted volume, released to the guest once its report was judged: 32 bytes or 64 hexadecimal digits; and
-    /// the least generation of the volume that is accepted; may be repeated
+    /// the least generation of the volume that is accepted; may be repeated. Without hardware, only with --emulated-psp
     #[arg(long, value_name = "FILE[@GENERATION]", value_parser = VolumeKey::parse)]
     volume_key: Vec<VolumeKey>,
     /// A key service (`parma kms serve`), which judges the guest's report and releases the keys of the other volumes to it
@@ -92,9 +94,14 @@ pub struct Arguments {
     /// The builder's endorsement of the guest's measurement (COSE_Sign1), for whoever judges its reports
     #[arg(long, value_name = "FILE")]
     endorsement: Option<PathBuf>,
-    /// Let reports be made under the root that is kept in this directory, by an emulated PSP: no hardware vouches for them
+    /// Let reports be made by an emulated PSP under the root that is kept in this directory, which is made if there is none, and
+    /// release keys on its word: no hardware vouches for anything
     #[arg(long, value_name = "DIR")]
     emulated_psp: Option<PathBuf>,
+    /// Have the emulated PSP say something worse of itself, to see it refused: `debug`, that the host may debug the guest; or versions
+    /// of its firmware, like bootloader=10,snp=23,microcode=84
+    #[arg(long, value_name = "debug|VERSIONS", value_parser = emulated_platform, requires = "emulated_psp")]
+    emulated_platform: Option<Platform>,
     /// The measured image of the guest [default: $PARMA_IMAGE, or target/image-emulated]
     #[arg(long = "image", value_name = "DIR", id = "guest_image")]
     guest_image: Option<PathBuf>,
@@ -148,6 +155,11 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         ensure!(arguments.emulated_psp.is_none(), "--emulated-psp: this image has its reports from hardware");
         parma_vmm::snp::require()?;
     }
+    ensure!(
+        !image.emulated || arguments.volume_key.is_empty() || arguments.emulated_psp.is_some(),
+        "--volume-key: no hardware vouches for this guest; to release a key on the word of an emulated PSP, name the directory of its \
+         root with --emulated-psp DIR"
+    );
     let root = arguments.emulated_psp.as_deref().map(Root::kept).transpose()?;
     let service = arguments.kms.as_deref().map(|url| {
         let roots = arguments.kms_ca.as_deref().map(evidence::read).transpose()?.unwrap_or_default();
@@ -233,7 +245,8 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     config.memory_mib = arguments.memory;
     config.vcpus = arguments.cpus;
     config.network = network;
-    config.root = root;
+    config.root = root.clone();
+    config.platform = arguments.emulated_platform.unwrap_or_default();
     let disks = layers.iter().map(|layer| layer.disk()).chain(scratch.to_attach());
     let volumes = with_key.iter().map(|(volume, ..)| volume).chain(&others);
     config.disks = disks.chain(volumes.clone().map(Encrypted::disk)).collect();
@@ -254,10 +267,10 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     drop(scratch);
     bar.set_message("releasing keys");
     if !with_key.is_empty() {
-        let mut owner = pod.owner(&policy, certificates)?.channel(&*pod.guest)?;
+        let mut owner = pod.owner(&policy, certificates, root.as_ref())?.channel(&*pod.guest)?;
         if owner.list.emulated {
             bar.suspend(|| {
-                eprintln!("parma: EMULATED: the key is released on the word of this machine's emulated PSP; no hardware vouches for it");
+                eprintln!("parma: EMULATED: keys are released on the word of an emulated PSP because --emulated-psp says so; no hardware vouches for it");
             });
         }
         for (volume, key, generation) in &with_key {
@@ -268,7 +281,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
     if let Some(service) = &service {
         let ids: Vec<String> = others.iter().map(|volume| hex(&volume.id)).collect();
         for name in if arguments.kms_key.is_empty() { &ids } else { &arguments.kms_key } {
-            service.release(&pod.guest, name, &chain, endorsement.as_deref())?;
+            service.release(&pod.guest, name, &policy, &chain, endorsement.as_deref())?;
         }
     }
     let sink = plan.sink(arguments.raw || arguments.tty);
@@ -339,6 +352,18 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         eprintln!("parma: {error:#}");
     }
     Ok(ExitCode::from(code))
+}
+
+/// What `--emulated-platform` says.
+fn emulated_platform(text: &str) -> Result<Platform, String> {
+    if text == "debug" {
+        return Ok(Platform { policy: LAUNCH_POLICY | POLICY_DEBUG, ..Platform::default() });
+    }
+    let Tcb { fmc, bootloader, tee, snp, microcode } = Tcb::parse(text)?;
+    if fmc != 0 {
+        return Err("the emulated processor has no FMC".into());
+    }
+    Ok(Platform { tcb: parma_psp::Tcb { bootloader, tee, snp, microcode }, ..Platform::default() })
 }
 
 /// What is to be run.
