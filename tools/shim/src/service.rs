@@ -399,8 +399,7 @@ impl Inner {
             let started = if exec == INIT {
                 member.create(&uvm, spec, &places)?
             } else {
-                let (env, user) =
-                    (spec.env().clone().unwrap_or_default(), spec::user(spec, &member.image_user));
+                let (env, user) = member.environment_and_user(spec);
                 let request = spec::request(spec, &env, &user, places.wanted())?;
                 started(&uvm, Request::ExecInContainer { container: member.id.as_str(), process: request })?
             };
@@ -538,8 +537,12 @@ fn started(uvm: &Uvm, request: Request<'_>) -> Result<u32> {
 }
 
 impl Member {
+    fn environment_and_user(&self, spec: &Process) -> (Vec<String>, String) {
+        (spec::environment(spec, !self.alone), spec::user(spec, &self.image_user))
+    }
+
     fn create(&self, uvm: &Uvm, spec: &Process, places: &Places) -> Result<u32> {
-        let (env, user) = (spec.env().clone().unwrap_or_default(), spec::user(spec, &self.image_user));
+        let (env, user) = self.environment_and_user(spec);
         let process = spec::request(spec, &env, &user, places.wanted())?;
         let mounts = self.directories.iter().map(|(name, destination, read_only)| Mount {
             source: Source::Directory(name),

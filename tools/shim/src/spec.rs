@@ -119,14 +119,9 @@ impl Wanted {
         let annotations: BTreeMap<_, _> =
             spec.annotations().clone().unwrap_or_default().into_iter().collect();
         let role = role(&annotations)?;
-        let mut process = spec.process().clone().context("config.json has no process")?;
+        let process = spec.process().clone().context("config.json has no process")?;
         let mut directories = Vec::new();
         if role != Role::Sandbox {
-            if let Role::Member(_) = role {
-                let env = process.env().clone().unwrap_or_default();
-                let host_name = |variable: &String| variable.starts_with("HOSTNAME=");
-                process.set_env(Some(env.into_iter().filter(|v| !host_name(v)).collect()));
-            }
             ensure!(
                 spec.root().as_ref().is_none_or(|root| root.readonly() != Some(true)),
                 "readOnlyRootFilesystem: not supported: leave it out"
@@ -174,6 +169,14 @@ fn made_by_the_guest(place: &str) -> bool {
 fn empty_dir(source: &Path) -> Option<String> {
     let kind = source.parent()?.file_name()?;
     (kind == "kubernetes.io~empty-dir").then(|| source.file_name()?.to_str().map(str::to_owned))?
+}
+
+/// A process's environment. CRI adds the name that it gave the pod, to further processes too; the guest has another, so in
+/// a pod of CRI the variable is left out.
+#[must_use]
+pub fn environment(process: &Process, of_cri: bool) -> Vec<String> {
+    let named = |variable: &&String| !of_cri || !variable.starts_with("HOSTNAME=");
+    process.env().iter().flatten().filter(named).cloned().collect()
 }
 
 /// The request for a process. `image_user` is what its image says; a process of the user that this names by number, or
@@ -258,7 +261,7 @@ mod tests {
     fn a_process_is_asked_for_as_containerd_describes_it() {
         let wanted = read(|_| {}).unwrap();
         assert_eq!(wanted.role, Role::Alone);
-        let env = wanted.process.env().clone().unwrap();
+        let env = environment(&wanted.process, false);
         let request = request(&wanted.process, &env, "", Stdio::default()).unwrap();
         assert_eq!(request.args[..], ["/bin/true"]);
         assert_eq!(request.env[..], ["HOSTNAME=node", "A=1"]);
@@ -279,7 +282,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(wanted.role, Role::Member("s1".into()));
-        assert_eq!(wanted.process.env().as_deref().unwrap(), ["A=1"]);
+        assert_eq!(environment(&wanted.process, true), ["A=1"]);
         assert_eq!(wanted.directories, [("cache".into(), "/data".into(), true)]);
     }
 

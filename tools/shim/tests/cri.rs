@@ -195,7 +195,6 @@ impl Kubelet {
 }
 
 #[test]
-#[ignore = "the sandbox has not come up under CRI yet"]
 fn two_containers_of_a_pod_share_a_guest() {
     let Some(node) = Node::start() else { return };
     let kubelet = Kubelet::connect(&node);
