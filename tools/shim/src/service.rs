@@ -54,6 +54,8 @@ const SIGKILL: u32 = 9;
 const WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
 /// What a shell gives for a process that SIGKILL ended.
 const KILLED: u32 = 137;
+/// What is said of whatever needs a guest that has ended.
+const GONE: &str = "the pod's guest is gone: delete the pod";
 /// The first process of a container, among its processes.
 const INIT: &str = "";
 
@@ -247,7 +249,7 @@ impl Inner {
     }
 
     fn uvm(&self) -> Result<Arc<Uvm>> {
-        self.lock().uvm.clone().context("the pod's guest is gone")
+        self.lock().uvm.clone().context(GONE)
     }
 
     /// Launches the pod's guest and watches it.
@@ -262,7 +264,7 @@ impl Inner {
                     Ok(None) => {}
                     Err(error) => {
                         log::info!("the guest is gone: {}", line(&error));
-                        return inner.end_all();
+                        return inner.stop();
                     }
                 }
             }
@@ -305,8 +307,13 @@ impl Inner {
         self.changed.notify_all();
     }
 
-    /// The guest is gone, and with it all that ran.
-    fn end_all(&self) {
+    /// Ends the guest, and with it all that ran. containerd hears of it when nothing of the guest is left: its answer to
+    /// the last exit is to end this process.
+    fn stop(&self) {
+        let uvm = self.lock().uvm.clone();
+        if let Some(uvm) = uvm {
+            uvm.end();
+        }
         let mut state = self.lock();
         state.uvm = None;
         let all = |(id, container): (&String, &Container)| {
@@ -318,11 +325,10 @@ impl Inner {
         }
     }
 
-    /// Ends the guest.
-    fn stop(&self) {
-        let uvm = self.lock().uvm.take();
-        drop(uvm);
-        self.end_all();
+    /// As [`Self::stop`], but answers before: a signal is only sent, and the process's end is an event.
+    fn begin_to_stop(self: &Arc<Self>) {
+        let inner = self.clone();
+        std::thread::spawn(move || inner.stop());
     }
 
     fn create(self: &Arc<Self>, request: &api::CreateTaskRequest) -> Result<u32> {
@@ -375,7 +381,12 @@ impl Inner {
             processes: HashMap::from([(INIT.to_owned(), init)]),
             paused: false,
         };
-        self.lock().tasks.insert(id.to_owned(), container);
+        {
+            // In one step with the look at the guest: whoever ends it later ends this container, too.
+            let mut state = self.lock();
+            ensure!(state.uvm.is_some(), "{GONE}");
+            state.tasks.insert(id.to_owned(), container);
+        }
         self.publish(TaskCreate {
             container_id: id.to_owned(),
             bundle: request.bundle().to_owned(),
@@ -430,7 +441,7 @@ impl Inner {
         Ok(pid)
     }
 
-    fn kill(&self, id: &str, exec: &str, signal: u32) -> TtrpcResult<()> {
+    fn kill(self: &Arc<Self>, id: &str, exec: &str, signal: u32) -> TtrpcResult<()> {
         let (member, process) = {
             let mut state = self.lock();
             let container = state.tasks.get(id).ok_or_else(|| not_found(id))?;
@@ -448,7 +459,7 @@ impl Inner {
         let (Some(member), Some(process)) = (member, process) else {
             // The sandbox: the guest is what it is.
             if matches!(signal, SIGTERM | SIGKILL) {
-                self.stop();
+                self.begin_to_stop();
             }
             return Ok(());
         };
@@ -457,7 +468,7 @@ impl Inner {
         match sent {
             // A host can always end a guest.
             Err(_) if member.alone && exec == INIT && signal == SIGKILL => {
-                self.stop();
+                self.begin_to_stop();
                 Ok(())
             }
             sent => sent.map_err(|error| failed(&error)),

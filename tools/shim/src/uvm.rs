@@ -103,7 +103,8 @@ pub struct Uvm {
     /// QEMU's process.
     pub pid: u32,
     scratch: Option<ContainerId>,
-    inner: Mutex<Inner>,
+    /// `None` once it was ended.
+    inner: Mutex<Option<Inner>>,
 }
 
 struct Inner {
@@ -144,7 +145,7 @@ impl Uvm {
         let id = new_container_id()?;
         let scratch = pod.guest.mount_scratch(&id, &scratch)?.copied();
         let (guest, pid) = (pod.guest.clone(), pod.machine.pid());
-        Ok(Self { guest, pid, scratch, inner: Mutex::new(Inner { pod, layers: distinct }) })
+        Ok(Self { guest, pid, scratch, inner: Mutex::new(Some(Inner { pod, layers: distinct })) })
     }
 
     /// Makes the root filesystem of a container. Its layers are plugged in where no container before had them; they stay
@@ -155,6 +156,7 @@ impl Uvm {
     pub fn assemble(&self, id: &ContainerId, layers: &[Layer]) -> Result<()> {
         {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let inner = inner.as_mut().context("the pod's guest is gone")?;
             for layer in layers {
                 if inner.layers.iter().any(|other| other.serial == layer.serial) {
                     continue;
@@ -173,6 +175,11 @@ impl Uvm {
             }
         }
         self.guest.mount_overlay(id, layers, self.scratch.as_ref())
+    }
+
+    /// Ends the machine; when this returns, also to a second caller, nothing of it is left.
+    pub fn end(&self) {
+        *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -273,5 +273,5 @@ fn two_containers_of_a_pod_share_a_guest() {
     kubelet.done("StopPodSandbox", Id { id: sandbox.clone() });
     assert_eq!(kubelet.status(&ids[0]).state, EXITED);
     kubelet.done("RemovePodSandbox", Id { id: sandbox });
-    until("no shim is left", || shims(&socket).is_empty());
+    node.until_nothing_is_left();
 }

@@ -67,6 +67,7 @@ impl Node {
             path("opt")
         );
         fs::write(node.dir.path().join("config.toml"), config).unwrap();
+        fs::create_dir(node.machines()).unwrap();
         node.start_containerd();
         node.import("busybox", "parma.test/busybox");
         Some(node)
@@ -81,6 +82,7 @@ impl Node {
             .arg(self.dir.path().join("config.toml"))
             .env("PATH", format!("{}:{path}", shim.parent().unwrap().display()))
             .env("PARMA_CACHE", self.cache())
+            .env("XDG_RUNTIME_DIR", self.machines())
             .env("PARMA_POLICIES", self.dir.path().join("policies"))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -95,6 +97,31 @@ impl Node {
         let mut child = self.containerd.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Directories of machines that run.
+    pub fn machines(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// What is mounted below its directories.
+    pub fn mounts(&self) -> Vec<String> {
+        let below = format!("{}/", self.dir.path().display());
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        places.filter(|place| place.starts_with(&below)).map(str::to_owned).collect()
+    }
+
+    /// Waits until nothing is left of any pod: no shim, no machine, no bundle, no mount.
+    pub fn until_nothing_is_left(&self) {
+        let path = |name: &str| self.dir.path().join(name);
+        let socket = path("socket").display().to_string();
+        until("no shim is left", || shims(&socket).is_empty());
+        let empty = |dir: PathBuf| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+        until("no machine is left", || empty(self.machines()));
+        let bundles = || fs::read_dir(path("state/io.containerd.runtime.v2.task")).unwrap().flatten();
+        until("no bundle is left", || bundles().all(|namespace| empty(namespace.path())));
+        until("no mount is left", || self.mounts().is_empty());
     }
 
     pub fn cache(&self) -> PathBuf {
@@ -193,6 +220,10 @@ impl Drop for Node {
         let socket = self.dir.path().join("socket").display().to_string();
         for shim in shims(&socket) {
             kill(shim);
+        }
+        // Of a test that failed.
+        for place in self.mounts() {
+            let _ = Command::new("umount").args(["--lazy", &place]).status();
         }
     }
 }
