@@ -54,6 +54,8 @@ const SIGKILL: u32 = 9;
 const WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
 /// What a shell gives for a process that SIGKILL ended.
 const KILLED: u32 = 137;
+/// What a container engine gives for a process that could not be started.
+const NOT_STARTED: u32 = 128;
 /// What is said of whatever needs a guest that has ended.
 const GONE: &str = "the pod's guest is gone: delete the pod";
 /// The first process of a container, among its processes.
@@ -191,7 +193,8 @@ impl Shim for Service {
     }
 
     fn delete_shim(&mut self) -> Result<DeleteResponse, Error> {
-        // The guest went with the shim; what it had is in no file.
+        // The guest went with the shim; of it only the machine's directory may be left.
+        parma_vmm::sweep();
         let mut response = DeleteResponse::new();
         response.set_exit_status(KILLED);
         response.set_exited_at(timestamp()?);
@@ -401,7 +404,7 @@ impl Inner {
             let state = self.lock();
             let container = state.tasks.get(id).with_context(|| format!("{id}: not found"))?;
             let running = container.processes.get(exec).with_context(|| format!("{exec}: not found"))?;
-            ensure!(!running.started, "it was started already");
+            ensure!(!running.started && running.ended.is_none(), "it was started already");
             (container.member.clone(), running.spec.clone(), running.places.clone(), container.pid)
         };
         let (mut process, mut streams) = (None, Streams::default());
@@ -610,7 +613,15 @@ impl Task for Service {
     }
 
     fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> TtrpcResult<api::StartResponse> {
-        let pid = self.inner.start(request.id(), request.exec_id()).map_err(|error| failed(&error))?;
+        let (id, exec) = (request.id(), request.exec_id());
+        let pid = self.inner.start(id, exec).map_err(|error| {
+            // It can be deleted now, as one that has run.
+            let mut state = self.inner.lock();
+            if state.tasks.get(id).and_then(|c| c.processes.get(exec)).is_some_and(|p| !p.started) {
+                self.inner.end(&mut state, id, exec, NOT_STARTED);
+            }
+            failed(&error)
+        })?;
         Ok(api::StartResponse { pid, ..Default::default() })
     }
 

@@ -73,6 +73,7 @@ fn a_container_of_ctr_lives_in_a_guest_and_outlives_containerd() {
         kill(shim);
     }
     until("no QEMU is left", || !lives(guest));
+    until("nor its directory", || fs::read_dir(node.machines()).unwrap().next().is_none());
     until("the task is gone", || !node.task("c2").ends_with("RUNNING"));
 
     events.kill().unwrap();
@@ -87,7 +88,6 @@ fn a_container_of_ctr_lives_in_a_guest_and_outlives_containerd() {
 }
 
 #[test]
-#[ignore = "ctr keeps the snapshot of a container that was refused, so the second refusal is of another kind"]
 fn what_cannot_run_is_one_line_with_the_remedy_and_leaves_nothing() {
     let Some(node) = Node::start() else { return };
     let line = |command: &mut Command| {
@@ -99,8 +99,10 @@ fn what_cannot_run_is_one_line_with_the_remedy_and_leaves_nothing() {
     };
     let message = line(&mut node.run("", &[], "none", &["true"]));
     assert!(message.contains("policy generate --annotation"), "{message}");
-    for wrong in ["parma.dev/policy=/etc/passwd", "parma.dev/policy=cm9vdA=="] {
-        let message = line(&mut node.run(wrong, &[], "wrong", &["true"]));
+    // ctr keeps the container that was refused, so each has an id of its own.
+    for (id, wrong) in [("path", "parma.dev/policy=/etc/passwd"), ("no-policy", "parma.dev/policy=cm9vdA==")]
+    {
+        let message = line(&mut node.run(wrong, &[], id, &["true"]));
         assert!(message.contains("parma.dev/policy"), "{message}");
     }
     let other = node.policy(&["echo", "other"], GenerateOptions::default());
@@ -109,8 +111,7 @@ fn what_cannot_run_is_one_line_with_the_remedy_and_leaves_nothing() {
     let mount = "type=bind,src=/etc,dst=/mnt,options=rbind:ro";
     let message = line(&mut node.run(&other, &["--mount", mount], "mount", &["true"]));
     assert!(message.contains("/mnt"), "{message}");
-    let socket = node.dir.path().join("socket").display().to_string();
-    until("no shim is left", || shims(&socket).is_empty());
+    node.until_nothing_is_left();
 }
 
 #[test]

@@ -126,6 +126,15 @@ struct ExecSync {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct StopContainer {
+    #[prost(string, tag = "1")]
+    id: String,
+    /// Seconds between the stop signal and SIGKILL.
+    #[prost(int64, tag = "2")]
+    timeout: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct ExecSynced {
     #[prost(bytes = "vec", tag = "1")]
     stdout: Vec<u8>,
@@ -221,12 +230,20 @@ fn two_containers_of_a_pod_share_a_guest() {
         }),
     };
 
-    // A pod without a policy does not start, and the kubelet's event says what to do.
+    // A pod without a policy, or with a wrong one, does not start, and the kubelet's event says in a line what to do.
     let mut without = sandbox_of("without", "");
     without.annotations.clear();
-    let run = RunSandbox { config: Some(without), handler: "parma".into() };
-    let refused = kubelet.ask::<_, Id>("RunPodSandbox", run).unwrap_err();
-    assert!(refused.message().contains("policy generate --annotation"), "{refused}");
+    for (config, says) in [
+        (without, "policy generate --annotation"),
+        (sandbox_of("path", "/etc/passwd"), ANNOTATION),
+        (sandbox_of("none", "cm9vdA=="), ANNOTATION),
+    ] {
+        let run = RunSandbox { config: Some(config), handler: "parma".into() };
+        let refused = kubelet.ask::<_, Id>("RunPodSandbox", run).unwrap_err();
+        assert!(refused.message().contains(says), "{refused}");
+        assert_eq!(refused.message().lines().count(), 1, "{refused}");
+    }
+    node.until_nothing_is_left();
 
     let config = sandbox_of("pod", &policy.annotation());
     let run = RunSandbox { config: Some(config.clone()), handler: "parma".into() };
@@ -270,6 +287,10 @@ fn two_containers_of_a_pod_share_a_guest() {
     let name = String::from_utf8(name.stdout).unwrap();
     assert!(log("two").trim_end().ends_with(name.trim_end()), "{name} {}", log("two"));
 
+    // A container is stopped and removed without the others; the pod with what is left in it.
+    kubelet.done("StopContainer", StopContainer { id: ids[0].clone(), timeout: 0 });
+    assert_eq!(kubelet.status(&ids[0]).code, 137);
+    kubelet.done("RemoveContainer", Id { id: ids[1].clone() });
     kubelet.done("StopPodSandbox", Id { id: sandbox.clone() });
     assert_eq!(kubelet.status(&ids[0]).state, EXITED);
     kubelet.done("RemovePodSandbox", Id { id: sandbox });

@@ -38,7 +38,7 @@ pub use image::{CPU, Image};
 pub use machine::{Attached, Config, Exit, Machine};
 pub use network::{Forward, Network};
 pub use refusal::Refused;
-pub use runtime::cache_dir;
+pub use runtime::{cache_dir, sweep};
 pub use scripted::ScriptedDisk;
 pub use session::{Opened, Outcome, ProcessState, Properties, Reply, Session};
 pub use text::escape;
