@@ -4,6 +4,7 @@
 //! is the end of all that runs in it, with the code of a process that SIGKILL ended.
 
 use crate::containerd::Containerd;
+use crate::network::Network;
 use crate::policy;
 use crate::spec::{self, Role, Size, Wanted};
 use crate::streams::{Places, Streams};
@@ -23,7 +24,7 @@ use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::ttrpc::{self, Code, context};
 use containerd_shim::publisher::RemotePublisher;
 use containerd_shim::synchronous::ExitSignal;
-use containerd_shim::util::{convert_to_any, timestamp, write_address};
+use containerd_shim::util::{convert_to_any, read_address, timestamp, write_address};
 use containerd_shim::{
     Config, DeleteResponse, Error, Flags, Shim, StartOpts, Task, TtrpcContext, TtrpcResult, socket_address,
     spawn,
@@ -34,6 +35,7 @@ use parma_guest::wire::{self, ExitStatus, List, Mount, Request, Resources, Sourc
 use parma_layer::oci::Digest;
 use parma_vmm::{Reply, escape};
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -193,8 +195,16 @@ impl Shim for Service {
     }
 
     fn delete_shim(&mut self) -> Result<DeleteResponse, Error> {
-        // The guest went with the shim; of it only the machine's directory may be left.
+        // The guest went with the shim; what may be left is its machine's directory, and the shim's own socket. A member's
+        // address is that of its pod's shim, which lives on.
         parma_vmm::sweep();
+        let role = spec::annotations(Path::new(".")).and_then(|annotations| spec::role(&annotations));
+        if let (Ok(Role::Alone | Role::Sandbox), Ok(address)) = (role, read_address()) {
+            let socket = address.strip_prefix("unix://").unwrap_or(&address);
+            if UnixStream::connect(socket).is_err() {
+                let _ = std::fs::remove_file(socket);
+            }
+        }
         let mut response = DeleteResponse::new();
         response.set_exit_status(KILLED);
         response.set_exited_at(timestamp()?);
@@ -340,17 +350,22 @@ impl Inner {
         let wanted = Wanted::read(Path::new(request.bundle()))?;
         let no_labels = BTreeMap::new();
         let contents = || Contents::of(&Containerd::connect(&self.address, &self.namespace)?, id);
+        let network = || match &wanted.network {
+            Some(namespace) => Network::tie(namespace, wanted.resolv_conf.as_deref()),
+            None => Ok(None),
+        };
         let (uvm, member) = match wanted.role {
             Role::Sandbox => {
                 let policy = policy::find(&wanted.annotations, &no_labels, &policy::store())?;
-                (self.launch(Uvm::launch(&policy, &Size::of(&wanted.annotations)?, &[])?), None)
+                let size = Size::of(&wanted.annotations)?;
+                (self.launch(Uvm::launch(&policy, &size, &[], network()?)?), None)
             }
             Role::Alone => {
                 let size = Size::of(&wanted.annotations)?;
                 let contents = contents()?;
                 let policy =
                     policy::find(&wanted.annotations, &contents.image.config.labels, &policy::store())?;
-                let uvm = self.launch(Uvm::launch(&policy, &size, &contents.layers)?);
+                let uvm = self.launch(Uvm::launch(&policy, &size, &contents.layers, network()?)?);
                 (uvm, Some(contents))
             }
             Role::Member(_) => (self.uvm()?, Some(contents()?)),

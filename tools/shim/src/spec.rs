@@ -5,17 +5,19 @@
 //! by name. The policy decides on the rest.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use oci_spec::runtime::{Capabilities as Set, Capability, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Capabilities as Set, Capability, LinuxNamespaceType, LinuxResources, Process, Spec};
 use parma_guest::gate::fields::CAPABILITY_NAMES;
 use parma_guest::wire::{self, Capabilities, List, Stdio};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 const MEMORY: &str = "parma.dev/memory";
 const CPUS: &str = "parma.dev/cpus";
 const SCRATCH: &str = "parma.dev/scratch";
+const NETWORK: &str = "parma.dev/network";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Most of each, in MiB and processors.
 const MAX_MEMORY: u32 = 1 << 20;
 const MAX_CPUS: u32 = 64;
@@ -55,6 +57,10 @@ pub struct Wanted {
     pub directories: Vec<(String, String, bool)>,
     /// Its limits.
     pub resources: Option<LinuxResources>,
+    /// The network namespace whose interface the guest gets; `None`: none. A member has its sandbox's.
+    pub network: Option<PathBuf>,
+    /// The `resolv.conf` that goes with the network.
+    pub resolv_conf: Option<PathBuf>,
 }
 
 /// The part of a pod that the container of these annotations is.
@@ -147,21 +153,41 @@ impl Wanted {
                 directories.push((name, place, read_only));
             }
         }
+        let network = match role {
+            Role::Member(_) => None,
+            Role::Alone | Role::Sandbox => network(&spec, &annotations)?,
+        };
+        let mut mounts = spec.mounts().iter().flatten();
+        let resolv_conf = mounts
+            .find(|mount| mount.destination() == Path::new(RESOLV_CONF))
+            .and_then(|mount| mount.source().clone());
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-        Ok(Self { role, annotations, process, directories, resources })
+        Ok(Self { role, annotations, process, directories, resources, network, resolv_conf })
     }
+}
+
+/// The network namespace that was made for a pod.
+fn network(spec: &Spec, annotations: &BTreeMap<String, String>) -> Result<Option<PathBuf>> {
+    match annotations.get(NETWORK).map(String::as_str) {
+        None => {}
+        Some("none") => return Ok(None),
+        Some(other) => bail!("annotation {NETWORK}: {other:?} is not none"),
+    }
+    let namespaces =
+        spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let network = network.with_context(|| {
+        format!("hostNetwork: the node's network cannot be lent to a guest: leave it out, or add the annotation {NETWORK}: none")
+    })?;
+    // Without a path: a new one, in which there is nothing.
+    Ok(network.path().clone())
 }
 
 /// Places where the guest mounts something itself (`docs/containers.md`), and the files that it writes.
 fn made_by_the_guest(place: &str) -> bool {
     matches!(
         place,
-        "/dev/shm"
-            | "/dev/termination-log"
-            | "/etc/hosts"
-            | "/etc/hostname"
-            | "/etc/resolv.conf"
-            | "/sys/fs/cgroup"
+        "/dev/shm" | "/dev/termination-log" | "/etc/hosts" | "/etc/hostname" | RESOLV_CONF | "/sys/fs/cgroup"
     )
 }
 
@@ -251,6 +277,7 @@ mod tests {
             "root": {"path": "rootfs"},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "annotations": {},
+            "linux": {"namespaces": [{"type": "network"}]},
         });
         change(&mut config);
         std::fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
@@ -298,6 +325,23 @@ mod tests {
         }
         assert!(read(|config| config["root"]["readonly"] = true.into()).is_err());
         assert!(read(|config| config["hooks"] = json!({"prestart": [{"path": "/bin/sh"}]})).is_err());
+    }
+
+    #[test]
+    fn a_pod_has_its_own_network_or_none_and_never_the_nodes() {
+        assert_eq!(read(|_| {}).unwrap().network, None);
+        let own = |config: &mut Value| {
+            config["linux"]["namespaces"] = json!([{"type": "network", "path": "/run/netns/x"}]);
+        };
+        assert_eq!(read(own).unwrap().network.unwrap(), Path::new("/run/netns/x"));
+        let none = |config: &mut Value| {
+            own(config);
+            config["annotations"] = json!({NETWORK: "none"});
+        };
+        assert_eq!(read(none).unwrap().network, None);
+        let node = |config: &mut Value| config["linux"]["namespaces"] = json!([{"type": "mount"}]);
+        let error = read(node).err().unwrap().to_string();
+        assert!(error.contains("hostNetwork") && error.contains(NETWORK), "{error}");
     }
 
     #[test]

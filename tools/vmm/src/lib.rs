@@ -36,7 +36,7 @@ pub use disk::{Disk, Source, most_disks};
 pub use id_block::IdBlock;
 pub use image::{CPU, Image};
 pub use machine::{Attached, Config, Exit, Machine};
-pub use network::{Forward, Network};
+pub use network::{Forward, Network, Tap};
 pub use refusal::Refused;
 pub use runtime::{cache_dir, sweep};
 pub use scripted::ScriptedDisk;
