@@ -812,3 +812,43 @@ impl Task for Service {
         Ok(api::Empty::default())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a guest says reaches `kubectl describe` and logs.
+    #[test]
+    fn t07_an_error_is_one_bounded_line_that_steers_no_terminal() {
+        let error = anyhow!("a\r\n\u{1b}]0;title\u{7}\n\nb\u{202e}c\u{9b}2J").context("the guest");
+        let shown = line(&error);
+        assert!(shown.starts_with("the guest: a") && shown.lines().count() == 1, "{shown}");
+        assert!(!shown.chars().any(char::is_control), "{shown:?}");
+        let shown = line(&anyhow!("{}", "\u{e9}".repeat(1 << 20)));
+        assert!(shown.len() <= MAX_ERROR + '…'.len_utf8());
+    }
+
+    /// A guest names processes by numbers of its choice, and may report what nobody started.
+    #[test]
+    fn t07_an_exit_of_an_unknown_process_ends_nothing() {
+        let service = Service::new("", &Flags::default(), &mut Config::default());
+        let init = Running { process: Some(1), started: true, ..Running::new(None, Places::default()) };
+        let container = Container {
+            bundle: String::new(),
+            member: None,
+            pid: 1,
+            processes: HashMap::from([(INIT.to_owned(), init)]),
+            paused: false,
+        };
+        service.inner.lock().tasks.insert("c".to_owned(), container);
+        let code = || service.inner.lock().tasks["c"].processes[INIT].ended.clone().map(|(code, _)| code);
+        for unknown in [0, 2, u32::MAX] {
+            service.inner.ended(unknown, ExitStatus::Code(0));
+            assert_eq!(code(), None);
+        }
+        service.inner.ended(1, ExitStatus::Code(7));
+        // Twice: the first counts.
+        service.inner.ended(1, ExitStatus::Code(0));
+        assert_eq!(code(), Some(7));
+    }
+}

@@ -120,7 +120,7 @@ fn a_full_disk_fails_the_conversion_and_leaves_nothing_half_done() {
     let cache = node.cache();
     fs::create_dir_all(&cache).unwrap();
     let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&cache).status();
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs"]).arg(&cache).status();
     if !mounted.is_ok_and(|status| status.success()) {
         eprintln!("skipped: it needs to mount a small filesystem");
         return;
@@ -141,6 +141,38 @@ fn a_full_disk_fails_the_conversion_and_leaves_nothing_half_done() {
     // With room it runs.
     let output = node.run(&policy, &["--rm"], "room", &["true"]).output().unwrap();
     assert!(output.status.success(), "{}\n{}", text(&output), node.log());
+}
+
+/// At once; each has a guest of its own.
+const PODS: usize = 4;
+
+#[test]
+fn pods_started_at_once_share_one_conversion_and_leave_nothing() {
+    let Some(node) = Node::start() else { return };
+    let args = ["sh", "-c", "uname -n"];
+    let policy = node.policy(&args, GenerateOptions::default());
+    let runs: Vec<_> = (0..PODS)
+        .map(|number| {
+            let id = format!("pod{number}");
+            node.run(&policy, &["--rm"], &id, &args)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let mut names = std::collections::BTreeSet::new();
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{}", text(&output), node.log());
+        names.insert(output.stdout);
+    }
+    assert_eq!(names.len(), PODS, "guests of their own have names of their own");
+    let converted = fs::read_dir(node.cache().join("layers")).unwrap().flatten();
+    let layers =
+        converted.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "img")).count();
+    assert_eq!(layers, node.layers(), "each layer of the image once");
+    node.until_nothing_is_left();
 }
 
 struct Unmount<'a>(&'a Path);

@@ -226,6 +226,13 @@ impl Node {
         Container::new(&image, &hashes, &options).unwrap()
     }
 
+    /// How many different layers the fixture busybox has.
+    pub fn layers(&self) -> usize {
+        let image = Image::open(&Reference { dir: self.fixtures.join("busybox"), tag: None }).unwrap();
+        let ids: std::collections::HashSet<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        ids.len()
+    }
+
     pub fn run<'a>(&self, policy: &'a str, flags: &[&'a str], id: &'a str, args: &[&'a str]) -> Command {
         let mut words = vec!["run", "--snapshotter", "native", "--runtime", "io.containerd.parma.v2"];
         if !policy.is_empty() {
