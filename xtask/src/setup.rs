@@ -72,11 +72,11 @@ pub const CLIENTS: Need = Need(&[
 ]);
 
 /// To test the shim. (Debian's containerd brings runc, which it needs for nothing here.)
-pub const CONTAINERD: Need = Need(&[package(
-    "containerd",
-    "containerd",
-    "the shim's tests run under it, with directories of their own",
-)]);
+pub const CONTAINERD: Need = Need(&[
+    package("containerd", "containerd", "the shim's tests run under it, with directories of their own"),
+    package("containernetworking-plugins", "/usr/lib/cni/bridge", "CNI, which makes the networks of pods"),
+    package("iproute2", "tc", "ties the network of a pod to its guest"),
+]);
 
 pub fn main(arguments: Arguments) -> Result<()> {
     let all = [DEBIAN, KERNEL, VM, ORACLES, CLIENTS, CONTAINERD];

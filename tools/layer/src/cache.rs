@@ -13,7 +13,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::build::{FORMAT_VERSION, Options, build};
 use crate::oci::{Digest, Image};
@@ -61,12 +61,26 @@ impl Cache {
     /// The cache in this directory, which is made where it does not exist (readable by its owner alone).
     ///
     /// # Errors
-    /// It cannot be made.
+    /// It cannot be made, or is not the user's own.
     pub fn at(directory: &Path) -> Result<Self> {
         let layers = directory.join("layers");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&layers).with_context(|| {
             format!("{}: cannot be made: set PARMA_CACHE to a writable directory", layers.display())
         })?;
+        // SECURITY: T07: others could have layers of their choice measured into a policy, and with a link have files of the
+        // user's own overwritten. The directory itself may be a link: the user has named it.
+        for (path, meta) in
+            [(directory, fs::metadata(directory)), (layers.as_path(), fs::symlink_metadata(&layers))]
+        {
+            let meta = meta.with_context(|| path.display().to_string())?;
+            ensure!(
+                meta.is_dir()
+                    && meta.uid() == rustix::process::geteuid().as_raw()
+                    && meta.mode() & 0o022 == 0,
+                "{}: others could write to it: make it a directory of your own (chmod go-w), or set PARMA_CACHE to another",
+                path.display()
+            );
+        }
         Ok(Self { layers })
     }
 

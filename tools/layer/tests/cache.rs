@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::thread;
 
 use common::*;
@@ -107,6 +108,35 @@ fn an_unwritable_cache_says_how_to_choose_another() {
     let file = directory.path().join("file");
     fs::write(&file, "").unwrap();
     assert!(message(Cache::at(&file.join("x"))).contains("PARMA_CACHE"));
+}
+
+/// Kata's CVE-2020-2026: a link in place of a directory led a tool with more rights elsewhere.
+#[test]
+fn t07_a_cache_that_others_could_write_to_is_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let refused = |name: &str| {
+        let error = message(Cache::at(&base.path().join(name)));
+        assert!(error.contains("PARMA_CACHE"), "{error}");
+    };
+    let own = base.path().join("own");
+    Cache::at(&own).unwrap();
+    // A planted link to a directory that is the user's own.
+    fs::create_dir(base.path().join("link")).unwrap();
+    std::os::unix::fs::symlink(own.join("layers"), base.path().join("link/layers")).unwrap();
+    refused("link");
+    for name in ["open", "inside"] {
+        Cache::at(&base.path().join(name)).unwrap();
+    }
+    fs::set_permissions(base.path().join("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    refused("open");
+    fs::set_permissions(base.path().join("inside/layers"), fs::Permissions::from_mode(0o770)).unwrap();
+    refused("inside");
+    // Another user's; only root can make that.
+    Cache::at(&base.path().join("foreign")).unwrap();
+    if std::os::unix::fs::chown(base.path().join("foreign/layers"), Some(65534), None).is_ok() {
+        refused("foreign");
+    }
+    Cache::at(&own).unwrap();
 }
 
 #[test]

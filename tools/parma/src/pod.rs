@@ -178,7 +178,7 @@ impl Pod {
         let pod = Self::boot(&config, observer)?;
         pod.set_policy(policy)?;
         if let Some(network) = &config.network {
-            pod.guest.set_up_network(network)?;
+            pod.guest.set_up_network(network_request(network))?;
         }
         for layer in &workload.layers {
             pod.guest.mount_layer(layer)?;
@@ -360,8 +360,8 @@ impl Guest {
     ///
     /// # Errors
     /// See [`Guest::ask`].
-    pub fn set_up_network(&self, network: &Network) -> Result<()> {
-        self.done(Request::SetUpNetwork(network_request(network)))
+    pub fn set_up_network(&self, network: wire::Network<'_>) -> Result<()> {
+        self.done(Request::SetUpNetwork(network))
     }
 
     /// Reads the audit log from its first entry that the guest still has, and checks that the entries lead to its head.

@@ -4,6 +4,7 @@
 //! is the end of all that runs in it, with the code of a process that SIGKILL ended.
 
 use crate::containerd::Containerd;
+use crate::network::Network;
 use crate::policy;
 use crate::spec::{self, Role, Size, Wanted};
 use crate::streams::{Places, Streams};
@@ -23,7 +24,7 @@ use containerd_shim::protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim::protos::ttrpc::{self, Code, context};
 use containerd_shim::publisher::RemotePublisher;
 use containerd_shim::synchronous::ExitSignal;
-use containerd_shim::util::{convert_to_any, timestamp, write_address};
+use containerd_shim::util::{convert_to_any, read_address, timestamp, write_address};
 use containerd_shim::{
     Config, DeleteResponse, Error, Flags, Shim, StartOpts, Task, TtrpcContext, TtrpcResult, socket_address,
     spawn,
@@ -34,6 +35,7 @@ use parma_guest::wire::{self, ExitStatus, List, Mount, Request, Resources, Sourc
 use parma_layer::oci::Digest;
 use parma_vmm::{Reply, escape};
 use std::collections::{BTreeMap, HashMap};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -54,6 +56,10 @@ const SIGKILL: u32 = 9;
 const WINDOW: WindowSize = WindowSize { rows: 24, columns: 80 };
 /// What a shell gives for a process that SIGKILL ended.
 const KILLED: u32 = 137;
+/// What a container engine gives for a process that could not be started.
+const NOT_STARTED: u32 = 128;
+/// What is said of whatever needs a guest that has ended.
+const GONE: &str = "the pod's guest is gone: delete the pod";
 /// The first process of a container, among its processes.
 const INIT: &str = "";
 
@@ -189,7 +195,16 @@ impl Shim for Service {
     }
 
     fn delete_shim(&mut self) -> Result<DeleteResponse, Error> {
-        // The guest went with the shim; what it had is in no file.
+        // The guest went with the shim; what may be left is its machine's directory, and the shim's own socket. A member's
+        // address is that of its pod's shim, which lives on.
+        parma_vmm::sweep();
+        let role = spec::annotations(Path::new(".")).and_then(|annotations| spec::role(&annotations));
+        if let (Ok(Role::Alone | Role::Sandbox), Ok(address)) = (role, read_address()) {
+            let socket = address.strip_prefix("unix://").unwrap_or(&address);
+            if UnixStream::connect(socket).is_err() {
+                let _ = std::fs::remove_file(socket);
+            }
+        }
         let mut response = DeleteResponse::new();
         response.set_exit_status(KILLED);
         response.set_exited_at(timestamp()?);
@@ -247,7 +262,7 @@ impl Inner {
     }
 
     fn uvm(&self) -> Result<Arc<Uvm>> {
-        self.lock().uvm.clone().context("the pod's guest is gone")
+        self.lock().uvm.clone().context(GONE)
     }
 
     /// Launches the pod's guest and watches it.
@@ -262,7 +277,7 @@ impl Inner {
                     Ok(None) => {}
                     Err(error) => {
                         log::info!("the guest is gone: {}", line(&error));
-                        return inner.end_all();
+                        return inner.stop();
                     }
                 }
             }
@@ -305,8 +320,13 @@ impl Inner {
         self.changed.notify_all();
     }
 
-    /// The guest is gone, and with it all that ran.
-    fn end_all(&self) {
+    /// Ends the guest, and with it all that ran. containerd hears of it when nothing of the guest is left: its answer to
+    /// the last exit is to end this process.
+    fn stop(&self) {
+        let uvm = self.lock().uvm.clone();
+        if let Some(uvm) = uvm {
+            uvm.end();
+        }
         let mut state = self.lock();
         state.uvm = None;
         let all = |(id, container): (&String, &Container)| {
@@ -318,11 +338,10 @@ impl Inner {
         }
     }
 
-    /// Ends the guest.
-    fn stop(&self) {
-        let uvm = self.lock().uvm.take();
-        drop(uvm);
-        self.end_all();
+    /// As [`Self::stop`], but answers before: a signal is only sent, and the process's end is an event.
+    fn begin_to_stop(self: &Arc<Self>) {
+        let inner = self.clone();
+        std::thread::spawn(move || inner.stop());
     }
 
     fn create(self: &Arc<Self>, request: &api::CreateTaskRequest) -> Result<u32> {
@@ -331,17 +350,22 @@ impl Inner {
         let wanted = Wanted::read(Path::new(request.bundle()))?;
         let no_labels = BTreeMap::new();
         let contents = || Contents::of(&Containerd::connect(&self.address, &self.namespace)?, id);
+        let network = || match &wanted.network {
+            Some(namespace) => Network::tie(namespace, wanted.resolv_conf.as_deref()),
+            None => Ok(None),
+        };
         let (uvm, member) = match wanted.role {
             Role::Sandbox => {
                 let policy = policy::find(&wanted.annotations, &no_labels, &policy::store())?;
-                (self.launch(Uvm::launch(&policy, &Size::of(&wanted.annotations)?, &[])?), None)
+                let size = Size::of(&wanted.annotations)?;
+                (self.launch(Uvm::launch(&policy, &size, &[], network()?)?), None)
             }
             Role::Alone => {
                 let size = Size::of(&wanted.annotations)?;
                 let contents = contents()?;
                 let policy =
                     policy::find(&wanted.annotations, &contents.image.config.labels, &policy::store())?;
-                let uvm = self.launch(Uvm::launch(&policy, &size, &contents.layers)?);
+                let uvm = self.launch(Uvm::launch(&policy, &size, &contents.layers, network()?)?);
                 (uvm, Some(contents))
             }
             Role::Member(_) => (self.uvm()?, Some(contents()?)),
@@ -375,7 +399,12 @@ impl Inner {
             processes: HashMap::from([(INIT.to_owned(), init)]),
             paused: false,
         };
-        self.lock().tasks.insert(id.to_owned(), container);
+        {
+            // In one step with the look at the guest: whoever ends it later ends this container, too.
+            let mut state = self.lock();
+            ensure!(state.uvm.is_some(), "{GONE}");
+            state.tasks.insert(id.to_owned(), container);
+        }
         self.publish(TaskCreate {
             container_id: id.to_owned(),
             bundle: request.bundle().to_owned(),
@@ -390,7 +419,7 @@ impl Inner {
             let state = self.lock();
             let container = state.tasks.get(id).with_context(|| format!("{id}: not found"))?;
             let running = container.processes.get(exec).with_context(|| format!("{exec}: not found"))?;
-            ensure!(!running.started, "it was started already");
+            ensure!(!running.started && running.ended.is_none(), "it was started already");
             (container.member.clone(), running.spec.clone(), running.places.clone(), container.pid)
         };
         let (mut process, mut streams) = (None, Streams::default());
@@ -399,8 +428,7 @@ impl Inner {
             let started = if exec == INIT {
                 member.create(&uvm, spec, &places)?
             } else {
-                let (env, user) =
-                    (spec.env().clone().unwrap_or_default(), spec::user(spec, &member.image_user));
+                let (env, user) = member.environment_and_user(spec);
                 let request = spec::request(spec, &env, &user, places.wanted())?;
                 started(&uvm, Request::ExecInContainer { container: member.id.as_str(), process: request })?
             };
@@ -431,7 +459,7 @@ impl Inner {
         Ok(pid)
     }
 
-    fn kill(&self, id: &str, exec: &str, signal: u32) -> TtrpcResult<()> {
+    fn kill(self: &Arc<Self>, id: &str, exec: &str, signal: u32) -> TtrpcResult<()> {
         let (member, process) = {
             let mut state = self.lock();
             let container = state.tasks.get(id).ok_or_else(|| not_found(id))?;
@@ -449,7 +477,7 @@ impl Inner {
         let (Some(member), Some(process)) = (member, process) else {
             // The sandbox: the guest is what it is.
             if matches!(signal, SIGTERM | SIGKILL) {
-                self.stop();
+                self.begin_to_stop();
             }
             return Ok(());
         };
@@ -458,7 +486,7 @@ impl Inner {
         match sent {
             // A host can always end a guest.
             Err(_) if member.alone && exec == INIT && signal == SIGKILL => {
-                self.stop();
+                self.begin_to_stop();
                 Ok(())
             }
             sent => sent.map_err(|error| failed(&error)),
@@ -538,8 +566,12 @@ fn started(uvm: &Uvm, request: Request<'_>) -> Result<u32> {
 }
 
 impl Member {
+    fn environment_and_user(&self, spec: &Process) -> (Vec<String>, String) {
+        (spec::environment(spec, !self.alone), spec::user(spec, &self.image_user))
+    }
+
     fn create(&self, uvm: &Uvm, spec: &Process, places: &Places) -> Result<u32> {
-        let (env, user) = (spec.env().clone().unwrap_or_default(), spec::user(spec, &self.image_user));
+        let (env, user) = self.environment_and_user(spec);
         let process = spec::request(spec, &env, &user, places.wanted())?;
         let mounts = self.directories.iter().map(|(name, destination, read_only)| Mount {
             source: Source::Directory(name),
@@ -596,7 +628,15 @@ impl Task for Service {
     }
 
     fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> TtrpcResult<api::StartResponse> {
-        let pid = self.inner.start(request.id(), request.exec_id()).map_err(|error| failed(&error))?;
+        let (id, exec) = (request.id(), request.exec_id());
+        let pid = self.inner.start(id, exec).map_err(|error| {
+            // It can be deleted now, as one that has run.
+            let mut state = self.inner.lock();
+            if state.tasks.get(id).and_then(|c| c.processes.get(exec)).is_some_and(|p| !p.started) {
+                self.inner.end(&mut state, id, exec, NOT_STARTED);
+            }
+            failed(&error)
+        })?;
         Ok(api::StartResponse { pid, ..Default::default() })
     }
 
@@ -770,5 +810,45 @@ impl Task for Service {
             self.inner.exit.signal();
         }
         Ok(api::Empty::default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a guest says reaches `kubectl describe` and logs.
+    #[test]
+    fn t07_an_error_is_one_bounded_line_that_steers_no_terminal() {
+        let error = anyhow!("a\r\n\u{1b}]0;title\u{7}\n\nb\u{202e}c\u{9b}2J").context("the guest");
+        let shown = line(&error);
+        assert!(shown.starts_with("the guest: a") && shown.lines().count() == 1, "{shown}");
+        assert!(!shown.chars().any(char::is_control), "{shown:?}");
+        let shown = line(&anyhow!("{}", "\u{e9}".repeat(1 << 20)));
+        assert!(shown.len() <= MAX_ERROR + '…'.len_utf8());
+    }
+
+    /// A guest names processes by numbers of its choice, and may report what nobody started.
+    #[test]
+    fn t07_an_exit_of_an_unknown_process_ends_nothing() {
+        let service = Service::new("", &Flags::default(), &mut Config::default());
+        let init = Running { process: Some(1), started: true, ..Running::new(None, Places::default()) };
+        let container = Container {
+            bundle: String::new(),
+            member: None,
+            pid: 1,
+            processes: HashMap::from([(INIT.to_owned(), init)]),
+            paused: false,
+        };
+        service.inner.lock().tasks.insert("c".to_owned(), container);
+        let code = || service.inner.lock().tasks["c"].processes[INIT].ended.clone().map(|(code, _)| code);
+        for unknown in [0, 2, u32::MAX] {
+            service.inner.ended(unknown, ExitStatus::Code(0));
+            assert_eq!(code(), None);
+        }
+        service.inner.ended(1, ExitStatus::Code(7));
+        // Twice: the first counts.
+        service.inner.ended(1, ExitStatus::Code(0));
+        assert_eq!(code(), Some(7));
     }
 }

@@ -5,17 +5,19 @@
 //! by name. The policy decides on the rest.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use oci_spec::runtime::{Capabilities as Set, Capability, LinuxResources, Process, Spec};
+use oci_spec::runtime::{Capabilities as Set, Capability, LinuxNamespaceType, LinuxResources, Process, Spec};
 use parma_guest::gate::fields::CAPABILITY_NAMES;
 use parma_guest::wire::{self, Capabilities, List, Stdio};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
 const MEMORY: &str = "parma.dev/memory";
 const CPUS: &str = "parma.dev/cpus";
 const SCRATCH: &str = "parma.dev/scratch";
+const NETWORK: &str = "parma.dev/network";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Most of each, in MiB and processors.
 const MAX_MEMORY: u32 = 1 << 20;
 const MAX_CPUS: u32 = 64;
@@ -55,6 +57,10 @@ pub struct Wanted {
     pub directories: Vec<(String, String, bool)>,
     /// Its limits.
     pub resources: Option<LinuxResources>,
+    /// The network namespace whose interface the guest gets; `None`: none. A member has its sandbox's.
+    pub network: Option<PathBuf>,
+    /// The `resolv.conf` that goes with the network.
+    pub resolv_conf: Option<PathBuf>,
 }
 
 /// The part of a pod that the container of these annotations is.
@@ -119,14 +125,9 @@ impl Wanted {
         let annotations: BTreeMap<_, _> =
             spec.annotations().clone().unwrap_or_default().into_iter().collect();
         let role = role(&annotations)?;
-        let mut process = spec.process().clone().context("config.json has no process")?;
+        let process = spec.process().clone().context("config.json has no process")?;
         let mut directories = Vec::new();
         if role != Role::Sandbox {
-            if let Role::Member(_) = role {
-                let env = process.env().clone().unwrap_or_default();
-                let host_name = |variable: &String| variable.starts_with("HOSTNAME=");
-                process.set_env(Some(env.into_iter().filter(|v| !host_name(v)).collect()));
-            }
             ensure!(
                 spec.root().as_ref().is_none_or(|root| root.readonly() != Some(true)),
                 "readOnlyRootFilesystem: not supported: leave it out"
@@ -152,21 +153,41 @@ impl Wanted {
                 directories.push((name, place, read_only));
             }
         }
+        let network = match role {
+            Role::Member(_) => None,
+            Role::Alone | Role::Sandbox => network(&spec, &annotations)?,
+        };
+        let mut mounts = spec.mounts().iter().flatten();
+        let resolv_conf = mounts
+            .find(|mount| mount.destination() == Path::new(RESOLV_CONF))
+            .and_then(|mount| mount.source().clone());
         let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-        Ok(Self { role, annotations, process, directories, resources })
+        Ok(Self { role, annotations, process, directories, resources, network, resolv_conf })
     }
+}
+
+/// The network namespace that was made for a pod.
+fn network(spec: &Spec, annotations: &BTreeMap<String, String>) -> Result<Option<PathBuf>> {
+    match annotations.get(NETWORK).map(String::as_str) {
+        None => {}
+        Some("none") => return Ok(None),
+        Some(other) => bail!("annotation {NETWORK}: {other:?} is not none"),
+    }
+    let namespaces =
+        spec.linux().as_ref().and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default();
+    let network = namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let network = network.with_context(|| {
+        format!("hostNetwork: the node's network cannot be lent to a guest: leave it out, or add the annotation {NETWORK}: none")
+    })?;
+    // Without a path: a new one, in which there is nothing.
+    Ok(network.path().clone())
 }
 
 /// Places where the guest mounts something itself (`docs/containers.md`), and the files that it writes.
 fn made_by_the_guest(place: &str) -> bool {
     matches!(
         place,
-        "/dev/shm"
-            | "/dev/termination-log"
-            | "/etc/hosts"
-            | "/etc/hostname"
-            | "/etc/resolv.conf"
-            | "/sys/fs/cgroup"
+        "/dev/shm" | "/dev/termination-log" | "/etc/hosts" | "/etc/hostname" | RESOLV_CONF | "/sys/fs/cgroup"
     )
 }
 
@@ -174,6 +195,14 @@ fn made_by_the_guest(place: &str) -> bool {
 fn empty_dir(source: &Path) -> Option<String> {
     let kind = source.parent()?.file_name()?;
     (kind == "kubernetes.io~empty-dir").then(|| source.file_name()?.to_str().map(str::to_owned))?
+}
+
+/// A process's environment. CRI adds the name that it gave the pod, to further processes too; the guest has another, so in
+/// a pod of CRI the variable is left out.
+#[must_use]
+pub fn environment(process: &Process, of_cri: bool) -> Vec<String> {
+    let named = |variable: &&String| !of_cri || !variable.starts_with("HOSTNAME=");
+    process.env().iter().flatten().filter(named).cloned().collect()
 }
 
 /// The request for a process. `image_user` is what its image says; a process of the user that this names by number, or
@@ -248,6 +277,7 @@ mod tests {
             "root": {"path": "rootfs"},
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "annotations": {},
+            "linux": {"namespaces": [{"type": "network"}]},
         });
         change(&mut config);
         std::fs::write(bundle.path().join("config.json"), config.to_string()).unwrap();
@@ -258,7 +288,7 @@ mod tests {
     fn a_process_is_asked_for_as_containerd_describes_it() {
         let wanted = read(|_| {}).unwrap();
         assert_eq!(wanted.role, Role::Alone);
-        let env = wanted.process.env().clone().unwrap();
+        let env = environment(&wanted.process, false);
         let request = request(&wanted.process, &env, "", Stdio::default()).unwrap();
         assert_eq!(request.args[..], ["/bin/true"]);
         assert_eq!(request.env[..], ["HOSTNAME=node", "A=1"]);
@@ -279,7 +309,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(wanted.role, Role::Member("s1".into()));
-        assert_eq!(wanted.process.env().as_deref().unwrap(), ["A=1"]);
+        assert_eq!(environment(&wanted.process, true), ["A=1"]);
         assert_eq!(wanted.directories, [("cache".into(), "/data".into(), true)]);
     }
 
@@ -295,6 +325,23 @@ mod tests {
         }
         assert!(read(|config| config["root"]["readonly"] = true.into()).is_err());
         assert!(read(|config| config["hooks"] = json!({"prestart": [{"path": "/bin/sh"}]})).is_err());
+    }
+
+    #[test]
+    fn a_pod_has_its_own_network_or_none_and_never_the_nodes() {
+        assert_eq!(read(|_| {}).unwrap().network, None);
+        let own = |config: &mut Value| {
+            config["linux"]["namespaces"] = json!([{"type": "network", "path": "/run/netns/x"}]);
+        };
+        assert_eq!(read(own).unwrap().network.unwrap(), Path::new("/run/netns/x"));
+        let none = |config: &mut Value| {
+            own(config);
+            config["annotations"] = json!({NETWORK: "none"});
+        };
+        assert_eq!(read(none).unwrap().network, None);
+        let node = |config: &mut Value| config["linux"]["namespaces"] = json!([{"type": "mount"}]);
+        let error = read(node).err().unwrap().to_string();
+        assert!(error.contains("hostNetwork") && error.contains(NETWORK), "{error}");
     }
 
     #[test]

@@ -4,11 +4,14 @@ use anyhow::{Context as _, Result, bail};
 use parma_guest::wire::{Stdio, Stream, WindowSize};
 use parma_vmm::Connector;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
+
+/// Bytes that are on their way between two reads: what a pipe holds.
+const CHUNK: usize = 64 << 10;
 
 /// Where a process's streams go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,7 +56,7 @@ impl Places {
             streams.output.push(std::thread::spawn(move || {
                 // A place that is gone costs the output, not the process: the connection's end tells the guest.
                 if let Ok((mut to, _held)) = place.open() {
-                    let _ = io::copy(&mut from, &mut to);
+                    let _ = carry(&mut from, &mut to);
                 }
             }));
         }
@@ -65,7 +68,7 @@ impl Places {
             let mut to = connector.attach(process, Stream::Stdin)?.context("Stdin")?;
             // Not waited for: it may be blocked in a read when the process is over.
             std::thread::spawn(move || {
-                let _ = io::copy(&mut from, &mut to);
+                let _ = carry(&mut from, &mut to);
                 let _ = to.shutdown(Shutdown::Write);
             });
         }
@@ -90,6 +93,23 @@ impl Streams {
     #[must_use]
     pub fn drained(&self) -> bool {
         self.output.iter().all(JoinHandle::is_finished)
+    }
+}
+
+/// Carries bytes until one side is at its end.
+///
+/// Not `io::copy`, which splices: splice(2) waits for a connection's next bytes with the pipe locked, so for as long as
+/// the process is silent nobody could read what it wrote before, nor open the pipe, and containerd's thread that tries
+/// to cannot even be killed (T07).
+fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => to.write_all(&buffer[..read])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -124,4 +144,33 @@ impl Place {
 fn hold(path: impl AsRef<std::path::Path>) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     File::options().read(true).write(true).custom_flags(flags).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixStream;
+
+    /// What was written before can be read, and the pipe opened, while the process is silent.
+    #[test]
+    fn t07_a_silent_process_holds_up_nobody_at_its_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdout");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let (mut process, mut connection) = UnixStream::pair().unwrap();
+        let place = Place::parse(path.to_str().unwrap()).unwrap();
+        let carried = std::thread::spawn(move || {
+            let (mut to, _held) = place.open().unwrap();
+            carry(&mut connection, &mut to)
+        });
+        let mut first = File::open(&path).unwrap();
+        process.write_all(b"one").unwrap();
+        let mut read = [0; 3];
+        first.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"one");
+        // Would wait for the process's next word if the pipe were locked.
+        drop(File::open(&path).unwrap());
+        drop(process);
+        carried.join().unwrap().unwrap();
+    }
 }

@@ -1,6 +1,7 @@
 //! A pod's guest: launched under the pod's policy, its disks, its containers.
 
 use crate::containerd::Containerd;
+use crate::network::Network;
 use crate::spec::Size;
 use anyhow::{Context as _, Result, anyhow};
 use parma::output::hex;
@@ -103,20 +104,23 @@ pub struct Uvm {
     /// QEMU's process.
     pub pid: u32,
     scratch: Option<ContainerId>,
-    inner: Mutex<Inner>,
+    /// `None` once it was ended.
+    inner: Mutex<Option<Inner>>,
 }
 
 struct Inner {
+    // In the order of their end.
     pod: Pod,
+    _network: Option<Network>,
     layers: Vec<Layer>,
 }
 
 impl Uvm {
-    /// Launches a guest with these layers; one without layers gets ports for those that come later.
+    /// Launches a guest with this network and these layers; one without layers gets ports for those that come later.
     ///
     /// # Errors
     /// Something that is needed is missing on the node, the machine ends, or the guest refuses the policy.
-    pub fn launch(policy: &Policy, size: &Size, layers: &[Layer]) -> Result<Self> {
+    pub fn launch(policy: &Policy, size: &Size, layers: &[Layer], network: Option<Network>) -> Result<Self> {
         let image = Image::open(&place("PARMA_IMAGE", IMAGE))?;
         if !image.emulated {
             parma_vmm::snp::require()?;
@@ -136,15 +140,26 @@ impl Uvm {
             }
         }
         config.disks = distinct.iter().map(Layer::disk).chain(scratch.to_attach()).collect();
+        config.tap = network.as_ref().map(|network| network.tap.clone());
         let pod = Pod::boot(&config, unobserved())?;
         pod.set_policy(policy)?;
+        if let Some(network) = &network {
+            pod.guest.set_up_network(network.request()?).context(
+                "the pod's network: generate the policy with --allow-network, or add the annotation parma.dev/network: none",
+            )?;
+        }
         for layer in &distinct {
             pod.guest.mount_layer(layer)?;
         }
         let id = new_container_id()?;
         let scratch = pod.guest.mount_scratch(&id, &scratch)?.copied();
         let (guest, pid) = (pod.guest.clone(), pod.machine.pid());
-        Ok(Self { guest, pid, scratch, inner: Mutex::new(Inner { pod, layers: distinct }) })
+        Ok(Self {
+            guest,
+            pid,
+            scratch,
+            inner: Mutex::new(Some(Inner { pod, _network: network, layers: distinct })),
+        })
     }
 
     /// Makes the root filesystem of a container. Its layers are plugged in where no container before had them; they stay
@@ -155,6 +170,7 @@ impl Uvm {
     pub fn assemble(&self, id: &ContainerId, layers: &[Layer]) -> Result<()> {
         {
             let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let inner = inner.as_mut().context("the pod's guest is gone")?;
             for layer in layers {
                 if inner.layers.iter().any(|other| other.serial == layer.serial) {
                     continue;
@@ -173,6 +189,11 @@ impl Uvm {
             }
         }
         self.guest.mount_overlay(id, layers, self.scratch.as_ref())
+    }
+
+    /// Ends the machine; when this returns, also to a second caller, nothing of it is left.
+    pub fn end(&self) {
+        *self.inner.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -73,6 +73,7 @@ fn a_container_of_ctr_lives_in_a_guest_and_outlives_containerd() {
         kill(shim);
     }
     until("no QEMU is left", || !lives(guest));
+    until("nor its directory", || fs::read_dir(node.machines()).unwrap().next().is_none());
     until("the task is gone", || !node.task("c2").ends_with("RUNNING"));
 
     events.kill().unwrap();
@@ -87,7 +88,6 @@ fn a_container_of_ctr_lives_in_a_guest_and_outlives_containerd() {
 }
 
 #[test]
-#[ignore = "ctr keeps the snapshot of a container that was refused, so the second refusal is of another kind"]
 fn what_cannot_run_is_one_line_with_the_remedy_and_leaves_nothing() {
     let Some(node) = Node::start() else { return };
     let line = |command: &mut Command| {
@@ -99,8 +99,10 @@ fn what_cannot_run_is_one_line_with_the_remedy_and_leaves_nothing() {
     };
     let message = line(&mut node.run("", &[], "none", &["true"]));
     assert!(message.contains("policy generate --annotation"), "{message}");
-    for wrong in ["parma.dev/policy=/etc/passwd", "parma.dev/policy=cm9vdA=="] {
-        let message = line(&mut node.run(wrong, &[], "wrong", &["true"]));
+    // ctr keeps the container that was refused, so each has an id of its own.
+    for (id, wrong) in [("path", "parma.dev/policy=/etc/passwd"), ("no-policy", "parma.dev/policy=cm9vdA==")]
+    {
+        let message = line(&mut node.run(wrong, &[], id, &["true"]));
         assert!(message.contains("parma.dev/policy"), "{message}");
     }
     let other = node.policy(&["echo", "other"], GenerateOptions::default());
@@ -109,8 +111,7 @@ fn what_cannot_run_is_one_line_with_the_remedy_and_leaves_nothing() {
     let mount = "type=bind,src=/etc,dst=/mnt,options=rbind:ro";
     let message = line(&mut node.run(&other, &["--mount", mount], "mount", &["true"]));
     assert!(message.contains("/mnt"), "{message}");
-    let socket = node.dir.path().join("socket").display().to_string();
-    until("no shim is left", || shims(&socket).is_empty());
+    node.until_nothing_is_left();
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn a_full_disk_fails_the_conversion_and_leaves_nothing_half_done() {
     let cache = node.cache();
     fs::create_dir_all(&cache).unwrap();
     let mounted =
-        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&cache).status();
+        Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k,mode=700", "tmpfs"]).arg(&cache).status();
     if !mounted.is_ok_and(|status| status.success()) {
         eprintln!("skipped: it needs to mount a small filesystem");
         return;
@@ -140,6 +141,38 @@ fn a_full_disk_fails_the_conversion_and_leaves_nothing_half_done() {
     // With room it runs.
     let output = node.run(&policy, &["--rm"], "room", &["true"]).output().unwrap();
     assert!(output.status.success(), "{}\n{}", text(&output), node.log());
+}
+
+/// At once; each has a guest of its own.
+const PODS: usize = 4;
+
+#[test]
+fn pods_started_at_once_share_one_conversion_and_leave_nothing() {
+    let Some(node) = Node::start() else { return };
+    let args = ["sh", "-c", "uname -n"];
+    let policy = node.policy(&args, GenerateOptions::default());
+    let runs: Vec<_> = (0..PODS)
+        .map(|number| {
+            let id = format!("pod{number}");
+            node.run(&policy, &["--rm"], &id, &args)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let mut names = std::collections::BTreeSet::new();
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}\n{}", text(&output), node.log());
+        names.insert(output.stdout);
+    }
+    assert_eq!(names.len(), PODS, "guests of their own have names of their own");
+    let converted = fs::read_dir(node.cache().join("layers")).unwrap().flatten();
+    let layers =
+        converted.filter(|entry| entry.path().extension().is_some_and(|ending| ending == "img")).count();
+    assert_eq!(layers, node.layers(), "each layer of the image once");
+    node.until_nothing_is_left();
 }
 
 struct Unmount<'a>(&'a Path);

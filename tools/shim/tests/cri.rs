@@ -4,18 +4,22 @@
 
 mod common;
 
-use common::{IMAGE, Node, shims, until};
+use common::{GATEWAY, IMAGE, Node, shims, until};
 use hyper_util::rt::TokioIo;
 use parma::workload::{ANNOTATION, Policy};
 use parma_policy::generate::{GenerateOptions, policy_of};
 use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use tokio::net::UnixStream;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Endpoint, Uri};
 use tonic_prost::ProstCodec;
 
-/// The namespaces of the node: without CNI there is no network of a pod's own.
+/// The node's namespace.
 const NODE: i32 = 2;
+/// The pod's own.
+const POD: i32 = 0;
 const EXITED: i32 = 2;
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -47,11 +51,21 @@ struct LinuxSandbox {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct Dns {
+    #[prost(string, repeated, tag = "1")]
+    servers: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    searches: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct Sandbox {
     #[prost(message, optional, tag = "1")]
     metadata: Option<Metadata>,
     #[prost(string, tag = "3")]
     log_directory: String,
+    #[prost(message, optional, tag = "4")]
+    dns: Option<Dns>,
     #[prost(map = "string, string", tag = "7")]
     annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
@@ -126,6 +140,15 @@ struct ExecSync {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
+struct StopContainer {
+    #[prost(string, tag = "1")]
+    id: String,
+    /// Seconds between the stop signal and SIGKILL.
+    #[prost(int64, tag = "2")]
+    timeout: i64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
 struct ExecSynced {
     #[prost(bytes = "vec", tag = "1")]
     stdout: Vec<u8>,
@@ -145,6 +168,24 @@ struct Status {
     state: i32,
     #[prost(int32, tag = "7")]
     code: i32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SandboxStatusOf {
+    #[prost(message, optional, tag = "1")]
+    status: Option<SandboxStatus>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SandboxStatus {
+    #[prost(message, optional, tag = "5")]
+    network: Option<SandboxNetwork>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SandboxNetwork {
+    #[prost(string, tag = "1")]
+    ip: String,
 }
 
 /// The kubelet's end of CRI.
@@ -195,17 +236,26 @@ impl Kubelet {
 }
 
 #[test]
-#[ignore = "the sandbox has not come up under CRI yet"]
 fn two_containers_of_a_pod_share_a_guest() {
     let Some(node) = Node::start() else { return };
     let kubelet = Kubelet::connect(&node);
-    let commands = [["sh", "-c", "echo from one; exec sleep 100000"], ["sh", "-c", "hostname; exit 5"]];
+    // The node serves a page, which the first container gets before it serves one itself.
+    let listener = node.on_network(|| TcpListener::bind("0.0.0.0:0")).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let asked = std::thread::spawn(move || {
+        let (mut connection, peer) = listener.accept().unwrap();
+        connection.write_all(b"HTTP/1.0 200 OK\r\n\r\nfrom the node\n").unwrap();
+        peer.ip().to_string()
+    });
+    let one = format!("wget -qO- http://{GATEWAY}:{port}/; echo from one; exec httpd -f -p 80 -h /etc");
+    let commands = [["sh", "-c", one.as_str()], ["sh", "-c", "hostname; exit 5"]];
     let names = ["one", "two"];
     let exec = ["hostname"].map(str::to_owned).to_vec();
     let containers = [0, 1].map(|index| {
         let options = GenerateOptions {
             name: Some(names[index].to_owned()),
             exec: vec![exec.clone()],
+            network: true,
             ..GenerateOptions::default()
         };
         node.container(&commands[index], options)
@@ -216,18 +266,32 @@ fn two_containers_of_a_pod_share_a_guest() {
     let sandbox_of = |name: &str, policy: &str| Sandbox {
         metadata: Some(Metadata { name: name.into(), uid: format!("u-{name}"), namespace: "test".into() }),
         log_directory: logs.display().to_string(),
+        dns: Some(Dns { servers: vec![GATEWAY.into()], searches: vec!["ns.svc.cluster.test".into()] }),
         annotations: HashMap::from([(ANNOTATION.to_owned(), policy.to_owned())]),
         linux: Some(LinuxSandbox {
-            security: Some(SandboxSecurity { namespaces: Some(NamespaceOption { network: NODE }) }),
+            security: Some(SandboxSecurity { namespaces: Some(NamespaceOption { network: POD }) }),
         }),
     };
 
-    // A pod without a policy does not start, and the kubelet's event says what to do.
+    // A pod without a policy, or with a wrong one, does not start, and the kubelet's event says in a line what to do.
     let mut without = sandbox_of("without", "");
     without.annotations.clear();
-    let run = RunSandbox { config: Some(without), handler: "parma".into() };
-    let refused = kubelet.ask::<_, Id>("RunPodSandbox", run).unwrap_err();
-    assert!(refused.message().contains("policy generate --annotation"), "{refused}");
+    let mut node_network = sandbox_of("node", &policy.annotation());
+    node_network.linux = Some(LinuxSandbox {
+        security: Some(SandboxSecurity { namespaces: Some(NamespaceOption { network: NODE }) }),
+    });
+    for (config, says) in [
+        (node_network, "parma.dev/network: none"),
+        (without, "policy generate --annotation"),
+        (sandbox_of("path", "/etc/passwd"), ANNOTATION),
+        (sandbox_of("none", "cm9vdA=="), ANNOTATION),
+    ] {
+        let run = RunSandbox { config: Some(config), handler: "parma".into() };
+        let refused = kubelet.ask::<_, Id>("RunPodSandbox", run).unwrap_err();
+        assert!(refused.message().contains(says), "{refused}");
+        assert_eq!(refused.message().lines().count(), 1, "{refused}");
+    }
+    node.until_nothing_is_left();
 
     let config = sandbox_of("pod", &policy.annotation());
     let run = RunSandbox { config: Some(config.clone()), handler: "parma".into() };
@@ -243,7 +307,7 @@ fn two_containers_of_a_pod_share_a_guest() {
             log_path: format!("{}.log", names[index]),
             linux: Some(LinuxContainer {
                 security: Some(ContainerSecurity {
-                    namespaces: Some(NamespaceOption { network: NODE }),
+                    namespaces: Some(NamespaceOption { network: POD }),
                     no_new_privs: true,
                 }),
             }),
@@ -271,8 +335,27 @@ fn two_containers_of_a_pod_share_a_guest() {
     let name = String::from_utf8(name.stdout).unwrap();
     assert!(log("two").trim_end().ends_with(name.trim_end()), "{name} {}", log("two"));
 
+    // The pod has the network that CNI made for it, in both directions, and the names.
+    let status = kubelet.ask::<_, SandboxStatusOf>("PodSandboxStatus", Id { id: sandbox.clone() }).unwrap();
+    let ip = status.status.unwrap().network.unwrap().ip;
+    assert_eq!(asked.join().unwrap(), ip);
+    assert!(log("one").contains("stdout F from the node"), "{}", log("one"));
+    let get = |path: &str| {
+        let mut connection = TcpStream::connect((ip.as_str(), 80))?;
+        connection.write_all(format!("GET /{path} HTTP/1.0\r\n\r\n").as_bytes())?;
+        let mut page = String::new();
+        connection.read_to_string(&mut page).map(|_| page)
+    };
+    until("the container serves", || node.on_network(|| get("hosts").is_ok_and(|page| page.contains(&ip))));
+    let page = node.on_network(|| get("resolv.conf")).unwrap();
+    assert!(page.contains(&format!("nameserver {GATEWAY}\nsearch ns.svc.cluster.test\n")), "{page}");
+
+    // A container is stopped and removed without the others; the pod with what is left in it.
+    kubelet.done("StopContainer", StopContainer { id: ids[0].clone(), timeout: 0 });
+    assert_eq!(kubelet.status(&ids[0]).code, 137);
+    kubelet.done("RemoveContainer", Id { id: ids[1].clone() });
     kubelet.done("StopPodSandbox", Id { id: sandbox.clone() });
     assert_eq!(kubelet.status(&ids[0]).state, EXITED);
     kubelet.done("RemovePodSandbox", Id { id: sandbox });
-    until("no shim is left", || shims(&socket).is_empty());
+    node.until_nothing_is_left();
 }

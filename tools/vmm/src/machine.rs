@@ -4,14 +4,14 @@ use crate::accel::Accel;
 use crate::connection::Connection;
 use crate::disk::{self, Disk, Place};
 use crate::image::Image;
-use crate::network::Network;
+use crate::network::{Network, Tap};
 use crate::process::{Process, tail};
 use crate::qemu;
 use crate::qmp::Monitor;
 use crate::runtime::Runtime;
 use crate::session::Session;
 use crate::vsock::{Connector, Vsock};
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use parma_guest::wire::{CONTROL_PORT, FromGuest, PROTOCOL, Phase};
 use parma_psp::{Chain, HostData, Platform, Psp, Root};
 use qapi::qmp::{Event, block_resize, device_del};
@@ -54,8 +54,10 @@ pub struct Config {
     pub disks: Vec<Disk>,
     /// Disks that can be plugged in at the same time while it runs. Each port makes the boot a little longer.
     pub ports: u32,
-    /// Its network interface; `None`: it has none.
+    /// Its network interface, QEMU's own; `None`: it has none of this kind.
     pub network: Option<Network>,
+    /// Its network interface, a tap device, in place of `network`.
+    pub tap: Option<Tap>,
     /// What the emulated PSP's platform is like: for tests that play an old or a debuggable one.
     pub platform: Platform,
     /// What the emulated PSP's certificates rest on; `None`: a root of this machine's own.
@@ -78,6 +80,7 @@ impl Config {
             disks: Vec::new(),
             ports: 0,
             network: None,
+            tap: None,
             platform: Platform::default(),
             root: None,
             accel: None,
@@ -159,7 +162,11 @@ impl Machine {
         let (qmp, qmp_fd) = UnixStream::pair().context("socketpair")?;
         let (console, console_fd) = UnixStream::pair().context("socketpair")?;
         let (qmp_fd, console_fd) = (OwnedFd::from(qmp_fd), OwnedFd::from(console_fd));
-        let mut command = Command::new(qemu::PROGRAM);
+        ensure!(config.network.is_none() || config.tap.is_none(), "a machine has one network interface");
+        let mut command = match &config.tap {
+            None => Command::new(qemu::PROGRAM),
+            Some(tap) => tap.command(qemu::PROGRAM),
+        };
         command.args(qemu::base(accel, config)?);
         command.args(qemu::boot(&config.image)?);
         command.arg("-chardev").arg(format!("socket,id=qmp,fd={}", qmp_fd.as_raw_fd()));
@@ -183,6 +190,9 @@ impl Machine {
         }
         if let Some(network) = &config.network {
             command.args(network.arguments()?);
+        }
+        if let Some(tap) = &config.tap {
+            command.args(tap.arguments()?);
         }
         let vsock = Vsock::start(&runtime, psp.clone())?;
         command.args(vsock.arguments());

@@ -1,11 +1,14 @@
-//! The guest's network: QEMU's own (`-netdev user`), which needs no rights on the host.
+//! The guest's network: QEMU's own (`-netdev user`), or a tap device that somebody made.
 //!
-//! QEMU makes and ends every connection itself. The guest sees one neighbour; connections to forwarded ports come from it.
+//! In its own, which needs no rights on the host, QEMU makes and ends every connection itself. The guest sees one neighbour;
+//! connections to forwarded ports come from it.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::Command;
 use std::str::FromStr;
 
 /// The guest's address.
@@ -16,6 +19,8 @@ pub const PREFIX: u8 = 24;
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// The name server, where there is a way to one.
 pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 3);
+/// The interface's hardware address.
+const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 /// Longest packet, in bytes.
 pub const MTU: u16 = 1500;
 /// Most forwarded ports.
@@ -83,7 +88,7 @@ impl fmt::Display for Forward {
 }
 
 impl Network {
-    /// QEMU's arguments. The device is beside the vsock device.
+    /// QEMU's arguments.
     ///
     /// # Errors
     /// More ports than QEMU is to open, or one twice.
@@ -104,10 +109,53 @@ impl Network {
             let kind = if forward.udp { "udp" } else { "tcp" };
             user += &format!(",hostfwd={kind}:{address}:{}-{ADDRESS}:{}", forward.host, forward.guest);
         }
-        let device =
-            "virtio-net-pci,netdev=network,disable-legacy=on,addr=1.1,romfile=,mac=52:54:00:12:34:56";
-        Ok(["-netdev", &user, "-device", device].map(OsString::from).into())
+        Ok(["-netdev", &user, "-device", &device(MAC)].map(OsString::from).into())
     }
+}
+
+/// A tap device in a network namespace, as the guest's interface. QEMU runs in that namespace, so it has no other network
+/// than the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tap {
+    /// A file of the namespace, as in `/proc/PID/ns/net`.
+    pub namespace: PathBuf,
+    /// The device, of at most 15 letters, digits, `-`, `.` and `_`.
+    pub name: String,
+    /// The hardware address of the guest's end.
+    pub mac: [u8; 6],
+}
+
+impl Tap {
+    /// What runs `program` in the namespace. nsenter(1) becomes the program: the process is the same.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut net = OsString::from("--net=");
+        net.push(&self.namespace);
+        let mut command = Command::new("nsenter");
+        command.arg(net).args(["--", program]);
+        command
+    }
+
+    /// QEMU's arguments; as [`Network::arguments`].
+    ///
+    /// # Errors
+    /// The name is none of a device.
+    pub fn arguments(&self) -> Result<Vec<OsString>> {
+        // Of these letters none means something to QEMU.
+        let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        ensure!(
+            (1..=15).contains(&self.name.len()) && self.name.bytes().all(is_letter),
+            "{:?} is no name of a network device",
+            self.name
+        );
+        let netdev = format!("tap,id=network,ifname={},script=no,downscript=no", self.name);
+        Ok(["-netdev".into(), netdev.into(), "-device".into(), device(self.mac).into()].into())
+    }
+}
+
+/// The device, beside the vsock device.
+fn device(mac: [u8; 6]) -> String {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    format!("virtio-net-pci,netdev=network,disable-legacy=on,addr=1.1,romfile=,mac={mac}")
 }
 
 #[cfg(test)]
@@ -142,5 +190,18 @@ mod tests {
         assert!(line(&open).contains("hostfwd=tcp:127.0.0.1:8080-10.0.2.15:80"));
         let twice = Network { forwards: vec![open.forwards[0]; 2], ..open };
         assert!(twice.arguments().is_err());
+    }
+
+    #[test]
+    fn a_taps_name_is_nothing_but_a_name_to_qemu() {
+        let tap = |name: &str| Tap { namespace: "/n".into(), name: name.into(), mac: [2, 0, 0, 0, 0, 0xab] };
+        let line = format!("{:?}", tap("parma0").arguments().unwrap());
+        assert!(
+            line.contains("ifname=parma0,script=no,") && line.contains("mac=02:00:00:00:00:ab"),
+            "{line}"
+        );
+        for name in ["", "a,script=/bin/sh", "a b", "sixteen-letters-", "a\0"] {
+            assert!(tap(name).arguments().is_err(), "{name:?}");
+        }
     }
 }

@@ -22,11 +22,8 @@ pub struct Runtime {
 impl Runtime {
     /// A new, empty one: below `$XDG_RUNTIME_DIR`, or the directory for temporary files.
     pub fn new() -> Result<Self> {
-        let base = var_os("XDG_RUNTIME_DIR")
-            .map(PathBuf::from)
-            .filter(|dir| dir.is_dir())
-            .unwrap_or_else(std::env::temp_dir);
-        sweep(&base);
+        let base = base();
+        sweep_below(&base);
         let dir = tempfile::Builder::new()
             .prefix(PREFIX)
             .permissions(fs::Permissions::from_mode(0o700))
@@ -48,8 +45,18 @@ impl Runtime {
     }
 }
 
-/// Removes what killed owners left. Whatever is not plainly ours stays.
-fn sweep(base: &Path) {
+fn base() -> PathBuf {
+    let named = var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_dir());
+    named.unwrap_or_else(std::env::temp_dir)
+}
+
+/// Removes the directories of machines whose owners were killed, as the next [`Machine`](crate::Machine) does.
+pub fn sweep() {
+    sweep_below(&base());
+}
+
+/// Whatever is not plainly ours stays.
+fn sweep_below(base: &Path) {
     let me = rustix::process::getuid().as_raw();
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
@@ -97,7 +104,7 @@ mod tests {
         let lock = File::create(alive.join("lock")).unwrap();
         flock(&lock, FlockOperation::NonBlockingLockExclusive).unwrap();
         let (unlocked, foreign) = (dir("parma-vm-new"), dir("other"));
-        sweep(base.path());
+        sweep_below(base.path());
         assert!(!abandoned.exists());
         assert!(alive.exists() && unlocked.exists() && foreign.exists());
     }

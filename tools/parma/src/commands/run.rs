@@ -11,7 +11,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use parma::group::{Group, Member, Sink, distinct_layers, distinct_volumes, share_layers};
 use parma::local::{Reserved, Served, check_name};
 use parma::output::hex;
-use parma::pod::{Observer, Pod, Scratch, describe, new_container_id};
+use parma::pod::{Observer, Pod, Scratch, describe, network_request, new_container_id};
 use parma::release::KeyService;
 use parma::workload::{Content, Encrypted, Policy, Volume, Workload};
 use parma_guest::wire::{Reason, Request, Stdio, Step};
@@ -260,7 +260,7 @@ pub fn main(arguments: Arguments) -> Result<ExitCode> {
         pod.guest.endorse(&host_certificates(&chain)?, endorsement.as_deref().unwrap_or_default())?;
     }
     if let Some(network) = &config.network {
-        pod.guest.set_up_network(network)?;
+        pod.guest.set_up_network(network_request(network))?;
     }
     let on = Group::mount(&pod.guest, &layers, &id, &scratch)?;
     // The machine has the file open: it needs no name any more.

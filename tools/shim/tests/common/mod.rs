@@ -8,9 +8,12 @@ use parma::workload::Policy;
 use parma_layer::cache::Cache;
 use parma_layer::oci::{Image, Reference};
 use parma_policy::generate::{Container, GenerateOptions};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use serde_json::json;
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -19,11 +22,18 @@ use tempfile::TempDir;
 pub const LONG: Duration = Duration::from_secs(240);
 pub const IMAGE: &str = "parma.test/busybox:latest";
 
+/// The network that CNI gives to pods: the node is the first address, and the pods' gateway.
+pub const SUBNET: &str = "10.231.77.0/24";
+pub const GATEWAY: &str = "10.231.77.1";
+/// Where Debian has CNI's plugins.
+const PLUGINS: &str = "/usr/lib/cni";
+
 /// CRI with our runtime alone, whose sandboxes run no program of their image.
 const CRI: &str = r#"
 [plugins."io.containerd.grpc.v1.cri"]
 sandbox_image = "parma.test/busybox:latest"
 disable_apparmor = true
+netns_mounts_under_state_dir = true
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 default_runtime_name = "parma"
@@ -56,17 +66,31 @@ impl Node {
         if Command::new("containerd").arg("--version").output().is_err() {
             return missing("containerd");
         }
+        if !Path::new(PLUGINS).join("bridge").exists() {
+            return missing("CNI's plugins");
+        }
         let dir = tempfile::tempdir().unwrap();
         let mut node = Self { dir, fixtures: fixtures.into(), containerd: None };
         let path = |name: &str| node.dir.path().join(name).display().to_string();
         let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n{CRI}",
+            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = {:?}\n{CRI}\
+            [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {PLUGINS:?}\nconf_dir = {:?}\n",
             path("root"),
             path("state"),
             path("socket"),
-            path("opt")
+            path("opt"),
+            path("cni")
         );
+        let ipam = json!({
+            "type": "host-local", "dataDir": path("ipam"),
+            "ranges": [[{"subnet": SUBNET}]], "routes": [{"dst": "0.0.0.0/0"}],
+        });
+        let bridge = json!({"type": "bridge", "bridge": "parma-test", "isGateway": true, "ipam": ipam});
+        let list = json!({"cniVersion": "0.4.0", "name": "parma-test", "plugins": [bridge]});
+        fs::create_dir(path("cni")).unwrap();
+        fs::write(node.dir.path().join("cni/test.conflist"), list.to_string()).unwrap();
         fs::write(node.dir.path().join("config.toml"), config).unwrap();
+        fs::create_dir(node.machines()).unwrap();
         node.start_containerd();
         node.import("busybox", "parma.test/busybox");
         Some(node)
@@ -76,11 +100,13 @@ impl Node {
         let shim = PathBuf::from(env!("CARGO_BIN_EXE_containerd-shim-parma-v2"));
         let path = std::env::var("PATH").unwrap_or_default();
         let log = File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let child = Command::new("containerd")
-            .arg("--config")
+        // In a network namespace of its own, so that what CNI makes ends with it.
+        let child = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set dev lo up && exec containerd \"$@\"", "sh", "--config"])
             .arg(self.dir.path().join("config.toml"))
             .env("PATH", format!("{}:{path}", shim.parent().unwrap().display()))
             .env("PARMA_CACHE", self.cache())
+            .env("XDG_RUNTIME_DIR", self.machines())
             .env("PARMA_POLICIES", self.dir.path().join("policies"))
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -95,6 +121,45 @@ impl Node {
         let mut child = self.containerd.take().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Directories of machines that run.
+    pub fn machines(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    /// Runs this on the node's network.
+    pub fn on_network<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        let pid = self.containerd.as_ref().unwrap().id();
+        let namespace = File::open(format!("/proc/{pid}/ns/net")).unwrap();
+        // A namespace is a thread's.
+        std::thread::scope(|scope| {
+            let within = scope.spawn(|| {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+                what()
+            });
+            within.join().unwrap()
+        })
+    }
+
+    /// What is mounted below its directories.
+    pub fn mounts(&self) -> Vec<String> {
+        let below = format!("{}/", self.dir.path().display());
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        places.filter(|place| place.starts_with(&below)).map(str::to_owned).collect()
+    }
+
+    /// Waits until nothing is left of any pod: no shim, no machine, no bundle, no mount.
+    pub fn until_nothing_is_left(&self) {
+        let path = |name: &str| self.dir.path().join(name);
+        let socket = path("socket").display().to_string();
+        until("no shim is left", || shims(&socket).is_empty());
+        let empty = |dir: PathBuf| fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
+        until("no machine is left", || empty(self.machines()));
+        let bundles = || fs::read_dir(path("state/io.containerd.runtime.v2.task")).unwrap().flatten();
+        until("no bundle is left", || bundles().all(|namespace| empty(namespace.path())));
+        until("no mount is left", || self.mounts().is_empty());
     }
 
     pub fn cache(&self) -> PathBuf {
@@ -161,6 +226,13 @@ impl Node {
         Container::new(&image, &hashes, &options).unwrap()
     }
 
+    /// How many different layers the fixture busybox has.
+    pub fn layers(&self) -> usize {
+        let image = Image::open(&Reference { dir: self.fixtures.join("busybox"), tag: None }).unwrap();
+        let ids: std::collections::HashSet<_> = image.layers.iter().map(|layer| layer.diff_id).collect();
+        ids.len()
+    }
+
     pub fn run<'a>(&self, policy: &'a str, flags: &[&'a str], id: &'a str, args: &[&'a str]) -> Command {
         let mut words = vec!["run", "--snapshotter", "native", "--runtime", "io.containerd.parma.v2"];
         if !policy.is_empty() {
@@ -193,6 +265,10 @@ impl Drop for Node {
         let socket = self.dir.path().join("socket").display().to_string();
         for shim in shims(&socket) {
             kill(shim);
+        }
+        // Of a test that failed.
+        for place in self.mounts() {
+            let _ = Command::new("umount").args(["--lazy", &place]).status();
         }
     }
 }
