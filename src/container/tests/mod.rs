@@ -24,6 +24,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::string::{String, ToString};
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{env, fs, println, process};
 
 /// Docker's default capabilities.
@@ -141,8 +142,10 @@ impl Machine {
         fs::create_dir(format!("{BASE}/cgroup")).unwrap();
         mount("cgroup2", format!("{BASE}/cgroup"), "cgroup2", MountFlags::empty(), None).unwrap();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
-        // Tests that run at the same time share the machine's cgroup2 filesystem, so each has a root of its own in it.
-        let cgroup = format!("{BASE}/cgroup/parma-test-{}", process::id());
+        // Tests that run at the same time share the machine's cgroup2 filesystem, so each has a root of its own in it. One
+        // that is killed leaves it, and numbers of processes come again.
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+        let cgroup = format!("{BASE}/cgroup/parma-test-{}-{started}", process::id());
         fs::create_dir(&cgroup).unwrap();
         let available = fs::read_to_string(format!("{BASE}/cgroup/cgroup.controllers")).unwrap();
         // A machine with the old hierarchies has none here.

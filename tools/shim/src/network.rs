@@ -11,12 +11,12 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use parma_guest::wire::{self, Address, List, Prefix, Route};
 use parma_vmm::Tap;
+use parma_vmm::network::in_namespace;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::process::Command;
 
 /// The tap device's name.
 const TAP: &str = "parma0";
@@ -136,12 +136,9 @@ struct Namespace<'a>(&'a Path);
 impl Namespace<'_> {
     /// Runs a program of these words, none of which has a space in it, in the namespace.
     fn run(&self, words: &str) -> Result<Vec<u8>> {
-        let mut net = std::ffi::OsString::from("--net=");
-        net.push(self.0);
-        let output = Command::new("nsenter")
-            .arg(net)
-            .arg("--")
-            .args(words.split(' '))
+        let (program, arguments) = words.split_once(' ').unwrap_or((words, ""));
+        let output = in_namespace(self.0, program)
+            .args(arguments.split(' '))
             .output()
             .context("cannot run nsenter: install util-linux")?;
         let said = String::from_utf8_lossy(&output.stderr);

@@ -4,7 +4,7 @@ use crate::accel::Accel;
 use crate::connection::Connection;
 use crate::disk::{self, Disk, Place};
 use crate::image::Image;
-use crate::network::{Network, Tap};
+use crate::network::{Network, Tap, in_namespace};
 use crate::process::{Process, tail};
 use crate::qemu;
 use crate::qmp::Monitor;
@@ -165,7 +165,7 @@ impl Machine {
         ensure!(config.network.is_none() || config.tap.is_none(), "a machine has one network interface");
         let mut command = match &config.tap {
             None => Command::new(qemu::PROGRAM),
-            Some(tap) => tap.command(qemu::PROGRAM),
+            Some(tap) => in_namespace(&tap.namespace, qemu::PROGRAM),
         };
         command.args(qemu::base(accel, config)?);
         command.args(qemu::boot(&config.image)?);

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
@@ -126,15 +126,6 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// What runs `program` in the namespace. nsenter(1) becomes the program: the process is the same.
-    pub(crate) fn command(&self, program: &str) -> Command {
-        let mut net = OsString::from("--net=");
-        net.push(&self.namespace);
-        let mut command = Command::new("nsenter");
-        command.arg(net).args(["--", program]);
-        command
-    }
-
     /// QEMU's arguments; as [`Network::arguments`].
     ///
     /// # Errors
@@ -150,6 +141,16 @@ impl Tap {
         let netdev = format!("tap,id=network,ifname={},script=no,downscript=no", self.name);
         Ok(["-netdev".into(), netdev.into(), "-device".into(), device(self.mac).into()].into())
     }
+}
+
+/// What runs `program` in a network namespace. nsenter(1) becomes the program: the process is the same.
+#[must_use]
+pub fn in_namespace(namespace: &Path, program: &str) -> Command {
+    let mut net = OsString::from("--net=");
+    net.push(namespace);
+    let mut command = Command::new("nsenter");
+    command.arg(net).args(["--", program]);
+    command
 }
 
 /// The device, beside the vsock device.
