@@ -55,6 +55,8 @@ fn alone(test: &str, body: impl FnOnce(&mut Machine)) {
 
 struct Machine {
     containers: Containers,
+    /// The root of its control groups.
+    cgroup: String,
     epoll: OwnedFd,
     last: u32,
     exits: Vec<(ProcessId, ExitStatus)>,
@@ -155,13 +157,13 @@ impl Machine {
         }
         let places = Places {
             bundles: format!("{BASE}/c"),
-            cgroup,
+            cgroup: cgroup.clone(),
             controllers,
             attestation: (attestation::PLACE, attestation::report),
             secrets: [secret_range(), 0..0],
         };
         let containers = Containers::new(&epoll, places).unwrap();
-        Self { containers, epoll, last: 0, exits: Vec::new() }
+        Self { containers, cgroup, epoll, last: 0, exits: Vec::new() }
     }
 
     /// Mounts an overlay over the machine's own root for a container, and gives its path.
@@ -295,8 +297,8 @@ impl Machine {
     }
 
     fn cgroups(&self) -> Vec<String> {
-        let root = format!("{BASE}/cgroup/parma-test-{}/parma", process::id());
-        let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap());
+        let entries =
+            fs::read_dir(Path::new(&self.cgroup).join("parma")).unwrap().map(|entry| entry.unwrap());
         entries
             .filter(|e| e.file_type().unwrap().is_dir())
             .map(|e| e.file_name().into_string().unwrap())
@@ -306,9 +308,8 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let root = format!("{BASE}/cgroup/parma-test-{}", process::id());
-        let _ = fs::remove_dir(Path::new(&root).join("parma"));
-        let _ = fs::remove_dir(root);
+        let _ = fs::remove_dir(Path::new(&self.cgroup).join("parma"));
+        let _ = fs::remove_dir(&self.cgroup);
     }
 }
 
