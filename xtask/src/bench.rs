@@ -4,7 +4,7 @@
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
 use crate::first_line::{self, Start, Way};
-use crate::{attest, cache, cpio, firmware, fixtures, image, policy, setup, storage};
+use crate::{attest, cache, containers, cpio, firmware, fixtures, image, policy, setup, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
 use parma_guest::wire::Request;
@@ -51,6 +51,9 @@ pub struct Arguments {
     /// Only the attestation figures; target/bench.json stays as it is
     #[arg(long, conflicts_with_all = ["storage", "policy"])]
     attest: bool,
+    /// Only the container figures; target/bench.json stays as it is
+    #[arg(long, conflicts_with_all = ["storage", "policy", "attest", "boot", "layers"])]
+    containers: bool,
     /// Build this layer and print the memory it took: what the storage figures run
     #[arg(long, hide = true)]
     peak_of: Option<PathBuf>,
@@ -83,6 +86,16 @@ pub fn main(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
+    if arguments.containers {
+        setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::CLIENTS])?;
+        let figures = containers::figures(&Image::open(&image::build(true)?.dir)?, arguments.rounds)?;
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&figures)?);
+        } else {
+            containers::print(&figures);
+        }
+        return Ok(());
+    }
     let decisions = if arguments.storage || arguments.boot { Value::Null } else { policy::figures()? };
     if arguments.policy {
         if arguments.json {
@@ -92,7 +105,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES])?;
+    setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES, setup::CLIENTS])?;
     let built = image::build(true)?;
     let image = Image::open(&built.dir)?;
     let disks = if arguments.boot { Value::Null } else { storage::figures(&image, arguments.rounds)? };
@@ -126,6 +139,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         return Ok(());
     }
     let verifications = attest::figures(&image)?;
+    let many = containers::figures(&image, arguments.rounds)?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for turn in 0..arguments.boots {
         eprintln!("boot {} of {}", turn + 1, arguments.boots);
@@ -153,6 +167,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "storage": disks,
         "policy": decisions,
         "attestation": verifications,
+        "containers": many,
     });
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     let path = cache::root().join("target/bench.json");
@@ -181,6 +196,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         storage::print(&figures["storage"]);
         policy::print(&figures["policy"]);
         attest::print(&figures["attestation"]);
+        containers::print(&figures["containers"]);
         println!("written to {}", path.display());
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");
@@ -303,7 +319,7 @@ fn requests(stage: &Stage, count: usize) -> Result<(Vec<f64>, Vec<f64>, u64)> {
 }
 
 /// What the init says of its memory on the console when its log is turned on: `… memory: 1234 KiB`.
-fn resident(console: &str) -> Result<u64> {
+pub fn resident(console: &str) -> Result<u64> {
     let said = console.lines().rev().find_map(|line| line.split_once("memory: ")?.1.strip_suffix(" KiB"));
     Ok(said.context("the init did not say its memory on the console")?.trim().parse()?)
 }

@@ -20,7 +20,7 @@ use tar::{EntryType, Header};
 /// Makes container images (OCI layouts) from Debian packages; prints the directory that holds them.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Print this image's layout instead: busybox, python, nginx, redis, sqlite, node, cpython or postgres
+    /// Print this image's layout instead: busybox, runtimes, python, nginx, redis, sqlite, node, cpython or postgres
     #[arg(value_name = "IMAGE", conflicts_with = "out")]
     name: Option<String>,
     /// Copy them there: one directory an image
@@ -117,6 +117,15 @@ const IMAGES: &[Image] = &[
             },
         ],
         command: &["sh"],
+        environment: &[PATH],
+        directory: "/",
+        user: "",
+    },
+    Image {
+        // The peers of `cargo xtask bench`.
+        name: "runtimes",
+        layers: &[BASE, Layer { packages: &["coreutils", "crun", "runc", "sed"], without: &[], extra: &[] }],
+        command: &["busybox", "date", "+%s%N"],
         environment: &[PATH],
         directory: "/",
         user: "",

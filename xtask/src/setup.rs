@@ -111,7 +111,9 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         let step = Step::new(&format!("installing {}", names.join(" ")), None);
         let apt = |arguments: &[&str]| {
             let mut command = Command::new("apt-get");
-            command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-y"]).args(arguments);
+            // Another installation may be under way: a new machine's own, or that of a second clone.
+            let patient = ["-q", "-y", "-o", "DPkg::Lock::Timeout=300"];
+            command.env("DEBIAN_FRONTEND", "noninteractive").args(patient).args(arguments);
             command
         };
         process::run(&mut apt(&["update"]))?;

@@ -6,27 +6,26 @@
 //! the same program on the same disks mounted raw, without dm-verity and dm-crypt, in the same kernel.
 
 use crate::bench::median;
-use crate::{cpio, firmware, fixtures};
+use crate::{fixtures, raw};
 use anyhow::{Context, Result, ensure};
 use parma::pod::{Pod, Scratch, new_container_id, unobserved};
 use parma::workload::Workload;
-use parma_guest::gate::fields::Serial;
 use parma_guest::wire::{Stdio, Stream};
 use parma_layer::build::{Options, build_file, hash_file};
-use parma_layer::oci::{Image as Source, Reference};
+use parma_layer::oci::Reference;
 use parma_layer::sha256::{hash_block, hash_blocks};
 use parma_policy::generate::GenerateOptions;
-use parma_vmm::{Config, Disk, Image, Machine};
+use parma_vmm::{Config, Disk, Image, escape};
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{BufWriter, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Bytes of the files of the layer that is built.
 const TREE: u64 = 512 << 20;
@@ -36,9 +35,6 @@ const SIZES: [u64; 6] = [700, 4 << 10, 30 << 10, 200 << 10, 1 << 20, 12 << 20];
 const LARGE: u64 = 2 << 30;
 /// Most memory that this may take, in KiB: the goal.
 const MEMORY_GOAL: u64 = 64 << 10;
-/// How long a machine may take to end.
-const PATIENCE: Duration = Duration::from_secs(300);
-
 /// Reads its own interpreter, then writes and reads a file in /tmp, each past the page cache for some seconds, from front to
 /// back and here and there; prints bytes a second, and reads a second, in the order of [`RATES`]. (A minimal Python has no
 /// aligned memory to offer: a buffer's aligned part is found by trying.)
@@ -395,45 +391,15 @@ fn disks(image: &Image, dir: &Path, rounds: usize) -> Result<Value> {
     }))
 }
 
-/// The reader's rates on the layers' filesystems without dm-verity and on an ext4 of the host's without dm-crypt: busybox's
-/// shell mounts them, in the same kernel.
+/// The reader's rates on the layers' filesystems without dm-verity and on an ext4 of the host's without dm-crypt.
 fn raw(image: &Image, workload: &Workload, dir: &Path) -> Result<Value> {
-    let count = workload.layers.len();
-    let mounts: String = (0..count)
-        .map(|at| format!("mkdir /l{at}\nmount -t ext4 -o ro /dev/vd{} /l{at}\n", letter(at)))
-        .collect();
-    let lower: Vec<String> = (0..count).rev().map(|at| format!("/l{at}")).collect();
-    let script = format!(
-        "for c in mkdir mount chroot reboot; do /busybox ln -s /busybox /$c; done\nexport PATH=/\nmkdir /dev /t /r\n\
-         mount -t devtmpfs d /dev\n{mounts}mount -t ext4 /dev/vd{} /t\nmkdir /t/u /t/w\n\
-         mount -t overlay o -o lowerdir={},upperdir=/t/u,workdir=/t/w /r\nmkdir -p /r/proc\nmount -t proc p /r/proc\n\
-         PATH=/usr/bin:/bin chroot /r python3 -c \"{READER}\" > /dev/ttyS0 2>&1\nreboot -f\n",
-        letter(count),
-        lower.join(":"),
-    );
-    let busybox = busybox()?;
-    let archive = cpio::archive(&[
-        ("sh", 0o755, &busybox),
-        ("busybox", 0o755, &busybox),
-        ("script", 0o644, script.as_bytes()),
-    ])?;
-    let (initrd, command_line) = (dir.join("raw-initrd"), dir.join("raw-cmdline"));
-    fs::write(&initrd, archive)?;
-    let ours = fs::read_to_string(&image.command_line)?;
-    fs::write(&command_line, format!("{} rdinit=/sh -- /script\n", ours.trim_end()))?;
-    let image = firmware::with_rom_of_its_own(Image { initrd, command_line, ..image.clone() }, dir)?;
-    let mut config = Config::new(image, [0; 32]);
-    config.disks.extend(workload.disks());
     let writable = dir.join("writable.img");
     File::create(&writable)?.set_len(SCRATCH)?;
     run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "^has_journal"]).arg(&writable))?;
-    config.disks.push(Disk::writable(&writable, Serial::parse("writable").ok().context("a serial")?));
-    let mut machine = Machine::launch(&config)?;
-    machine.wait(PATIENCE)?.context("the machine with the raw disks does not end")?;
-    let console = String::from_utf8_lossy(&machine.console()?).into_owned();
-    rates(&console).with_context(|| {
-        format!("the reader said nothing; console:\n{}", parma_vmm::escape(console.as_bytes()))
-    })
+    let script = format!("PATH=/usr/bin:/bin chroot /r python3 -c \"{READER}\"");
+    let console = raw::launch(image, workload, Some(&writable), &script)?.end()?;
+    rates(&console)
+        .with_context(|| format!("the reader said nothing; console:\n{}", escape(console.as_bytes())))
 }
 
 /// What the reader says.
@@ -443,27 +409,4 @@ fn rates(output: &str) -> Option<Value> {
     (rates.len() == RATES.len()).then(|| {
         RATES.into_iter().zip(rates).map(|(name, rate)| (name.to_owned(), Value::from(rate))).collect()
     })
-}
-
-/// The letter of a disk's name: the first is `vda`.
-fn letter(index: usize) -> char {
-    (b'a'..=b'z').nth(index).map_or('?', char::from)
-}
-
-/// The program busybox, from the container image of that name.
-fn busybox() -> Result<Vec<u8>> {
-    let layout: PathBuf = fixtures::image("busybox")?;
-    let source = Source::open(&Reference::parse(&format!("oci:{}:latest", layout.display()))?)?;
-    for index in 0..source.layers.len() {
-        let mut tar = tar::Archive::new(source.open_layer(index)?);
-        for entry in tar.entries()? {
-            let mut entry = entry?;
-            if entry.path()?.ends_with("busybox") && entry.header().entry_type().is_file() {
-                let mut program = Vec::new();
-                entry.read_to_end(&mut program)?;
-                return Ok(program);
-            }
-        }
-    }
-    anyhow::bail!("the container image busybox has no busybox")
 }
