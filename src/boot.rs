@@ -3,6 +3,7 @@
 //! Nothing here depends on the host. A step that fails ends the machine.
 
 use crate::linux::Errno;
+use crate::linux::process::{Scheduling, schedule};
 use core::ffi::CStr;
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -84,6 +85,7 @@ pub fn prepare() -> Result<(), Failed> {
         });
     }
     umask(Mode::RWXG | Mode::RWXO);
+    step("scheduling", schedule(Scheduling::Batch))?;
     let files = Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) };
     step("open files", setrlimit(Resource::Nofile, files))?;
     step("/", leave_initramfs())?;

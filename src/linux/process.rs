@@ -16,6 +16,7 @@ const MADVISE: usize = 28;
 const CLONE: usize = 56;
 const EXECVE: usize = 59;
 const EXIT_GROUP: usize = 231;
+const SCHED_SETSCHEDULER: usize = 144;
 const UNSHARE: usize = 272;
 const PIDFD_SEND_SIGNAL: usize = 424;
 const CLONE3: usize = 435;
@@ -62,6 +63,24 @@ struct CloneArgs {
     cgroup: u64,
 }
 
+/// When a process that was woken may run (sched(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheduling {
+    /// At once, if it had less than its share: what every program expects.
+    Normal = 0,
+    /// When whoever runs has had its turn. So a program that writes fills its pipe before its bytes are carried away, all
+    /// in one go, where each write would else be two changes of context.
+    Batch = 3,
+}
+
+/// Sets it for this process. Children inherit it, but for those of [`spawn`], which are [`Scheduling::Normal`].
+pub fn schedule(scheduling: Scheduling) -> Result<(), Errno> {
+    let priority = 0i32;
+    let args = [0, scheduling as usize, &raw const priority as usize, 0, 0, 0];
+    // SAFETY: the kernel reads a `struct sched_param`, which is one int, that outlives the call.
+    unsafe { syscall(SCHED_SETSCHEDULER, args) }.map(drop)
+}
+
 /// Makes a child in `cgroup` that runs `child` on a copy of this process's memory, as fork(2) does. Gives its number
 /// and a descriptor for it.
 ///
@@ -84,6 +103,8 @@ pub fn spawn(
     // outlive the call. Without CLONE_VM and with stack 0 the child goes on with a copy of this stack and memory.
     let pid = unsafe { syscall(CLONE3, [&raw const args as usize, size_of::<CloneArgs>(), 0, 0, 0, 0]) }?;
     if pid == 0 {
+        // It takes no privilege and cannot fail (sched_setscheduler(2)).
+        let _ = schedule(Scheduling::Normal);
         child();
     }
     // SAFETY: the kernel has just made this descriptor for the parent, so nothing else owns it.

@@ -3,7 +3,7 @@
 
 use crate::{cache, firmware};
 use anyhow::{Context, Result, ensure};
-use parma_vmm::Image;
+use parma_vmm::{EMULATED_CPU, Image};
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::Path;
@@ -87,7 +87,7 @@ pub fn measure(way: Way, image: &Image) -> Result<Start> {
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-accel", "tcg"]);
     command.args([
         "-cpu",
-        "max",
+        EMULATED_CPU,
         "-m",
         "512M",
         "-machine",

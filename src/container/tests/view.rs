@@ -1,6 +1,7 @@
 //! What a process in a container sees and may do.
 
 use super::*;
+use crate::linux::process::{Scheduling, schedule};
 
 #[test]
 fn a_container_sees_itself_and_nothing_else() {
@@ -27,6 +28,18 @@ fn a_container_sees_itself_and_nothing_else() {
         assert!(!mounts.iter().any(|line| line.contains(BASE) && !line.contains("lowerdir=/")));
         assert!(mounts.iter().all(|line| !line.contains("shared:") && !line.contains("master:")));
         assert!(machine.cgroups().is_empty());
+    });
+}
+
+#[test]
+fn processes_are_scheduled_as_usual_though_the_init_waits_its_turn() {
+    alone("view::processes_are_scheduled_as_usual_though_the_init_waits_its_turn", |machine| {
+        // proc_pid_stat(5): field 41 is the scheduling policy.
+        let policy = |stat: &str| stat.split(' ').nth(40).map(str::to_owned);
+        schedule(Scheduling::Batch).unwrap();
+        assert_eq!(policy(&fs::read_to_string("/proc/thread-self/stat").unwrap()).as_deref(), Some("3"));
+        let (text, _) = machine.script(id('a'), "exec cat /proc/self/stat", Spec::new(&[]));
+        assert_eq!(policy(&text).as_deref(), Some("0"), "{text}");
     });
 }
 

@@ -37,6 +37,7 @@ pub use id_block::IdBlock;
 pub use image::{CPU, Image};
 pub use machine::{Attached, Config, Exit, Machine};
 pub use network::{Forward, Network, Tap};
+pub use qemu::EMULATED_CPU;
 pub use refusal::Refused;
 pub use runtime::{cache_dir, sweep};
 pub use scripted::ScriptedDisk;
