@@ -4,7 +4,7 @@
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
 use crate::first_line::{self, Start, Way};
-use crate::{attest, cache, cpio, firmware, fixtures, image, policy, setup, storage};
+use crate::{attest, cache, cpio, firmware, fixtures, image, policy, setup, shim, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
 use parma_guest::wire::Request;
@@ -51,6 +51,9 @@ pub struct Arguments {
     /// Only the attestation figures; target/bench.json stays as it is
     #[arg(long, conflicts_with_all = ["storage", "policy"])]
     attest: bool,
+    /// Only the figures of the shim, which need root; target/bench.json stays as it is
+    #[arg(long, conflicts_with_all = ["storage", "policy", "attest", "boot", "layers"])]
+    shim: bool,
     /// Build this layer and print the memory it took: what the storage figures run
     #[arg(long, hide = true)]
     peak_of: Option<PathBuf>,
@@ -70,6 +73,15 @@ pub fn main(arguments: Arguments) -> Result<()> {
             println!("{}", serde_json::to_string_pretty(&layers)?);
         } else {
             storage::print_layers(&layers);
+        }
+        return Ok(());
+    }
+    if arguments.shim {
+        let figures = shim::figures()?;
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&figures)?);
+        } else {
+            shim::print(&figures);
         }
         return Ok(());
     }
@@ -126,6 +138,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         return Ok(());
     }
     let verifications = attest::figures(&image)?;
+    let pods = shim::figures()?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for turn in 0..arguments.boots {
         eprintln!("boot {} of {}", turn + 1, arguments.boots);
@@ -153,6 +166,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "storage": disks,
         "policy": decisions,
         "attestation": verifications,
+        "shim": pods,
     });
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     let path = cache::root().join("target/bench.json");
@@ -181,6 +195,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         storage::print(&figures["storage"]);
         policy::print(&figures["policy"]);
         attest::print(&figures["attestation"]);
+        shim::print(&figures["shim"]);
         println!("written to {}", path.display());
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");

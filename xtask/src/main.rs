@@ -22,6 +22,7 @@ mod policy;
 mod process;
 mod release;
 mod setup;
+mod shim;
 mod sign;
 mod storage;
 mod tcb;

@@ -164,7 +164,7 @@ impl Uvm {
         }
         let id = new_container_id()?;
         let scratch = pod.guest.mount_scratch(&id, &scratch)?.copied();
-        steps.done("network, layers, scratch");
+        steps.done("network and disks");
         let (guest, pid) = (pod.guest.clone(), pod.machine.pid());
         Ok(Self {
             guest,
