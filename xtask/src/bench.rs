@@ -4,7 +4,7 @@
 //! same kernel, command line and machine, with an init that does nothing but power off; the two take turns.
 
 use crate::first_line::{self, Start, Way};
-use crate::{attest, cache, containers, cpio, firmware, fixtures, image, policy, setup, storage};
+use crate::{attest, cache, containers, cpio, firmware, fixtures, image, policy, setup, shim, storage};
 use anyhow::{Context, Result, ensure};
 use parma_guest::gate::fields::Serial;
 use parma_guest::wire::Request;
@@ -54,6 +54,9 @@ pub struct Arguments {
     /// Only the container figures; target/bench.json stays as it is
     #[arg(long, conflicts_with_all = ["storage", "policy", "attest", "boot", "layers"])]
     containers: bool,
+    /// Only the figures of the shim, which need root; target/bench.json stays as it is
+    #[arg(long, conflicts_with_all = ["storage", "policy", "attest", "boot", "layers"])]
+    shim: bool,
     /// Build this layer and print the memory it took: what the storage figures run
     #[arg(long, hide = true)]
     peak_of: Option<PathBuf>,
@@ -73,6 +76,15 @@ pub fn main(arguments: Arguments) -> Result<()> {
             println!("{}", serde_json::to_string_pretty(&layers)?);
         } else {
             storage::print_layers(&layers);
+        }
+        return Ok(());
+    }
+    if arguments.shim {
+        let figures = shim::figures()?;
+        if arguments.json {
+            println!("{}", serde_json::to_string_pretty(&figures)?);
+        } else {
+            shim::print(&figures);
         }
         return Ok(());
     }
@@ -140,6 +152,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
     }
     let verifications = attest::figures(&image)?;
     let many = containers::figures(&image, arguments.rounds)?;
+    let pods = shim::figures()?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for turn in 0..arguments.boots {
         eprintln!("boot {} of {}", turn + 1, arguments.boots);
@@ -168,6 +181,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "policy": decisions,
         "attestation": verifications,
         "containers": many,
+        "shim": pods,
     });
     let text = serde_json::to_string_pretty(&figures)? + "\n";
     let path = cache::root().join("target/bench.json");
@@ -197,6 +211,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         policy::print(&figures["policy"]);
         attest::print(&figures["attestation"]);
         containers::print(&figures["containers"]);
+        shim::print(&figures["shim"]);
         println!("written to {}", path.display());
     }
     ensure!(init <= INIT_GOAL, "the init has {init} bytes, more than the goal of {INIT_GOAL}");

@@ -24,6 +24,7 @@ mod process;
 mod raw;
 mod release;
 mod setup;
+mod shim;
 mod sign;
 mod storage;
 mod tcb;

@@ -78,8 +78,15 @@ pub const CONTAINERD: Need = Need(&[
     package("iproute2", "tc", "ties the network of a pod to its guest"),
 ]);
 
+/// To pull images from in tests.
+pub const REGISTRY: Need = Need(&[package(
+    "docker-registry",
+    "docker-registry",
+    "a registry for the tests, each of which starts one with a directory of its own",
+)]);
+
 pub fn main(arguments: Arguments) -> Result<()> {
-    let all = [DEBIAN, KERNEL, VM, ORACLES, CLIENTS, CONTAINERD];
+    let all = [DEBIAN, KERNEL, VM, ORACLES, CLIENTS, CONTAINERD, REGISTRY];
     if arguments.check {
         let missing: Vec<_> = all.iter().flat_map(missing).collect();
         for package in &missing {

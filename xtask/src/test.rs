@@ -74,6 +74,7 @@ fn prepare() -> Result<Vec<(&'static str, OsString)>> {
         setup::ORACLES,
         setup::CLIENTS,
         setup::CONTAINERD,
+        setup::REGISTRY,
     ])?;
     let mut places = vec![
         ("PARMA_VSOCKD", setup::vhost_device_vsock()?.into()),

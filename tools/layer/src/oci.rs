@@ -29,14 +29,14 @@ pub const MAX_LAYERS: usize = 256;
 /// Deepest nesting of image indexes.
 pub const MAX_INDEX_DEPTH: usize = 4;
 
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const MANIFEST_TYPES: [&str; 2] =
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(crate) const MANIFEST_TYPES: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
-const INDEX_TYPES: [&str; 2] =
+pub(crate) const INDEX_TYPES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
-const CONFIG_TYPES: [&str; 2] =
+pub(crate) const CONFIG_TYPES: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-const LAYER_TYPES: [(&str, Compression); 6] = [
+pub(crate) const LAYER_TYPES: [(&str, Compression); 6] = [
     ("application/vnd.oci.image.layer.v1.tar", Compression::None),
     ("application/vnd.oci.image.layer.v1.tar+gzip", Compression::Gzip),
     ("application/vnd.oci.image.layer.v1.tar+zstd", Compression::Zstd),
@@ -114,6 +114,11 @@ impl Digest {
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
+    }
+
+    /// The digest of all that was hashed.
+    pub(crate) fn from_hash(hash: Sha256) -> Self {
+        Self(hash.finalize().into())
     }
 
     /// The 64 hex digits without the algorithm.
@@ -213,11 +218,13 @@ impl Image {
     /// ambiguous, a blob is missing or not what its digest says, JSON is malformed or larger than
     /// [`MAX_JSON`], a media type is unknown, or the image is not for linux/amd64.
     pub fn open(reference: &Reference) -> Result<Self> {
-        let layout = Layout { dir: &reference.dir };
-        layout.check_version()?;
-        let index: ImageIndex = parse_json(&layout.read_index()?, &reference.dir.join("index.json"))?;
-        let wanted = reference.tag.as_deref();
-        let descriptor = choose(&index, wanted).with_context(|| format!("image {reference}"))?;
+        let layout = Layout::new(&reference.dir);
+        let index = layout.index()?;
+        Self::of(&layout, layout.choose(&index, reference)?, reference)
+    }
+
+    /// The image of this descriptor.
+    pub(crate) fn of(layout: &Layout<'_>, descriptor: &Descriptor, reference: &Reference) -> Result<Self> {
         let (manifest_digest, manifest) = layout.resolve(descriptor, 0)?;
 
         let config_descriptor = manifest.config();
@@ -252,7 +259,7 @@ impl Image {
             .layers
             .get(index)
             .with_context(|| format!("{}: no layer {index}, it has {}", self.reference, self.layers.len()))?;
-        let layout = Layout { dir: &self.reference.dir };
+        let layout = Layout::new(&self.reference.dir);
         LayerReader::new(layout.open_blob(layer.digest, layer.size)?, layer)
             .with_context(|| format!("layer {}", layer.digest))
     }
@@ -371,16 +378,41 @@ fn check_schema(digest: Digest, version: u32, own: Option<&MediaType>, expected:
 }
 
 /// The files of one layout.
-struct Layout<'a> {
+pub(crate) struct Layout<'a> {
     dir: &'a Path,
+    /// Gets a document that is going to be read into the layout, where it may be missing.
+    fetch: Option<Fetch<'a>>,
 }
 
-impl Layout<'_> {
+/// Gets the blob of a descriptor into a layout.
+pub(crate) type Fetch<'a> = &'a dyn Fn(&Descriptor) -> Result<()>;
+
+impl<'a> Layout<'a> {
+    pub(crate) fn new(dir: &'a Path) -> Self {
+        Self { dir, fetch: None }
+    }
+
+    /// One that is being filled.
+    pub(crate) fn filled_by(dir: &'a Path, fetch: Fetch<'a>) -> Self {
+        Self { dir, fetch: Some(fetch) }
+    }
+
+    /// What `index.json` says.
+    pub(crate) fn index(&self) -> Result<ImageIndex> {
+        self.check_version()?;
+        parse_json(&self.read_index()?, &self.dir.join("index.json"))
+    }
+
+    /// The descriptor in `index` that `reference` names.
+    pub(crate) fn choose<'i>(&self, index: &'i ImageIndex, reference: &Reference) -> Result<&'i Descriptor> {
+        choose(index, reference.tag.as_deref()).with_context(|| format!("image {reference}"))
+    }
+
     fn check_version(&self) -> Result<()> {
         let path = self.dir.join("oci-layout");
         let remedy = || {
             format!(
-                "{} is no OCI image layout: make one with skopeo copy docker://IMAGE oci:DIR:TAG",
+                "{} is no OCI image layout: make one with parma image pull docker://IMAGE --to oci:DIR:TAG",
                 self.dir.display()
             )
         };
@@ -439,17 +471,20 @@ impl Layout<'_> {
         let digest = Digest::parse(descriptor.digest().as_ref())?;
         let size = descriptor.size();
         ensure!(size <= MAX_JSON, "{digest}: a JSON document of {size} bytes, the limit is {MAX_JSON}");
+        if let Some(fetch) = self.fetch {
+            fetch(descriptor)?;
+        }
         let mut blob = self.open_blob(digest, size)?;
         let mut text = Vec::new();
         blob.read_to_end(&mut text).with_context(|| format!("blob {digest}"))?;
         Ok((digest, parse_json(&text, &self.blob_path(digest))?))
     }
 
-    fn blob_path(&self, digest: Digest) -> PathBuf {
+    pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
         self.dir.join("blobs/sha256").join(digest.hex())
     }
 
-    fn open_blob(&self, digest: Digest, size: u64) -> Result<Blob> {
+    pub(crate) fn open_blob(&self, digest: Digest, size: u64) -> Result<BlobReader> {
         let path = self.blob_path(digest);
         let file = open_regular(&path)
             .with_context(|| format!("blob {digest} cannot be opened: copy the image again"))?;
@@ -459,12 +494,12 @@ impl Layout<'_> {
             "{}: {found} bytes, the image says {size}: the layout is damaged, copy the image again",
             path.display()
         );
-        Ok(Blob { path, file, left: size, hash: Sha256::new(), digest })
+        Ok(BlobReader { path, file, left: size, hash: Sha256::new(), digest })
     }
 }
 
 /// Opens a regular file without following a symbolic link to it and without waiting on a FIFO.
-fn open_regular(path: &Path) -> Result<File> {
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
     use rustix::fs::OFlags;
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let context = || path.display().to_string();
@@ -477,7 +512,7 @@ fn open_regular(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn parse_json<T: DeserializeOwned>(text: &[u8], path: &Path) -> Result<T> {
+pub(crate) fn parse_json<T: DeserializeOwned>(text: &[u8], path: &Path) -> Result<T> {
     serde_json::from_slice(text).with_context(|| {
         format!("{}: malformed JSON: the layout is damaged, copy the image again", path.display())
     })
@@ -488,7 +523,7 @@ fn bad_data(message: String) -> io::Error {
 }
 
 /// A blob being read; fails at its end where the digest is wrong.
-struct Blob {
+pub(crate) struct BlobReader {
     path: PathBuf,
     file: File,
     left: u64,
@@ -496,7 +531,7 @@ struct Blob {
     digest: Digest,
 }
 
-impl Read for Blob {
+impl Read for BlobReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         if buf.is_empty() {
             return Ok(0);
@@ -505,7 +540,7 @@ impl Read for Blob {
         self.hash.update(&buf[..n]);
         self.left -= n as u64;
         if n == 0 {
-            let found = Digest(self.hash.clone().finalize().into());
+            let found = Digest::from_hash(self.hash.clone());
             if self.left != 0 || found != self.digest {
                 return Err(bad_data(format!(
                     "{}: content is {found}, the image says {}: the layout is damaged, copy the image again",
@@ -527,13 +562,13 @@ pub struct LayerReader {
 }
 
 enum Source {
-    Plain(Blob),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<Blob>>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<Blob>>>),
+    Plain(BlobReader),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<BlobReader>>>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<BlobReader>>>),
 }
 
 impl LayerReader {
-    fn new(blob: Blob, layer: &LayerBlob) -> Result<Self> {
+    fn new(blob: BlobReader, layer: &LayerBlob) -> Result<Self> {
         let buffered = |blob| BufReader::with_capacity(1 << 18, blob);
         let source = match layer.compression {
             Compression::None => Source::Plain(blob),
@@ -561,7 +596,7 @@ impl LayerReader {
             Source::Zstd(decoder) => decoder.get_mut(),
         };
         io::copy(blob, &mut io::sink())?;
-        let found = Digest(self.hash.clone().finalize().into());
+        let found = Digest::from_hash(self.hash.clone());
         if found != self.diff_id {
             return Err(bad_data(format!(
                 "layer {}: its tar is {found}, the configuration says {}: the image is damaged, copy it again",

@@ -21,7 +21,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Convert images to disks that the guest can verify
+    /// Get images, and convert them to disks that the guest can verify
     #[command(subcommand)]
     Image(commands::image::Command),
     /// Make data volumes, and look at them without a guest

@@ -170,3 +170,31 @@ fn a_full_or_unwritable_output_is_named_with_the_remedy() {
     let usage = place.command(&["--vhd"]).output().unwrap();
     assert_eq!(usage.status.code(), Some(2));
 }
+
+#[test]
+fn what_pull_prints_is_what_the_other_commands_take() {
+    let place = Place::new();
+    let from = format!("oci:{}", place.dir.path().join("layout").display());
+    let to = format!("oci:{}", place.dir.path().join("pulled").display());
+    let pull = |more: &[&str]| {
+        let mut command = parma(&place.dir);
+        command.args(["image", "pull", &from, "--to", &to]).args(more).output().unwrap()
+    };
+    let output = pull(&[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let printed = stdout(&output);
+    assert_eq!(printed, format!("{to}:latest\n"));
+    let mut convert = parma(&place.dir);
+    convert.env("PARMA_CACHE", place.cache()).args(["image", "convert", printed.trim()]);
+    place.check(&convert.output().unwrap());
+    let told: Value = serde_json::from_slice(&pull(&["--json"]).stdout).unwrap();
+    assert_eq!((&told["image"], &told["fetched"]), (&json!(printed.trim()), &json!(0)));
+    assert_eq!(told["layers"][0]["diff_id"], Digest::of(&place.tars[0]).to_string());
+
+    let output = parma(&place.dir).args(["image", "pull", "ghcr.io/team/app"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("docker://"), "{}", stderr(&output));
+    let output = parma(&place.dir).args(["image", "pull", &from]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--to"), "{}", stderr(&output));
+}

@@ -10,5 +10,6 @@ pub mod network;
 pub mod policy;
 pub mod service;
 pub mod spec;
+pub mod steps;
 pub mod streams;
 pub mod uvm;

@@ -4,12 +4,12 @@
 //! [`store`], never a path: an annotation comes from whoever may make pods and must not choose a file of the host
 //! (attack T07).
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use parma::output::hex;
 use parma::workload::{ANNOTATION, Policy};
-use parma_guest::policy::format::MAGIC;
+use parma_guest::policy::format::{Image, MAGIC, Section};
 use parma_guest::wire::MAX_POLICY;
 use parma_layer::oci::Digest;
 use std::collections::BTreeMap;
@@ -58,6 +58,16 @@ pub fn find(
     ensure!(image.starts_with(&MAGIC), "{ANNOTATION}: no compiled policy: {REMEDY}");
     ensure!(image.len() <= MAX_POLICY, "{ANNOTATION}: more than {MAX_POLICY} bytes");
     Ok(Policy { source: None, image, warnings: Vec::new() })
+}
+
+/// What the policy alone gives a container, as far as the host can see it: whether it says such a word of any of them.
+///
+/// # Errors
+/// It is no policy.
+pub fn says(policy: &Policy, word: &str) -> Result<bool> {
+    let image = Image::read(&policy.image).map_err(|error| anyhow!("no valid policy: {error:?}"))?;
+    let strings = image.section(Section::StringBytes);
+    Ok(strings.windows(word.len()).any(|window| window == word.as_bytes()))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -113,5 +123,15 @@ mod tests {
         for path in ["sha256:../../etc/passwd", "/etc/passwd", "sha256:", "", "\u{1b}[2J"] {
             assert!(find(&of(path), &none, store.path()).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn what_a_policy_says_of_containers_can_be_looked_for() {
+        let source = "package policy\napi_version := \"0.11.0\"\nmount_device := {\"allowed\": input.target == \"read_only_root\"}\n";
+        let policy = Policy::compile("p.rego", source).unwrap();
+        assert!(says(&policy, "read_only_root").unwrap());
+        assert!(!says(&policy, "read_only_rood").unwrap());
+        let none = Policy { image: compiled(), ..policy };
+        assert!(says(&none, "rest").is_err());
     }
 }

@@ -7,6 +7,7 @@ use crate::containerd::Containerd;
 use crate::network::Network;
 use crate::policy;
 use crate::spec::{self, Role, Size, Wanted};
+use crate::steps::Steps;
 use crate::streams::{Places, Streams};
 use crate::uvm::{Contents, Uvm};
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -30,6 +31,7 @@ use containerd_shim::{
     spawn,
 };
 use oci_spec::runtime::{LinuxResources, Process};
+use parma::output::hex;
 use parma_guest::gate::fields::ContainerId;
 use parma_guest::wire::{self, ExitStatus, List, Mount, Request, Resources, Source, WindowSize};
 use parma_layer::oci::Digest;
@@ -60,6 +62,8 @@ const KILLED: u32 = 137;
 const NOT_STARTED: u32 = 128;
 /// What is said of whatever needs a guest that has ended.
 const GONE: &str = "the pod's guest is gone: delete the pod";
+/// The setting of a policy's entry that makes a root filesystem read-only.
+const READ_ONLY: &str = "read_only_root";
 /// The first process of a container, among its processes.
 const INIT: &str = "";
 
@@ -103,6 +107,8 @@ struct Member {
     id: ContainerId,
     image_user: String,
     directories: Vec<(String, String, bool)>,
+    /// The profile of system calls to ask for.
+    profile: Option<[u8; 32]>,
     limits: Resources,
     alone: bool,
 }
@@ -348,6 +354,7 @@ impl Inner {
         let id = request.id();
         ensure!(!self.lock().tasks.contains_key(id), "{id}: exists already");
         let wanted = Wanted::read(Path::new(request.bundle()))?;
+        let mut steps = Steps::begin();
         let no_labels = BTreeMap::new();
         let contents = || Contents::of(&Containerd::connect(&self.address, &self.namespace)?, id);
         let network = || match &wanted.network {
@@ -358,28 +365,52 @@ impl Inner {
             Role::Sandbox => {
                 let policy = policy::find(&wanted.annotations, &no_labels, &policy::store())?;
                 let size = Size::of(&wanted.annotations)?;
-                (self.launch(Uvm::launch(&policy, &size, &[], network()?)?), None)
+                (self.launch(Uvm::launch(policy, &size, &[], network()?, &mut steps)?), None)
             }
             Role::Alone => {
                 let size = Size::of(&wanted.annotations)?;
                 let contents = contents()?;
+                steps.done("image");
                 let policy =
                     policy::find(&wanted.annotations, &contents.image.config.labels, &policy::store())?;
-                let uvm = self.launch(Uvm::launch(&policy, &size, &contents.layers, network()?)?);
+                let uvm = self.launch(Uvm::launch(policy, &size, &contents.layers, network()?, &mut steps)?);
                 (uvm, Some(contents))
             }
-            Role::Member(_) => (self.uvm()?, Some(contents()?)),
+            Role::Member(_) => {
+                let found = (self.uvm()?, Some(contents()?));
+                steps.done("image");
+                found
+            }
         };
         let alone = wanted.role == Role::Alone;
         let member = match member {
             None => None,
             Some(contents) => {
                 let inside = container_id(id)?;
+                ensure!(
+                    !wanted.read_only || policy::says(&uvm.policy, READ_ONLY)?,
+                    "readOnlyRootFilesystem: the policy makes no root read-only: generate it with --read-only, or from the Pod"
+                );
+                let named = |hash: &[u8; 32]| policy::says(&uvm.policy, &hex(hash));
+                let profile = match wanted.profile {
+                    Some(hash) if named(&hash)? => Some(hash),
+                    Some(hash) => {
+                        // Which filter a container has is for its policy to say.
+                        log::warn!(
+                            "{id}: the policy has no seccomp profile {}: the guest's own filter",
+                            hex(&hash)
+                        );
+                        None
+                    }
+                    None => None,
+                };
                 uvm.assemble(&inside, &contents.layers)?;
+                steps.done("root filesystem");
                 Some(Arc::new(Member {
                     id: inside,
                     image_user: contents.image.config.user,
                     directories: wanted.directories,
+                    profile,
                     limits: limits(wanted.resources.as_ref()),
                     alone,
                 }))
@@ -405,6 +436,7 @@ impl Inner {
             ensure!(state.uvm.is_some(), "{GONE}");
             state.tasks.insert(id.to_owned(), container);
         }
+        log::info!("{id}: created: {steps}");
         self.publish(TaskCreate {
             container_id: id.to_owned(),
             bundle: request.bundle().to_owned(),
@@ -422,6 +454,7 @@ impl Inner {
             ensure!(!running.started && running.ended.is_none(), "it was started already");
             (container.member.clone(), running.spec.clone(), running.places.clone(), container.pid)
         };
+        let mut steps = Steps::begin();
         let (mut process, mut streams) = (None, Streams::default());
         if let (Some(member), Some(spec)) = (&member, &spec) {
             let uvm = self.uvm()?;
@@ -432,8 +465,10 @@ impl Inner {
                 let request = spec::request(spec, &env, &user, places.wanted())?;
                 started(&uvm, Request::ExecInContainer { container: member.id.as_str(), process: request })?
             };
+            steps.done("process");
             streams = places.connect(uvm.guest.session.connector(), started)?;
             process = Some(started);
+            log::info!("{id}: started: {steps}");
         }
         {
             let mut state = self.lock();
@@ -580,8 +615,7 @@ impl Member {
         });
         let mounts = List::from_vec(mounts.collect()).context("more mounts than the guest takes")?;
         let container = self.id.as_str();
-        // A profile that containerd adds is not asked for: which filter a container has is for its policy to say.
-        let seccomp = None;
+        let seccomp = self.profile;
         let request = Request::CreateContainer { container, privileged: false, mounts, seccomp, process };
         let process = started(uvm, request)?;
         if self.limits != Resources::default()
@@ -611,6 +645,17 @@ fn limits(resources: Option<&LinuxResources>) -> Resources {
         u32::try_from(quota.saturating_mul(1000) / period).ok()
     });
     Resources { memory: memory.and_then(positive), cpu, ..Resources::default() }
+}
+
+/// What a guest says that a container uses, as control groups version 1 say it.
+fn metrics(usage: &wire::Usage) -> Metrics {
+    let mut metrics = Metrics::new();
+    let memory = MemoryEntry { usage: usage.memory, ..Default::default() };
+    metrics.memory = Some(MemoryStat { usage: Some(memory).into(), ..Default::default() }).into();
+    let cpu = CPUUsage { total: usage.cpu.saturating_mul(1000), ..Default::default() };
+    metrics.cpu = Some(CPUStat { usage: Some(cpu).into(), ..Default::default() }).into();
+    metrics.pids = Some(PidsStat { current: usage.processes, ..Default::default() }).into();
+    metrics
 }
 
 impl Task for Service {
@@ -783,16 +828,13 @@ impl Task for Service {
     }
 
     fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> TtrpcResult<api::StatsResponse> {
-        let mut metrics = Metrics::new();
-        if let Some(member) = self.inner.member(request.id())? {
-            let usage = self.inner.uvm().and_then(|uvm| uvm.guest.usage(&member.id));
-            let wire::Usage { memory, cpu, processes, .. } = usage.map_err(|error| failed(&error))?;
-            let memory = MemoryEntry { usage: memory, ..Default::default() };
-            metrics.memory = Some(MemoryStat { usage: Some(memory).into(), ..Default::default() }).into();
-            let cpu = CPUUsage { total: cpu.saturating_mul(1000), ..Default::default() };
-            metrics.cpu = Some(CPUStat { usage: Some(cpu).into(), ..Default::default() }).into();
-            metrics.pids = Some(PidsStat { current: processes, ..Default::default() }).into();
-        }
+        let metrics = match self.inner.member(request.id())? {
+            Some(member) => {
+                let usage = self.inner.uvm().and_then(|uvm| uvm.guest.usage(&member.id));
+                metrics(&usage.map_err(|error| failed(&error))?)
+            }
+            None => Metrics::new(),
+        };
         let stats = convert_to_any(Box::new(metrics))?;
         Ok(api::StatsResponse { stats: Some(stats).into(), ..Default::default() })
     }
@@ -826,6 +868,14 @@ mod tests {
         assert!(!shown.chars().any(char::is_control), "{shown:?}");
         let shown = line(&anyhow!("{}", "\u{e9}".repeat(1 << 20)));
         assert!(shown.len() <= MAX_ERROR + '…'.len_utf8());
+    }
+
+    /// The node's accounts are made of them.
+    #[test]
+    fn t06_numbers_of_any_size_are_reported_and_wrap_nowhere() {
+        let most = u64::MAX;
+        let found = metrics(&wire::Usage { memory: most, cpu: most, processes: most, ..Default::default() });
+        assert_eq!((found.memory.usage.usage, found.cpu.usage.total, found.pids.current), (most, most, most));
     }
 
     /// A guest names processes by numbers of its choice, and may report what nobody started.

@@ -1,14 +1,18 @@
 //! What containerd wants a container to be (the bundle's `config.json`), as a request to the guest.
 //!
 //! What the guest makes by itself for every container, or has fixed (`docs/containers.md`), is not passed on: namespaces,
-//! the usual mounts, masked paths, the system call filter, limits. What a container would miss without it is refused
-//! by name. The policy decides on the rest.
+//! the usual mounts, masked paths, limits. What a container would miss without it is refused by name. The policy decides on the
+//! rest. The table in `docs/kubernetes.md` has every field.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use oci_spec::runtime::{Capabilities as Set, Capability, LinuxNamespaceType, LinuxResources, Process, Spec};
 use parma_guest::gate::fields::CAPABILITY_NAMES;
 use parma_guest::wire::{self, Capabilities, List, Stdio};
+use parma_layer::oci::Digest;
+use parma_policy::seccomp::Profile;
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
@@ -55,6 +59,10 @@ pub struct Wanted {
     pub process: Process,
     /// Directories of the pod's scratch space to mount: name, place, whether read-only.
     pub directories: Vec<(String, String, bool)>,
+    /// Whether its root filesystem is to be read-only, which the policy alone can make it.
+    pub read_only: bool,
+    /// What its profile of system calls is called in policies.
+    pub profile: Option<[u8; 32]>,
     /// Its limits.
     pub resources: Option<LinuxResources>,
     /// The network namespace whose interface the guest gets; `None`: none. A member has its sandbox's.
@@ -88,8 +96,17 @@ pub fn annotations(bundle: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 fn load(bundle: &Path) -> Result<Spec> {
+    parse(document(bundle)?)
+}
+
+fn document(bundle: &Path) -> Result<Value> {
     let path = bundle.join("config.json");
-    Spec::load(&path).with_context(|| format!("{} is no runtime configuration", path.display()))
+    let text = fs::read(&path).with_context(|| path.display().to_string())?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", path.display()))
+}
+
+fn parse(document: Value) -> Result<Spec> {
+    serde_json::from_value(document).context("config.json is no runtime configuration")
 }
 
 impl Size {
@@ -121,21 +138,27 @@ impl Wanted {
     /// # Errors
     /// It is malformed, or asks for something that a confidential container cannot have.
     pub fn read(bundle: &Path) -> Result<Self> {
-        let spec = load(bundle)?;
+        let document = document(bundle)?;
+        // As it was written: policies name a profile by a hash of it.
+        let profile = document.pointer("/linux/seccomp").filter(|seccomp| !seccomp.is_null()).map(profile);
+        let spec = parse(document)?;
         let annotations: BTreeMap<_, _> =
             spec.annotations().clone().unwrap_or_default().into_iter().collect();
         let role = role(&annotations)?;
         let process = spec.process().clone().context("config.json has no process")?;
+        let linux = spec.linux().as_ref();
         let mut directories = Vec::new();
         if role != Role::Sandbox {
-            ensure!(
-                spec.root().as_ref().is_none_or(|root| root.readonly() != Some(true)),
-                "readOnlyRootFilesystem: not supported: leave it out"
-            );
             ensure!(
                 spec.hooks().is_none(),
                 "hooks: programs of the host cannot be run for a confidential container: remove them"
             );
+            let devices = linux.and_then(|linux| linux.devices().as_ref()).into_iter().flatten();
+            if let Some(device) = devices.map(|device| device.path().display()).next() {
+                bail!(
+                    "device {device}: the node's devices cannot be lent to a confidential container: leave it out"
+                );
+            }
             for mount in spec.mounts().iter().flatten() {
                 let place = mount.destination().to_string_lossy().into_owned();
                 if mount.typ().as_deref() != Some("bind") || made_by_the_guest(&place) {
@@ -161,9 +184,27 @@ impl Wanted {
         let resolv_conf = mounts
             .find(|mount| mount.destination() == Path::new(RESOLV_CONF))
             .and_then(|mount| mount.source().clone());
-        let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone());
-        Ok(Self { role, annotations, process, directories, resources, network, resolv_conf })
+        let read_only = spec.root().as_ref().is_some_and(|root| root.readonly() == Some(true));
+        let resources = linux.and_then(|linux| linux.resources().clone());
+        Ok(Self {
+            role,
+            annotations,
+            process,
+            directories,
+            read_only,
+            profile,
+            resources,
+            network,
+            resolv_conf,
+        })
     }
+}
+
+/// What policies call a profile. One that guests cannot have has a name too, which no policy knows.
+fn profile(seccomp: &Value) -> [u8; 32] {
+    let json = seccomp.to_string();
+    let known = Profile::read(json.as_bytes(), &[]).and_then(|profile| profile.hash());
+    known.unwrap_or_else(|_| Digest::of(json.as_bytes()).bytes())
 }
 
 /// The network namespace that was made for a pod.
@@ -264,7 +305,7 @@ fn bit(capability: Capability) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn read(change: impl FnOnce(&mut Value)) -> Result<Wanted> {
         let bundle = tempfile::tempdir().unwrap();
@@ -323,8 +364,27 @@ mod tests {
             let error = read(|config| config["mounts"] = mount).err().unwrap().to_string();
             assert!(error.contains(source) && error.contains("emptyDir"), "{error}");
         }
-        assert!(read(|config| config["root"]["readonly"] = true.into()).is_err());
+        let device = json!([{"path": "/dev/mem", "type": "c", "major": 1, "minor": 1}]);
+        let error = read(|config| config["linux"]["devices"] = device).err().unwrap().to_string();
+        assert!(error.contains("/dev/mem"), "{error}");
         assert!(read(|config| config["hooks"] = json!({"prestart": [{"path": "/bin/sh"}]})).is_err());
+    }
+
+    /// What parma policy generate --seccomp takes is called the same as what containerd makes of it.
+    #[test]
+    fn a_profile_is_called_as_policies_call_it() {
+        assert_eq!(read(|_| {}).unwrap().profile, None);
+        let seccomp = json!({
+            "defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["read", "write"], "action": "SCMP_ACT_ALLOW",
+                          "args": [{"index": 0, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_EQ"}]}],
+        });
+        let expected = Profile::read(seccomp.to_string().as_bytes(), &[]).unwrap().hash().unwrap();
+        assert_eq!(read(|config| config["linux"]["seccomp"] = seccomp).unwrap().profile, Some(expected));
+        // One that asks somebody on the host is nothing that a guest has.
+        let notify = json!({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/run/x"});
+        let other = read(|config| config["linux"]["seccomp"] = notify).unwrap().profile;
+        assert!(other.is_some() && other != Some(expected));
     }
 
     #[test]

@@ -151,6 +151,39 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
+    /// Neither memory nor a disk of the host takes it: it waits where its process is.
+    #[test]
+    fn t06_output_that_nobody_reads_is_not_taken_from_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stdout");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let (mut process, mut connection) = UnixStream::pair().unwrap();
+        let place = Place::parse(path.to_str().unwrap()).unwrap();
+        let carried = std::thread::spawn(move || {
+            let (mut to, _held) = place.open().unwrap();
+            carry(&mut connection, &mut to)
+        });
+        let reader = File::open(&path).unwrap();
+        // As much as sockets, pipe and buffer hold, and then nothing for a second.
+        process.set_write_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+        let mut taken = 0;
+        let stopped = loop {
+            match process.write(&[b'x'; CHUNK]) {
+                Ok(count) => taken += count,
+                Err(error) => break error,
+            }
+            assert!(taken < 64 * CHUNK, "taken without end");
+        };
+        assert_eq!(stopped.kind(), io::ErrorKind::WouldBlock);
+        drop(process);
+        let mut reader = reader;
+        let mut read = Vec::new();
+        // All of it comes when somebody reads; then the carrier's pipe is closed.
+        reader.read_to_end(&mut read).unwrap();
+        assert_eq!(read.len(), taken);
+        carried.join().unwrap().unwrap();
+    }
+
     /// What was written before can be read, and the pipe opened, while the process is silent.
     #[test]
     fn t07_a_silent_process_holds_up_nobody_at_its_pipe() {

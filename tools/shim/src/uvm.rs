@@ -3,6 +3,7 @@
 use crate::containerd::Containerd;
 use crate::network::Network;
 use crate::spec::Size;
+use crate::steps::Steps;
 use anyhow::{Context as _, Result, anyhow};
 use parma::output::hex;
 use parma::pod::{Guest, Pod, Scratch, new_container_id, unobserved};
@@ -103,6 +104,8 @@ pub struct Uvm {
     pub guest: Arc<Guest>,
     /// QEMU's process.
     pub pid: u32,
+    /// What decides in it.
+    pub policy: Policy,
     scratch: Option<ContainerId>,
     /// `None` once it was ended.
     inner: Mutex<Option<Inner>>,
@@ -120,7 +123,13 @@ impl Uvm {
     ///
     /// # Errors
     /// Something that is needed is missing on the node, the machine ends, or the guest refuses the policy.
-    pub fn launch(policy: &Policy, size: &Size, layers: &[Layer], network: Option<Network>) -> Result<Self> {
+    pub fn launch(
+        policy: Policy,
+        size: &Size,
+        layers: &[Layer],
+        network: Option<Network>,
+        steps: &mut Steps,
+    ) -> Result<Self> {
         let image = Image::open(&place("PARMA_IMAGE", IMAGE))?;
         if !image.emulated {
             parma_vmm::snp::require()?;
@@ -142,7 +151,9 @@ impl Uvm {
         config.disks = distinct.iter().map(Layer::disk).chain(scratch.to_attach()).collect();
         config.tap = network.as_ref().map(|network| network.tap.clone());
         let pod = Pod::boot(&config, unobserved())?;
-        pod.set_policy(policy)?;
+        steps.done("machine");
+        pod.set_policy(&policy)?;
+        steps.done("policy");
         if let Some(network) = &network {
             pod.guest.set_up_network(network.request()?).context(
                 "the pod's network: generate the policy with --allow-network, or add the annotation parma.dev/network: none",
@@ -153,10 +164,12 @@ impl Uvm {
         }
         let id = new_container_id()?;
         let scratch = pod.guest.mount_scratch(&id, &scratch)?.copied();
+        steps.done("network and disks");
         let (guest, pid) = (pod.guest.clone(), pod.machine.pid());
         Ok(Self {
             guest,
             pid,
+            policy,
             scratch,
             inner: Mutex::new(Some(Inner { pod, _network: network, layers: distinct })),
         })

@@ -34,8 +34,11 @@ impl Runtime {
         if dir.path().as_os_str().len() > LONGEST {
             bail!("{} is too long for Unix sockets: set XDG_RUNTIME_DIR to a shorter path", base.display());
         }
-        let lock = File::create(dir.path().join("lock")).context("cannot create a lock file")?;
+        // It gets its name when it is locked: otherwise another's sweep could be in between.
+        let unnamed = dir.path().join("lock.new");
+        let lock = File::create(&unnamed).context("cannot create a lock file")?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).context("cannot lock a new file")?;
+        fs::rename(&unnamed, dir.path().join("lock")).context("cannot name a lock file")?;
         Ok(Self { dir, _lock: lock })
     }
 
@@ -62,7 +65,7 @@ fn sweep_below(base: &Path) {
         let ours = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
         let is_mine = || entry.metadata().is_ok_and(|meta| meta.is_dir() && meta.uid() == me);
         if ours && is_mine() {
-            // Its owner makes and locks the file right after the directory: one without a file is left alone.
+            // Its owner makes the file, locked, right after the directory: one without a file is left alone.
             let abandoned = File::open(entry.path().join("lock"))
                 .is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok());
             if abandoned {

@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 
 /// How long the guest may take for one request. Stopping a container is the slowest.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(120);
-/// Most exits that are remembered of one session (T07: a guest must not fill the host's memory).
-const MAX_EXITS: usize = 1 << 16;
+/// Most exits that are remembered of one session (T06, T07: a guest must not fill the host's memory). Of more, the oldest are
+/// forgotten: a container that is probed for ever has exits without end.
+const MAX_EXITS: usize = 1 << 14;
 
 /// What a request came to: done, or refused with a reason.
 pub type Outcome = Result<Reply, Refused>;
@@ -122,6 +123,8 @@ struct News {
     expected: Option<u32>,
     reply: Option<Outcome>,
     exits: HashMap<u32, ExitStatus>,
+    /// The keys of `exits`, the oldest first.
+    order: VecDeque<u32>,
     unseen: VecDeque<(u32, ExitStatus)>,
     /// Why the session is over.
     end: Option<String>,
@@ -265,9 +268,17 @@ fn take(shared: &Shared, body: &[u8]) -> Result<()> {
         FromGuest::Hello { .. } => bail!("a second Hello from the guest"),
         FromGuest::Exited { process, status } => {
             let mut news = shared.lock();
-            ensure!(news.exits.len() < MAX_EXITS, "more than {MAX_EXITS} exits from the guest");
             ensure!(news.exits.insert(process, status).is_none(), "process {process} exited twice");
+            news.order.push_back(process);
             news.unseen.push_back((process, status));
+            if news.order.len() > MAX_EXITS
+                && let Some(oldest) = news.order.pop_front()
+            {
+                news.exits.remove(&oldest);
+            }
+            if news.unseen.len() > MAX_EXITS {
+                news.unseen.pop_front();
+            }
         }
         FromGuest::Reply { sequence, result } => {
             let outcome = owned(result)?;
@@ -438,6 +449,24 @@ mod tests {
             let error = session.wait(9, None).unwrap_err().to_string();
             assert!(error.contains(why), "{why}: {error}");
         }
+    }
+
+    /// Nor does it end the session, which is how the containers of a pod are reached.
+    #[test]
+    fn t06_exits_without_end_fill_no_memory() {
+        const MORE: u32 = MAX_EXITS as u32 + 10;
+        let session = session(|sequence| {
+            let exit = |process| message(FromGuest::Exited { process, status: ExitStatus::Code(1) });
+            (1..=MORE).map(exit).chain([done(sequence)]).collect()
+        });
+        assert_eq!(session.request(Request::GetProperties).unwrap(), Ok(Reply::Done));
+        {
+            let news = session.shared.lock();
+            assert_eq!([news.exits.len(), news.order.len(), news.unseen.len()], [MAX_EXITS; 3]);
+        }
+        assert_eq!(session.wait(MORE, None).unwrap(), Some(ExitStatus::Code(1)));
+        assert_eq!(session.wait(1, Some(Duration::ZERO)).unwrap(), None);
+        assert_eq!(session.next_exit(None).unwrap(), Some((11, ExitStatus::Code(1))));
     }
 
     #[test]

@@ -8,7 +8,9 @@ use clap::{Args, Subcommand};
 use indicatif::HumanBytes;
 use parma_layer::build::vhd_footer;
 use parma_layer::cache::{Cache, CachedLayer};
+use parma_layer::credentials;
 use parma_layer::oci::{Image, Reference};
+use parma_layer::pull::{Access, From, Progress, Pulled, pull};
 use serde_json::json;
 use std::fs;
 use std::io::{self, Write as _};
@@ -18,7 +20,47 @@ use std::process::ExitCode;
 /// The commands.
 #[derive(Subcommand)]
 pub enum Command {
+    Pull(Pull),
     Convert(Convert),
+}
+
+/// Get an image into an OCI layout; prints where it is, as the other commands take it
+///
+/// Every blob is checked against its digest before it gets its name. A pull that was interrupted goes on where it stopped, and
+/// what is there already is not fetched again. Of an image for several platforms, linux/amd64 is taken.
+#[derive(Args)]
+#[command(
+    after_help = "Users and passwords are those of podman login and docker login: $REGISTRY_AUTH_FILE, or else
+$XDG_RUNTIME_DIR/containers/auth.json, then $DOCKER_CONFIG/config.json or ~/.docker/config.json. Credential helpers are not run.
+
+Examples:
+  parma image pull docker://docker.io/library/python:3.13      into oci:python:3.13
+  parma image pull docker://ghcr.io/team/app@sha256:… --to oci:images:app
+  parma image pull docker-archive:saved.tar:app:1 --to oci:app:1
+  parma run $(parma image pull docker://quay.io/team/app:1)"
+)]
+pub struct Pull {
+    /// Where it is: docker://HOST/NAME[:TAG][@DIGEST], oci:DIR[:TAG] or docker-archive:FILE[:NAME]
+    #[arg(value_parser = from)]
+    from: From,
+    /// Where it goes: oci:DIR or oci:DIR:TAG; made where it is not there [default: its own name and tag, here]
+    #[arg(long, value_name = "LAYOUT", value_parser = reference)]
+    to: Option<Reference>,
+    /// Speak to the registry without TLS: user, password and image can be read on the way (localhost is always spoken to so)
+    #[arg(long)]
+    plain_http: bool,
+    /// Send user and password to this host, too, if the registry names it as its token server; hosts in the registry's domain
+    /// need not be named
+    #[arg(long, value_name = "HOST")]
+    token_server: Option<String>,
+    /// Print a JSON object: image, manifest, layers: [{digest, diff_id, size}], fetched, present (both in bytes)
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses where an image is, for clap.
+fn from(text: &str) -> Result<From, String> {
+    From::parse(text).map_err(|error| format!("{error:#}"))
 }
 
 /// Make the disks of all layers of an image; prints a line for each, the lowest first: root hash, blocks, file
@@ -49,7 +91,47 @@ pub struct Convert {
 
 /// Runs one of them.
 pub fn main(command: Command) -> Result<ExitCode> {
-    let Command::Convert(arguments) = command;
+    match command {
+        Command::Pull(arguments) => get(arguments),
+        Command::Convert(arguments) => convert(&arguments),
+    }
+}
+
+fn get(arguments: Pull) -> Result<ExitCode> {
+    let Pull { from, to, plain_http, token_server, json, .. } = arguments;
+    let to = match to {
+        Some(Reference { dir, tag: None }) => {
+            let tag = from.usual_place().ok().and_then(|place| place.tag);
+            Reference { dir, tag: Some(tag.unwrap_or_else(|| "latest".into())) }
+        }
+        Some(to) => to,
+        None => from.usual_place()?,
+    };
+    let bar = spinner(false);
+    bar.set_message("asking for the manifest");
+    let access = Access { plain_http, token_server, files: credentials::files() };
+    let pulled = pull(&from, &to, access, &mut |Progress { layer, layers, bytes, size }| {
+        bar.set_message(format!("layer {layer} of {layers}: {} of {}", HumanBytes(bytes), HumanBytes(size)));
+    })?;
+    bar.finish_and_clear();
+    let text = if json { pulled_json(&pulled) } else { to.to_string() };
+    writeln!(io::stdout(), "{text}").context("cannot write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pulled_json(pulled: &Pulled) -> String {
+    let Pulled { image, fetched, present } = pulled;
+    let layers = image.layers.iter().map(|layer| {
+        json!({"digest": layer.digest.to_string(), "diff_id": layer.diff_id.to_string(), "size": layer.size})
+    });
+    json!({
+        "image": image.reference.to_string(), "manifest": image.manifest.to_string(),
+        "layers": layers.collect::<Vec<_>>(), "fetched": fetched, "present": present,
+    })
+    .to_string()
+}
+
+fn convert(arguments: &Convert) -> Result<ExitCode> {
     let bar = spinner(false);
     let image = Image::open(&arguments.image)?;
     let cache = Cache::open()?;

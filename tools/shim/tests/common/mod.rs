@@ -166,7 +166,7 @@ impl Node {
         self.dir.path().join("cache")
     }
 
-    /// Imports a fixture, for ctr and for CRI.
+    /// Imports a fixture, or a layout of this path, for ctr and for CRI.
     pub fn import(&self, fixture: &str, name: &str) {
         let tar = self.dir.path().join("image.tar");
         let mut builder = tar::Builder::new(File::create(&tar).unwrap());
@@ -209,13 +209,28 @@ impl Node {
 
     /// The annotation of the strict policy for these arguments.
     pub fn policy(&self, args: &[&str], options: GenerateOptions) -> String {
-        let policy = Policy::compile("p.rego", &self.container(args, options).policy()).unwrap();
+        Self::policy_of(&self.container(args, options))
+    }
+
+    /// The annotation of a container's strict policy.
+    pub fn policy_of(container: &Container) -> String {
+        let policy = Policy::compile("p.rego", &container.policy()).unwrap();
         format!("{}={}", parma::workload::ANNOTATION, policy.annotation())
     }
 
     /// A container of busybox with these arguments.
     pub fn container(&self, args: &[&str], options: GenerateOptions) -> Container {
-        let reference = format!("oci:{}:latest", self.fixtures.join("busybox").display());
+        self.container_of(&self.fixture("busybox"), args, options)
+    }
+
+    /// The layout of a fixture.
+    pub fn fixture(&self, name: &str) -> PathBuf {
+        self.fixtures.join(name)
+    }
+
+    /// A container of the image of this layout.
+    pub fn container_of(&self, layout: &Path, args: &[&str], options: GenerateOptions) -> Container {
+        let reference = format!("oci:{}:latest", layout.display());
         let image = Image::open(&Reference::parse(&reference).unwrap()).unwrap();
         // A cache of its own: the shim's is to be empty first.
         let cache = Cache::at(&self.dir.path().join("own-cache")).unwrap();
@@ -234,12 +249,23 @@ impl Node {
     }
 
     pub fn run<'a>(&self, policy: &'a str, flags: &[&'a str], id: &'a str, args: &[&'a str]) -> Command {
+        self.run_image(IMAGE, policy, flags, id, args)
+    }
+
+    pub fn run_image<'a>(
+        &self,
+        image: &'a str,
+        policy: &'a str,
+        flags: &[&'a str],
+        id: &'a str,
+        args: &[&'a str],
+    ) -> Command {
         let mut words = vec!["run", "--snapshotter", "native", "--runtime", "io.containerd.parma.v2"];
         if !policy.is_empty() {
             words.extend(["--annotation", policy]);
         }
         words.extend(flags);
-        words.extend([IMAGE, id]);
+        words.extend([image, id]);
         words.extend(args);
         self.command(&words)
     }
