@@ -200,8 +200,8 @@ fn c04_a_setting_that_is_not_understood_or_a_profile_without_a_filter_starts_not
         create(seccomp)(&mut gate_with(&setting(settings)), &mut Recorder::default())
     };
     assert_eq!(ask(&[], None), Ok(()));
-    assert_eq!(ask(&[("read_only_root", true)], None), Ok(()));
-    for unclear in [("read_only_rot", true), ("rlimits", false)] {
+    assert_eq!(ask(&[("read_only_root", true), ("share_process_namespace", true)], None), Ok(()));
+    for unclear in [("read_only_rot", true), ("share_process_namespaces", true), ("rlimits", false)] {
         let denied = ask(&[unclear], None);
         assert!(matches!(denied, Err(Reason::Denied { how: Denied::Fault, .. })), "{denied:?}");
     }
