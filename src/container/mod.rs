@@ -199,10 +199,12 @@ impl Containers {
             }
             Err(error) => {
                 let deadline = Deadline::after_seconds(REAP_SECONDS);
-                let removed = self.cgroups.remove(container.as_str(), &cgroup, &deadline).is_ok();
-                let removed = self.release_holder(&deadline).is_ok() && removed;
-                let removed = self.services.remove(&container).is_ok() && removed;
-                Err(ActError { undone: error.undone && removed, ..error })
+                let removed = [
+                    self.cgroups.remove(container.as_str(), &cgroup, &deadline).is_ok(),
+                    self.release_holder(&deadline).is_ok(),
+                    self.services.remove(&container).is_ok(),
+                ];
+                Err(ActError { undone: error.undone && removed == [true; 3], ..error })
             }
         }
     }
