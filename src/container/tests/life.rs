@@ -31,6 +31,23 @@ fn a_program_that_cannot_be_executed_leaves_nothing_behind() {
     });
 }
 
+/// I08: the gate stops everything then.
+#[test]
+fn i08_a_creation_that_failed_and_could_not_be_undone_says_so() {
+    alone("life::i08_a_creation_that_failed_and_could_not_be_undone_says_so", |machine| {
+        let container = id('f');
+        machine.rootfs(&container);
+        let directory = Path::new(attestation::PLACE).join(container.as_str());
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("in-the-way"), "").unwrap();
+        let failed = error(Step::Execute, Errno::NOENT);
+        let create = |machine: &mut Machine| machine.create(container, &Spec::new(&["no-such-program"]));
+        assert_eq!(create(machine), Err(ActError { undone: false, ..failed }));
+        fs::remove_file(directory.join("in-the-way")).unwrap();
+        assert_eq!(create(machine), Err(failed));
+    });
+}
+
 #[test]
 fn an_exec_joins_its_container_and_dies_with_it() {
     alone("life::an_exec_joins_its_container_and_dies_with_it", |machine| {

@@ -136,10 +136,10 @@ fn containers_of_a_pod_that_shares_its_processes_see_and_end_each_other_but_not_
   containers:
   - name: worker
     image: BUSYBOX
-    command: [sh, -c, "trap 'echo asked to end; exit 7' TERM; while :; do usleep 50000; done"]
+    command: [sh, -c, "trap 'echo asked to end; exit 7' TERM; /usr/bin/sleep 1000 & wait"]
   - name: boss
     image: BUSYBOX
-    command: [sh, -c, "until pkill -f 'asked to [e]nd'; do usleep 50000; done; kill -9 1; [ -d /proc/1 ] && [ $$ != 1 ] && echo still held"]
+    command: [sh, -c, "until p=$(pidof sleep); do usleep 50000; done; kill $(sed -n 's/^PPid:.//p' /proc/$p/status); kill -9 1; [ -d /proc/1 ] && [ $$ != 1 ] && echo still held"]
 "#;
     let Some(stage) = Stage::new(spec) else { return };
     let output = stage.run(&[]).output().unwrap();
