@@ -1,9 +1,9 @@
-//! Control groups: one below `parma` for each container, so that its processes can be limited, kept to the listed
+//! Control groups: one below `parma` for each container, and for what holds their namespace, so that its processes can be limited, kept to the listed
 //! devices, and killed together. `parma` itself limits all of them together; the init is not in it.
 
 use super::device::{self, DEVICES};
 use super::time::Deadline;
-use crate::gate::fields::{ContainerId, Resources};
+use crate::gate::fields::Resources;
 use crate::linux::{Errno, bpf};
 use crate::wire::{self, Usage};
 use core::ffi::CStr;
@@ -70,17 +70,17 @@ impl Cgroups {
         if self.limits { Share::of_this_machine()?.limit(self.parent.as_fd(), resources) } else { Ok(()) }
     }
 
-    /// Makes a container's group, or leaves nothing behind.
-    pub fn make(&self, container: &ContainerId) -> Result<Cgroup, Errno> {
-        mkdirat(&self.parent, container.as_str(), MODE)?;
-        self.configure(container).inspect_err(|_| {
+    /// Makes the group of this name, a container's id, or leaves nothing behind.
+    pub fn make(&self, name: &str) -> Result<Cgroup, Errno> {
+        mkdirat(&self.parent, name, MODE)?;
+        self.configure(name).inspect_err(|_| {
             // Nothing is in it, so this fails only where the group is not there either.
-            let _ = unlinkat(&self.parent, container.as_str(), AtFlags::REMOVEDIR);
+            let _ = unlinkat(&self.parent, name, AtFlags::REMOVEDIR);
         })
     }
 
-    fn configure(&self, container: &ContainerId) -> Result<Cgroup, Errno> {
-        let cgroup = Cgroup { directory: open_directory(self.parent.as_fd(), container.as_str())? };
+    fn configure(&self, name: &str) -> Result<Cgroup, Errno> {
+        let cgroup = Cgroup { directory: open_directory(self.parent.as_fd(), name)? };
         if self.limits {
             cgroup.limit(Resources::default())?;
         }
@@ -90,14 +90,14 @@ impl Cgroups {
         Ok(cgroup)
     }
 
-    /// Removes a container's group. Its processes have been waited for, so what is left in it is about to vanish.
-    pub fn remove(&self, container: &ContainerId, cgroup: &Cgroup, deadline: &Deadline) -> Result<(), Errno> {
+    /// Removes a group. Its processes have been waited for, so what is left in it is about to vanish.
+    pub fn remove(&self, name: &str, cgroup: &Cgroup, deadline: &Deadline) -> Result<(), Errno> {
         let events =
             openat(&cgroup.directory, c"cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         loop {
             // Reading it is what makes the next change wake us, so it comes before the attempt.
             rustix::io::pread(&events, &mut [0u8; 64], 0)?;
-            match unlinkat(&self.parent, container.as_str(), AtFlags::REMOVEDIR) {
+            match unlinkat(&self.parent, name, AtFlags::REMOVEDIR) {
                 Err(Errno::BUSY) => {}
                 other => return other,
             }
@@ -152,7 +152,7 @@ impl Share {
     }
 }
 
-/// The control group of one container.
+/// One control group.
 #[derive(Debug)]
 pub struct Cgroup {
     directory: OwnedFd,

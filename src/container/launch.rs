@@ -125,7 +125,7 @@ pub fn room<T>(count: usize) -> Result<Vec<T>, Errno> {
 /// Where the child finds itself.
 #[derive(Debug, Clone, Copy)]
 pub enum Place<'a> {
-    /// In new namespaces, which it is to furnish, and in the pod's.
+    /// In new namespaces, which it is to furnish; it is to join the pod's.
     New {
         /// Its root filesystem.
         rootfs: &'a CStr,
@@ -135,25 +135,44 @@ pub enum Place<'a> {
         binds: &'a [Bind],
         /// Whether nothing can be written to the root filesystem itself.
         read_only: bool,
+        /// Outside of the namespace of processes that containers share, which it is to join: its first process, and where
+        /// they are shown. `None`: in a new one.
+        shared: Option<(BorrowedFd<'a>, &'a CStr)>,
     },
     /// Outside of a running container, which it is to join.
     Running {
         /// The container's first process.
         init: BorrowedFd<'a>,
-        /// Where in memory the init has its secrets.
-        secrets: &'a [Range<usize>],
     },
 }
 
-/// What the child does. `report` and the ends are not among descriptors 0–2.
+impl Place<'_> {
+    /// The namespaces that the child is made in.
+    pub fn namespaces(self) -> NewNamespaces {
+        match self {
+            Self::New { shared: None, .. } => NewNamespaces::CONTAINER,
+            Self::New { shared: Some(_), .. } => NewNamespaces::MOUNT,
+            Self::Running { .. } => NewNamespaces::NONE,
+        }
+    }
+
+    /// Whether others are in the namespace of processes that it is to be in.
+    fn has_others(self) -> bool {
+        !matches!(self, Self::New { shared: None, .. })
+    }
+}
+
+/// What the child does. `report` and the ends are not among descriptors 0–2. `secrets` is where in memory the init has its
+/// own.
 pub fn child(
     pod: &Pod,
     place: Place<'_>,
     program: &Program<'_>,
     stdio: &ChildEnds,
+    secrets: &[Range<usize>],
     report: &OwnedFd,
 ) -> Infallible {
-    let Err(failure) = become_program(pod, place, program, stdio, report);
+    let Err(failure) = become_program(pod, place, program, stdio, secrets, report);
     // If nobody reads it any more, nobody wants to know.
     let _ = rustix::io::write(report, &encode(Message::Failed(failure)));
     exit(1)
@@ -164,6 +183,7 @@ fn become_program(
     place: Place<'_>,
     program: &Program<'_>,
     stdio: &ChildEnds,
+    secrets: &[Range<usize>],
     report: &OwnedFd,
 ) -> Result<Infallible, Failure> {
     let number = |fd: Option<BorrowedFd<'_>>| fd.map_or(-1, |fd| fd.as_raw_fd());
@@ -171,10 +191,15 @@ fn become_program(
         [&stdio.stdin, &stdio.stdout, &stdio.stderr, &stdio.terminal].map(|fd| fd.as_ref().map(AsFd::as_fd));
     let place_fd = match place {
         Place::New { terminals, .. } => terminals,
-        Place::Running { init, .. } => init,
+        Place::Running { init } => init,
     };
-    if let Place::New { .. } = place {
+    if let Place::New { shared, .. } = place {
         pod.join().at(Step::EnterNamespaces)?;
+        if let Some((holder, _)) = shared {
+            // That of this process's children, not its own.
+            move_into_thread_name_spaces(holder, ThreadNameSpaceType::PROCESS_ID)
+                .at(Step::EnterNamespaces)?;
+        }
     }
     let kept = [Some(report.as_fd()), stdin, stdout, stderr, terminal, Some(place_fd)];
     close_all_but(kept.map(number)).at(Step::Descriptors)?;
@@ -182,7 +207,7 @@ fn become_program(
     signal::set_blocked(0).at(Step::Clone)?;
     umask(Mode::empty());
     match place {
-        Place::New { rootfs, terminals, binds, .. } => {
+        Place::New { rootfs, terminals, binds, shared, .. } => {
             // Only now: the root of a control group namespace is the group of the process that makes it.
             unshare(NewNamespaces::CONTROL_GROUP).at(Step::Clone)?;
             rustix::system::sethostname(pod.hostname().as_bytes()).at(Step::Clone)?;
@@ -191,9 +216,10 @@ fn become_program(
             let files =
                 names.as_ref().map(|(resolv_conf, hosts)| [("resolv.conf", *resolv_conf), ("hosts", hosts)]);
             let files = files.as_ref().map_or(&[][..], |files| files);
-            rootfs::enter(rootfs, terminals, terminal, binds, files).at(Step::Rootfs)?;
+            rootfs::enter(rootfs, shared.map(|(_, place)| place), terminals, terminal, binds, files)
+                .at(Step::Rootfs)?;
         }
-        Place::Running { init, .. } => {
+        Place::Running { init } => {
             let all = ThreadNameSpaceType::MOUNT
                 | ThreadNameSpaceType::CONTROL_GROUP
                 | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
@@ -209,7 +235,7 @@ fn become_program(
     enter_working_dir(place, &program.working_dir).at(Step::WorkingDir)?;
     let command = program.command.settle().at(Step::Memory)?;
     program.privileges.apply().at(Step::Privileges)?;
-    if let Place::Running { secrets, .. } = place {
+    if place.has_others() {
         step_in(secrets, report).at(Step::Clone)?;
     }
     setsid().at(Step::Clone)?;
@@ -222,14 +248,12 @@ fn become_program(
 
 /// Goes on as a process inside the PID namespace that was entered; the one outside ends here.
 ///
-/// SECURITY (CVE-2019-5736 and its kin): only now can the container's own processes see this one. Whatever they may do to
+/// SECURITY (CVE-2019-5736 and its kin): only now can processes of containers see this one. Whatever they may do to
 /// it, it has nothing of the init's any more: no descriptor, no privilege that was not decided on, and no secret in memory.
 #[allow(unsafe_code)]
 fn step_in(secrets: &[Range<usize>], report: &OwnedFd) -> Result<(), Errno> {
-    for range in secrets {
-        // SAFETY: all that this process uses from here on is on its stack and in a settled command. It frees nothing.
-        unsafe { forget(range) }?;
-    }
+    // SAFETY: all that this process uses from here on is on its stack and in a settled command. It frees nothing.
+    unsafe { forget(secrets) }?;
     let (reader, writer) = stdio::pipe()?;
     match fork_sibling()? {
         Some(inside) => {
@@ -309,8 +333,10 @@ fn run_first(command: &Settled) -> Errno {
 /// What the child says. The pipe's end after `Executing` means that the program started; without it, that the child
 /// died on the way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Message {
+pub enum Message {
+    /// All that is left to do is to execute the program, or to wait.
     Executing,
+    /// It ends here.
     Failed(Failure),
     /// The process of this number goes on in the child's place. Never after another message.
     Inside(Pid),
@@ -332,7 +358,8 @@ const STEPS: [Step; 8] = [
     Step::Execute,
 ];
 
-fn encode(message: Message) -> [u8; MESSAGE] {
+/// As it travels.
+pub fn encode(message: Message) -> [u8; MESSAGE] {
     let (kind, number) = match message {
         Message::Executing => (EXECUTING, 0),
         Message::Failed(Failure { step, errno }) => {
@@ -377,6 +404,24 @@ fn listen(report: &OwnedFd, deadline: &Deadline, inside: &mut Option<Pid>) -> Re
     let mut executing = false;
     let mut first = true;
     loop {
+        match next(report, deadline)? {
+            None if executing => return Ok(()),
+            // It was killed: out of memory, or by its container.
+            None => return Err(Failure { step: Step::Clone, errno: Errno::CHILD }),
+            Some(Message::Executing) => executing = true,
+            Some(Message::Failed(failure)) => return Err(failure),
+            Some(Message::Inside(pid)) if first => *inside = Some(pid),
+            // SECURITY: the child outside says this first of all. After that the container may have got hold of the
+            // pipe, and is not believed about whom to signal.
+            Some(Message::Inside(_)) => return Err(Failure { step: Step::Clone, errno: Errno::PROTO }),
+        }
+        first = false;
+    }
+}
+
+/// Waits for the next message; `None` is the pipe's end.
+pub fn next(report: &OwnedFd, deadline: &Deadline) -> Result<Option<Message>, Failure> {
+    loop {
         let left = deadline.left().at(Step::Execute)?;
         match poll(&mut [PollFd::new(report, PollFlags::IN)], Some(&left)) {
             Ok(0) | Err(Errno::INTR) => continue,
@@ -384,21 +429,11 @@ fn listen(report: &OwnedFd, deadline: &Deadline, inside: &mut Option<Pid>) -> Re
         };
         let mut message = [0; MESSAGE];
         match rustix::io::read(report, &mut message) {
-            Ok(0) if executing => return Ok(()),
-            // It was killed: out of memory, or by its container.
-            Ok(0) => return Err(Failure { step: Step::Clone, errno: Errno::CHILD }),
-            Ok(_) => match decode(message) {
-                Message::Executing => executing = true,
-                Message::Failed(failure) => return Err(failure),
-                Message::Inside(pid) if first => *inside = Some(pid),
-                // SECURITY: the child outside says this first of all. After that the container may have got hold of the
-                // pipe, and is not believed about whom to signal.
-                Message::Inside(_) => return Err(Failure { step: Step::Clone, errno: Errno::PROTO }),
-            },
-            Err(Errno::INTR) => continue,
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(decode(message))),
+            Err(Errno::INTR) => {}
             Err(errno) => return Err(Failure { step: Step::Execute, errno }),
         }
-        first = false;
     }
 }
 

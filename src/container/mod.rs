@@ -10,6 +10,7 @@
 mod cgroup;
 mod device;
 mod filter;
+mod holder;
 mod launch;
 mod path;
 mod pod;
@@ -35,7 +36,7 @@ use crate::gate::input::{ATTESTATION, directory};
 use crate::gate::memory::{OutOfMemory, text};
 use crate::gate::settings::Settings;
 use crate::linux::Errno;
-use crate::linux::process::{NewNamespaces, send_signal, spawn};
+use crate::linux::process::{send_signal, spawn};
 use crate::network;
 use crate::wire::{ExitStatus, Step, Stream, Usage};
 use alloc::collections::BTreeMap;
@@ -45,6 +46,7 @@ use alloc::vec::Vec;
 use cgroup::{Cgroup, Cgroups};
 use core::fmt::Write;
 use core::ops::Range;
+use holder::Holder;
 use launch::{At, Failure, Place, Program};
 use pod::Pod;
 use rootfs::Bind;
@@ -106,6 +108,8 @@ pub struct Containers {
     streams: stdio::Streams,
     services: service::Services,
     pod: Pod,
+    /// Of the containers that share a namespace of processes; there as long as one of them is.
+    holder: Option<Holder>,
     /// Not on the heap: a child reads it while it forgets the heap.
     secrets: [Range<usize>; 2],
     containers: BTreeMap<ContainerId, Container>,
@@ -149,6 +153,7 @@ impl Containers {
             ),
             streams: stdio::Streams::new(fcntl_dupfd_cloexec(epoll, 3)?)?,
             pod: Pod::new()?,
+            holder: None,
             secrets: places.secrets,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -166,8 +171,11 @@ impl Containers {
         let binds = binds(&self.services, &container, &scratch, &mounts)
             .at(Step::Rootfs)
             .map_err(|failure| failure.into_error(true))?;
-        let cgroup =
-            self.cgroups.make(&container).at(Step::Cgroup).map_err(|failure| failure.into_error(true))?;
+        let cgroup = self
+            .cgroups
+            .make(container.as_str())
+            .at(Step::Cgroup)
+            .map_err(|failure| failure.into_error(true))?;
         let prepared = self.cgroups.limit_all(pod.resources).at(Step::Cgroup);
         self.pod.set_up(pod, &container);
         let attestation = self.attestation(&container, init.process, &mounts);
@@ -176,8 +184,10 @@ impl Containers {
             terminals.map_err(|failure| failure.into_error(true))
         });
         let started = terminals.and_then(|terminals| {
+            let shared = settings.share_process_namespace.then(|| self.shared_processes()).transpose()?;
             let (terminal, read_only) = (terminals.as_fd(), settings.read_only_root);
-            let place = Place::New { rootfs: &rootfs, terminals: terminal, binds: &binds, read_only };
+            let shared = shared.as_ref().map(|(holder, place)| (holder.as_fd(), &**place));
+            let place = Place::New { rootfs: &rootfs, terminals: terminal, binds: &binds, read_only, shared };
             self.start(container, &cgroup, terminal, place, &init, &settings).map(|()| terminals)
         });
         match started {
@@ -189,11 +199,33 @@ impl Containers {
             }
             Err(error) => {
                 let deadline = Deadline::after_seconds(REAP_SECONDS);
-                let removed = self.cgroups.remove(&container, &cgroup, &deadline).is_ok();
-                let removed = self.services.remove(&container).is_ok() && removed;
-                Err(ActError { undone: error.undone && removed, ..error })
+                let removed = [
+                    self.cgroups.remove(container.as_str(), &cgroup, &deadline).is_ok(),
+                    self.release_holder(&deadline).is_ok(),
+                    self.services.remove(&container).is_ok(),
+                ];
+                Err(ActError { undone: error.undone && removed == [true; 3], ..error })
             }
         }
+    }
+
+    /// The first process of the namespace that containers share, and where they are shown. There is one from here on.
+    fn shared_processes(&mut self) -> Result<(OwnedFd, CString), ActError> {
+        let holder = match self.holder.take() {
+            Some(holder) => holder,
+            None => Holder::new(&self.bundles, &self.pod, &self.cgroups, self.secrets.clone())?,
+        };
+        let processes = holder.processes();
+        self.holder = Some(holder);
+        processes.at(Step::EnterNamespaces).map_err(|failure| failure.into_error(true))
+    }
+
+    /// Ends the namespace that containers share, if none of them is left.
+    fn release_holder(&mut self, deadline: &Deadline) -> Result<(), Failure> {
+        if self.containers.values().any(|container| container.settings.share_process_namespace) {
+            return Ok(());
+        }
+        self.holder.take().map_or(Ok(()), |holder| holder.end(&self.cgroups, deadline))
     }
 
     /// Makes the attestation directory of a container that is to have it mounted.
@@ -239,8 +271,7 @@ impl Containers {
         };
         let result = match self.descriptor(entry.init) {
             Ok(init) => {
-                let secrets = self.secrets.clone();
-                let place = Place::Running { init: init.as_fd(), secrets: &secrets };
+                let place = Place::Running { init: init.as_fd() };
                 let terminals = entry.terminals.as_fd();
                 self.start(container, &entry.cgroup, terminals, place, &process, &entry.settings)
             }
@@ -311,7 +342,7 @@ impl Containers {
         let mut ids = launch::room(all().count()).at(Step::Memory)?;
         self.exits.try_reserve(ids.capacity()).map_err(|_| Errno::NOMEM).at(Step::Memory)?;
         ids.extend(all().map(|(&id, _)| id));
-        // The first process of a PID namespace ends only after all others were waited for.
+        // The first process of a PID namespace of its own ends only after all others were waited for.
         let init = self.containers.get(&container).map(|entry| entry.init);
         ids.sort_unstable_by_key(|&id| Some(id) == init);
         Ok(ids)
@@ -329,7 +360,7 @@ impl Containers {
             self.exits.push((id, status));
         }
         if let Some(entry) = self.containers.get(&container) {
-            self.cgroups.remove(&container, &entry.cgroup, &deadline).at(Step::Cgroup)?;
+            self.cgroups.remove(container.as_str(), &entry.cgroup, &deadline).at(Step::Cgroup)?;
         }
         self.services.remove(&container).at(Step::Attestation)?;
         for id in ids {
@@ -337,7 +368,7 @@ impl Containers {
             self.streams.remove_unattached(id);
         }
         self.containers.remove(&container);
-        Ok(())
+        self.release_holder(&deadline)
     }
 
     /// See [`crate::gate::action::Actor::resolve_user`].
@@ -387,11 +418,19 @@ impl Containers {
     /// process.
     pub fn reaped(&mut self, pid: Pid, status: WaitStatus) -> Option<(ProcessId, ExitStatus)> {
         let status = exit_status(status.exit_status(), status.terminating_signal())?;
+        if let Some(holder) = &mut self.holder {
+            holder.reaped(pid);
+        }
         let is_it = |process: &Process| process.running.as_ref().is_some_and(|&(number, _)| number == pid);
         let (&id, process) = self.processes.iter_mut().find(|(_, process)| is_it(process))?;
         process.running = None;
-        let container = self.containers.get_mut(&process.container);
-        Some((id, container.map_or(status, |container| container.explained(status))))
+        let Some(container) = self.containers.get_mut(&process.container) else { return Some((id, status)) };
+        if container.settings.share_process_namespace && container.init == id {
+            // What the kernel does where the first process had a namespace of its own. What this does not reach ends with
+            // the container.
+            let _ = container.cgroup.kill();
+        }
+        Some((id, container.explained(status)))
     }
 
     /// See [`crate::gate::action::Actor::forget`].
@@ -437,12 +476,9 @@ impl Containers {
         };
         let (program, child_ends, our_ends, sealed, reader, writer) =
             prepare().map_err(|failure: Failure| failure.into_error(true))?;
-        let namespaces = match place {
-            Place::New { .. } => NewNamespaces::CONTAINER,
-            Place::Running { .. } => NewNamespaces::NONE,
-        };
-        let child = || launch::child(&self.pod, place, &program, &child_ends, &writer);
-        let mut running = spawn(namespaces, cgroup.directory(), child)
+        let secrets = self.secrets.clone();
+        let child = || launch::child(&self.pod, place, &program, &child_ends, &secrets, &writer);
+        let mut running = spawn(place.namespaces(), cgroup.directory(), child)
             .at(Step::Clone)
             .map_err(|failure| failure.into_error(true))?;
         drop((child_ends, writer));

@@ -1,5 +1,5 @@
-//! What a container sees as its filesystem. Everything here runs in the container's first process, in namespaces of its
-//! own, before anything of the image has run.
+//! What a container sees as its filesystem. Everything here runs in the process that is to be the container's first, in a
+//! mount namespace of its own, before anything of the image has run.
 
 use super::device::DEVICES;
 use super::path;
@@ -25,6 +25,9 @@ const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 const INERT: MountAttrFlags = NOSUID.union(NODEV).union(NOEXEC);
 
+const DIRECTORY: OFlags =
+    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// A filesystem that every container has.
 struct Filesystem {
     /// Where; the links in `/dev` and the masked paths come later.
@@ -36,7 +39,7 @@ struct Filesystem {
 
 /// In the order in which they are mounted. `docs/containers.md` repeats this table.
 const FILESYSTEMS: [Filesystem; 7] = [
-    Filesystem { target: c"proc", kind: c"proc", options: &[], attributes: INERT },
+    PROCESSES,
     Filesystem { target: c"sys", kind: c"sysfs", options: &[], attributes: INERT.union(RDONLY) },
     Filesystem { target: c"sys/fs/cgroup", kind: c"cgroup2", options: &[], attributes: INERT.union(RDONLY) },
     Filesystem {
@@ -55,6 +58,8 @@ const FILESYSTEMS: [Filesystem; 7] = [
     },
     Filesystem { target: c"dev/mqueue", kind: c"mqueue", options: &[], attributes: INERT },
 ];
+
+const PROCESSES: Filesystem = Filesystem { target: c"proc", kind: c"proc", options: &[], attributes: INERT };
 
 const TERMINALS: Filesystem = Filesystem {
     target: c"dev/pts",
@@ -116,12 +121,33 @@ pub fn new_terminals() -> Result<OwnedFd, Errno> {
     fcntl_dupfd_cloexec(&mount, 3)
 }
 
+/// Shows the processes of this process's own namespace at `place`.
+pub fn show_processes(place: &CStr) -> Result<(), Errno> {
+    let mount = new_mount(PROCESSES.kind, PROCESSES.options, PROCESSES.attributes)?;
+    attach(mount.as_fd(), openat(CWD, place, DIRECTORY, Mode::empty())?.as_fd())
+}
+
+/// Removes a directory of the guest's own, and first of all what is mounted there. It is no error if there is neither.
+pub fn remove_mount_point(path: &CStr) -> Result<(), Errno> {
+    match unmount(path, UnmountFlags::DETACH) {
+        // There is none, or nothing is mounted.
+        Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+        Err(errno) => return Err(errno),
+    }
+    match unlinkat(CWD, path, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Makes `rootfs`, a mount, the root of everything that this process and its children can reach.
 ///
-/// `console` is the terminal of the container's first process, if it has one. `files` are names in `/etc` and contents,
+/// `processes` is where [`show_processes`] showed the processes that this one will be among, if these are not those of its own
+/// namespace already. `console` is the terminal of the container's first process, if it has one. `files` are names in `/etc` and contents,
 /// written over what the image has there.
 pub fn enter(
     rootfs: &CStr,
+    processes: Option<&CStr>,
     terminals: BorrowedFd<'_>,
     console: Option<BorrowedFd<'_>>,
     binds: &[Bind],
@@ -129,8 +155,7 @@ pub fn enter(
 ) -> Result<(), Errno> {
     // Nothing that is mounted here is to appear in the init's own namespace, nor the reverse.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = openat(CWD, rootfs, flags, Mode::empty())?;
+    let root = openat(CWD, rootfs, DIRECTORY, Mode::empty())?;
     let root = root.as_fd();
     // Device nodes in an image are nothing but names (I17).
     add_attributes(root, NODEV)?;
@@ -140,7 +165,12 @@ pub fn enter(
             attach(terminals, target.as_fd())?;
             continue;
         }
-        let mount = new_mount(filesystem.kind, filesystem.options, filesystem.attributes)?;
+        let mount = match processes {
+            Some(place) if filesystem.kind == PROCESSES.kind => {
+                clone_mount(openat(CWD, place, DIRECTORY, Mode::empty())?.as_fd())?
+            }
+            _ => new_mount(filesystem.kind, filesystem.options, filesystem.attributes)?,
+        };
         attach(mount.as_fd(), target.as_fd())?;
     }
     populate_dev(root)?;
@@ -153,7 +183,7 @@ pub fn enter(
         write_etc(root, name, content)?;
     }
     for bind in binds {
-        let source = openat(CWD, &*bind.source, flags, Mode::empty())?;
+        let source = openat(CWD, &*bind.source, DIRECTORY, Mode::empty())?;
         let mount = clone_mount(source.as_fd())?;
         let read_only = if bind.read_only { RDONLY } else { MountAttrFlags::empty() };
         add_attributes(mount.as_fd(), NOSUID | NODEV | read_only)?;
@@ -165,11 +195,29 @@ pub fn enter(
     for path in READ_ONLY {
         make_read_only(root, path)?;
     }
-    // The init's own tree is unmounted from this namespace as a whole: what is not there cannot be reached.
+    leave_all_but(root)
+}
+
+/// As [`enter`], of an empty directory.
+pub fn enter_nothing() -> Result<(), Errno> {
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let nothing = empty_directory()?;
+    // Any place would do.
+    let place = openat(CWD, c"/proc", DIRECTORY, Mode::empty())?;
+    attach(nothing.as_fd(), place.as_fd())?;
+    leave_all_but(nothing.as_fd())
+}
+
+/// The init's own tree is unmounted from this namespace as a whole: what is not there cannot be reached.
+fn leave_all_but(root: BorrowedFd<'_>) -> Result<(), Errno> {
     fchdir(root)?;
     pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)?;
     chdir(c"/")
+}
+
+fn empty_directory() -> Result<OwnedFd, Errno> {
+    new_mount(c"tmpfs", &[(c"mode", c"0555")], INERT | RDONLY)
 }
 
 /// A new, still unattached mount of a filesystem.
@@ -229,7 +277,7 @@ fn mask(root: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
         other => other?,
     };
     let cover = match FileType::from_raw_mode(fstat(&target)?.st_mode) {
-        FileType::Directory => new_mount(c"tmpfs", &[(c"mode", c"0555")], INERT | RDONLY)?,
+        FileType::Directory => empty_directory()?,
         _ => clone_mount(path::handle(root, c"dev/null")?.as_fd())?,
     };
     attach(cover.as_fd(), target.as_fd())

@@ -14,7 +14,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmodat, fchmod, mkdirat, openat, unlinkat};
 use rustix::io::write;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, mount};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen,
     recv, send, socket_with,
@@ -146,15 +146,7 @@ impl Services {
     pub fn remove(&mut self, container: &ContainerId) -> Result<(), Errno> {
         self.services.retain(|service| service.container != *container);
         let path = self.path(container)?;
-        match unmount(&*path, UnmountFlags::DETACH) {
-            // There is none, or nothing was mounted yet.
-            Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
-            Err(errno) => return Err(errno),
-        }
-        match unlinkat(CWD, &*path, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(errno),
-        }
+        super::rootfs::remove_mount_point(&path)
     }
 
     /// Makes a secret's file.

@@ -16,6 +16,7 @@ use crate::wire::{Step, Tags, Usage};
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 /// Leave to do one action, once.
 #[derive(Debug)]
@@ -45,15 +46,9 @@ impl<A> Permit<A> {
 /// Keep the key of a volume until the volume is mounted.
 pub struct KeepKey {
     /// The key, which came sealed.
-    pub key: [u8; 32],
+    pub key: Zeroizing<[u8; 32]>,
     /// The volume's generation is at least this.
     pub least_generation: u64,
-}
-
-impl Drop for KeepKey {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.key);
-    }
 }
 
 /// Keep what containers that are created from now on may show beside reports.

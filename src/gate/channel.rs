@@ -15,7 +15,7 @@ use crate::attest::channel::{Channel, End, Ephemeral, KEY, transcript};
 use crate::attest::stream::Exporter;
 use crate::wire::{Culprit, Field, MAX_SECRET, Order, Reason, Refusal, Reply, Request, Rule, frame};
 use alloc::vec::Vec;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
 /// Channels at a time; a further one ends the oldest.
 const MAX_CHANNELS: usize = 4;
@@ -83,7 +83,7 @@ impl Gate {
     pub(super) fn order(&mut self, actor: &mut impl Actor, order: &Order<'_>) -> Result<Completed, Refusal> {
         match *order {
             Order::Key { key, least_generation } => {
-                actor.keep_key(Permit::granted(KeepKey { key, least_generation }))?;
+                actor.keep_key(Permit::granted(KeepKey { key: Zeroizing::new(key), least_generation }))?;
             }
             // One channel is not a way into another.
             Order::Request(Request::OpenChannel { .. } | Request::Sealed { .. }) => {

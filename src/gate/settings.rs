@@ -18,6 +18,8 @@ pub struct Unclear;
 pub struct Settings {
     /// Its root filesystem cannot be written to.
     pub read_only_root: bool,
+    /// Its processes are in the namespace of all containers that have this, not in one of their own.
+    pub share_process_namespace: bool,
     /// Resource limits in place of the usual ones.
     pub limits: Limits,
     /// The system calls that its processes may make, below what no container may.
@@ -33,11 +35,10 @@ impl Settings {
     ) -> Result<Self, Unclear> {
         let mut read = Self::default();
         for_each(view, settings, |name, value| {
-            match (name, value) {
-                ("read_only_root", Value::True | Value::False) => {
-                    read.read_only_root = matches!(value, Value::True)
-                }
-                ("rlimits", value) => read.limits = Limits::read(view, value)?,
+            match name {
+                "read_only_root" => read.read_only_root = flag(value)?,
+                "share_process_namespace" => read.share_process_namespace = flag(value)?,
+                "rlimits" => read.limits = Limits::read(view, value)?,
                 _ => return Err(Unclear),
             }
             Ok(())
@@ -241,6 +242,14 @@ fn for_each(
 fn text<'v>(view: &View<'v>, value: Value) -> Result<&'v str, Unclear> {
     match value {
         Value::String(text) => Ok(view.text(text)),
+        _ => Err(Unclear),
+    }
+}
+
+fn flag(value: Value) -> Result<bool, Unclear> {
+    match value {
+        Value::True => Ok(true),
+        Value::False => Ok(false),
         _ => Err(Unclear),
     }
 }

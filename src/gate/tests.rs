@@ -1,11 +1,15 @@
 //! The gate without a kernel: a recording actor, a policy that allows everything, and a model of what may exist.
 
+mod answers;
+mod fields;
 mod interleavings;
+mod record;
 
 use super::*;
 use crate::gate::action::{DeliverSecret, KeepKey};
 use crate::gate::fields::Slot;
 use crate::policy::builder::{Builder, FunctionBuilder};
+use crate::policy::format::Const;
 use crate::policy::instruction::Instruction;
 use crate::wire::{Rule, Stdio};
 use proptest::prelude::*;
@@ -16,6 +20,22 @@ use std::collections::{BTreeMap, BTreeSet};
 struct Recorder {
     done: Vec<String>,
     fail: Option<ActError>,
+    /// What the last process was to be started with.
+    started: Option<Started>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Started {
+    env: Vec<String>,
+    capabilities: Capabilities,
+    sealed: bool,
+}
+
+impl Started {
+    fn of(process: &StartProcess<'_>) -> Option<Self> {
+        let env = process.env.as_slice().iter().map(|variable| variable.to_string()).collect();
+        Some(Self { env, capabilities: *process.capabilities.get(), sealed: process.sealed.is_some() })
+    }
 }
 
 impl Recorder {
@@ -94,10 +114,12 @@ impl Actor for Recorder {
     }
     fn create_container(&mut self, permit: Permit<CreateContainer<'_>>) -> Result<(), ActError> {
         let action = permit.into_action();
+        self.started = Started::of(&action.init);
         self.act(format!("create {:.4} {:?}", action.container.as_str(), action.init.args.as_slice()))
     }
     fn exec_in_container(&mut self, permit: Permit<ExecInContainer<'_>>) -> Result<(), ActError> {
         let action = permit.into_action();
+        self.started = Started::of(&action.process);
         self.act(format!("exec {:.4} {:?}", action.container.as_str(), action.process.args.as_slice()))
     }
     fn signal_process(&mut self, permit: Permit<SignalProcess>) -> Result<(), ActError> {
@@ -129,7 +151,8 @@ impl Actor for Recorder {
         self.act(format!("network {:?}", permit.into_action().network.addresses()))
     }
     fn exec_external(&mut self, permit: Permit<ExecExternal<'_>>) -> Result<(), ActError> {
-        self.act(format!("external {:?}", permit.into_action().args.as_slice()))
+        let action = permit.into_action();
+        self.act(format!("external {:?} {:?}", action.args.as_slice(), action.env.as_slice()))
     }
     fn dump_stack(&self, _: Permit<DumpStack>) -> Result<Option<u8>, ActError> {
         Ok(Some(b'S'))
@@ -153,6 +176,28 @@ fn allowing(points: &[Point]) -> Vec<u8> {
         builder.entry(point.entry(), function).unwrap();
     }
     builder.finish().unwrap()
+}
+
+/// A policy whose rules at `points` have the answers that `answer` makes; the others are not there.
+fn answering(entries: &[(&str, &dyn Fn(&mut Builder) -> Const)]) -> Vec<u8> {
+    let mut builder = Builder::new(1);
+    for &(entry, answer) in entries {
+        let answer = answer(&mut builder);
+        let mut code = FunctionBuilder::new("answer", 0);
+        let result = code.register();
+        code.emit(Instruction::Const { dst: result, value: answer });
+        code.emit(Instruction::ReturnLast { value: result });
+        let function = builder.function(code);
+        builder.entry(entry, function).unwrap();
+    }
+    builder.finish().unwrap()
+}
+
+/// `{"allowed": allowed, name: value}`, without the second if it is none.
+fn answer(builder: &mut Builder, allowed: bool, more: Option<(&str, Const)>) -> Const {
+    let (key, value) = (builder.string("allowed"), builder.bool(allowed));
+    let more = more.map(|(name, value)| (builder.string(name), value));
+    builder.object([Some((key, value)), more].into_iter().flatten().collect()).unwrap()
 }
 
 /// A policy that allows everything, with `settings` as part of every answer.
@@ -200,8 +245,8 @@ fn c04_a_setting_that_is_not_understood_or_a_profile_without_a_filter_starts_not
         create(seccomp)(&mut gate_with(&setting(settings)), &mut Recorder::default())
     };
     assert_eq!(ask(&[], None), Ok(()));
-    assert_eq!(ask(&[("read_only_root", true)], None), Ok(()));
-    for unclear in [("read_only_rot", true), ("rlimits", false)] {
+    assert_eq!(ask(&[("read_only_root", true), ("share_process_namespace", true)], None), Ok(()));
+    for unclear in [("read_only_rot", true), ("share_process_namespaces", true), ("rlimits", false)] {
         let denied = ask(&[unclear], None);
         assert!(matches!(denied, Err(Reason::Denied { how: Denied::Fault, .. })), "{denied:?}");
     }

@@ -26,6 +26,7 @@ const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 const CLONE_PARENT: usize = 0x8000;
 const SIGCHLD: u64 = 17;
+const SIG_IGN: usize = 1;
 const MADV_DONTNEED: usize = 4;
 const PAGE: usize = 4096;
 /// Largest signal number.
@@ -39,7 +40,11 @@ impl NewNamespaces {
     /// None: the process shares those of its parent.
     pub const NONE: Self = Self(0);
     /// What each container has for itself: mount and PID.
-    pub const CONTAINER: Self = Self(0x0002_0000 | 0x2000_0000);
+    pub const CONTAINER: Self = Self(Self::MOUNT.0 | Self::PROCESSES.0);
+    /// Mount.
+    pub const MOUNT: Self = Self(0x0002_0000);
+    /// PID.
+    pub const PROCESSES: Self = Self(0x2000_0000);
     /// What all containers of a guest share: UTS, IPC and network.
     pub const POD: Self = Self(0x0400_0000 | 0x0800_0000 | 0x4000_0000);
     /// Control group.
@@ -221,11 +226,18 @@ pub fn fork_sibling() -> Result<Option<Pid>, Errno> {
 /// Fills memory with zeros, whole pages by giving them back.
 ///
 /// # Safety
-/// Nothing of what is in this range is used any more by this process, not even by the heap's own book-keeping.
-pub unsafe fn forget(range: &Range<usize>) -> Result<(), Errno> {
-    if range.is_empty() {
-        return Ok(());
+/// Nothing of what is in these ranges is used any more by this process, not even by the heap's own book-keeping.
+pub unsafe fn forget(ranges: &[Range<usize>]) -> Result<(), Errno> {
+    for range in ranges.iter().filter(|range| !range.is_empty()) {
+        // SAFETY: the caller's promise.
+        unsafe { forget_range(range) }?;
     }
+    Ok(())
+}
+
+/// # Safety
+/// That of [`forget`].
+unsafe fn forget_range(range: &Range<usize>) -> Result<(), Errno> {
     let (first, last) = (range.start.next_multiple_of(PAGE), range.end / PAGE * PAGE);
     let edges = if first < last { [range.start..first, last..range.end] } else { [range.clone(), 0..0] };
     for edge in edges {
@@ -270,7 +282,14 @@ pub fn reset_signal_actions() {
     }
 }
 
-/// Moves the calling process into new namespaces, not of processes or mounts. A new control group namespace has the
+/// Has the kernel take away every child of this process that ends, its own and those that it was given.
+pub fn ignore_ended_children() -> Result<(), Errno> {
+    let ignore = [SIG_IGN, 0, 0, 0];
+    // SAFETY: the kernel reads 32 bytes at `ignore` and, asked for no old action, writes nothing.
+    unsafe { syscall(RT_SIGACTION, [SIGCHLD as usize, &raw const ignore as usize, 0, 8, 0, 0]) }.map(drop)
+}
+
+/// Moves the calling process into new namespaces, not of processes. A new control group namespace has the
 /// process's own group as its root.
 pub fn unshare(namespaces: NewNamespaces) -> Result<(), Errno> {
     // SAFETY: no memory is involved, and which of these namespaces a process is in is nothing that Rust relies on.

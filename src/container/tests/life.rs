@@ -31,6 +31,23 @@ fn a_program_that_cannot_be_executed_leaves_nothing_behind() {
     });
 }
 
+/// I08: the gate stops everything then.
+#[test]
+fn i08_a_creation_that_failed_and_could_not_be_undone_says_so() {
+    alone("life::i08_a_creation_that_failed_and_could_not_be_undone_says_so", |machine| {
+        let container = id('f');
+        machine.rootfs(&container);
+        let directory = Path::new(attestation::PLACE).join(container.as_str());
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("in-the-way"), "").unwrap();
+        let failed = error(Step::Execute, Errno::NOENT);
+        let create = |machine: &mut Machine| machine.create(container, &Spec::new(&["no-such-program"]));
+        assert_eq!(create(machine), Err(ActError { undone: false, ..failed }));
+        fs::remove_file(directory.join("in-the-way")).unwrap();
+        assert_eq!(create(machine), Err(failed));
+    });
+}
+
 #[test]
 fn an_exec_joins_its_container_and_dies_with_it() {
     alone("life::an_exec_joins_its_container_and_dies_with_it", |machine| {
@@ -112,53 +129,14 @@ fn a_process_that_joins_a_container_brings_nothing_that_the_container_could_take
         |machine| {
             let container = id('8');
             machine.rootfs(&container);
-            let secret = machine.containers.secrets[0].clone();
-            // Looks at every process that has not yet executed its program, with CAP_SYS_PTRACE among others.
-            let script = std::format!(
-                r#"$| = 1; print "ready\n";
-                while (1) {{
-                    for my $p (grep {{ /^\d+$/ && $_ > 1 }} map {{ s|/proc/||r }} glob "/proc/[0-9]*") {{
-                        next unless (readlink "/proc/$p/exe" // "") =~ /parma/;
-                        open my $s, "<", "/proc/$p/status" or next;
-                        my ($caps) = grep {{ /CapPrm/ }} <$s>;
-                        my $fds = join ",", sort grep {{ defined }} map {{ readlink }} glob "/proc/$p/fd/*";
-                        open my $m, "<:raw", "/proc/$p/mem" or next;
-                        sysseek $m, {}, 0; my $secret; sysread $m, $secret, 16 or next;
-                        next unless (readlink "/proc/$p/exe" // "") =~ /parma/;
-                        print "$caps$fds\n", unpack("H*", $secret), "\n";
-                    }}
-                }}"#,
-                secret.start
-            );
+            let script = catcher(machine);
             let args = ["perl", "-e", &script];
             let init = machine.create(container, &Spec { caps: caps(ALL), ..Spec::new(&args) }).unwrap();
-            let mut seen = machine.attach(init, Stream::Stdout);
-            // The many places where the program is not make it take its time.
-            let nowhere = std::format!("PATH={}/bin", "/nowhere:".repeat(400));
-            let mut caught = String::new();
-            for _ in 0..500 {
-                let env = [nowhere.as_str()];
-                let process = machine.exec(container, &Spec { env: &env, ..Spec::new(&["true"]) }).unwrap();
+            let seen = machine.attach(init, Stream::Stdout);
+            catch(seen, machine, |machine| {
+                let process = machine.exec(container, &slow(&["true"])).unwrap();
                 assert_eq!(machine.exit_of(process), ExitStatus::Code(0));
-                seen.set_nonblocking(true).unwrap();
-                let mut bytes = [0; 1 << 16];
-                while let Ok(count @ 1..) = seen.read(&mut bytes) {
-                    caught += str::from_utf8(&bytes[..count]).unwrap();
-                }
-                if caught.lines().count() > 30 {
-                    break;
-                }
-            }
-            let mut lines = caught.lines().skip_while(|&line| line != "ready").skip(1);
-            let mut times = 0;
-            while let (Some(caps), Some(fds), Some(secret)) = (lines.next(), lines.next(), lines.next()) {
-                assert_eq!(caps, "CapPrm:\t00000000a80425fb");
-                // The three streams, and pipes to say that the program starts.
-                assert!(fds.split(',').all(|fd| fd.starts_with("pipe:") || fd.ends_with("/null")), "{fds}");
-                assert_eq!(secret, "0".repeat(32));
-                times += 1;
-            }
-            assert!(times > 0, "never caught: {caught}");
+            });
             machine.shutdown(container).unwrap();
         },
     );

@@ -6,6 +6,7 @@ mod attestation;
 mod life;
 mod sealed;
 mod settings;
+mod shared;
 mod streams;
 mod terminals;
 mod view;
@@ -320,6 +321,61 @@ static SECRET: [u8; 16] = *b"a secret of init";
 fn secret_range() -> Range<usize> {
     let range = Vec::leak(SECRET.to_vec()).as_mut_ptr_range();
     range.start.expose_provenance()..range.end.addr()
+}
+
+/// A script that looks at every process that has not yet executed its program, for as long as it lives.
+fn catcher(machine: &Machine) -> String {
+    std::format!(
+        r#"$| = 1; print "ready\n";
+        while (1) {{
+            for my $p (grep {{ /^\d+$/ && $_ > 1 }} map {{ s|/proc/||r }} glob "/proc/[0-9]*") {{
+                next unless (readlink "/proc/$p/exe" // "") =~ /parma/;
+                open my $s, "<", "/proc/$p/status" or next;
+                my ($caps) = grep {{ /CapPrm/ }} <$s>;
+                my $fds = join ",", sort grep {{ defined }} map {{ readlink }} glob "/proc/$p/fd/*";
+                open my $m, "<:raw", "/proc/$p/mem" or next;
+                sysseek $m, {}, 0; my $secret; sysread $m, $secret, 16 or next;
+                next unless (readlink "/proc/$p/exe" // "") =~ /parma/;
+                print "$caps$fds\n", unpack("H*", $secret), "\n";
+            }}
+        }}"#,
+        machine.containers.secrets[0].start
+    )
+}
+
+/// What takes its time until it has executed its program, because of the many places where that is not.
+fn slow<'a>(args: &'a [&'a str]) -> Spec<'a> {
+    static ENV: std::sync::LazyLock<String> =
+        std::sync::LazyLock::new(|| std::format!("PATH={}/bin", "/nowhere:".repeat(400)));
+    static ENVS: std::sync::LazyLock<[&str; 1]> = std::sync::LazyLock::new(|| [ENV.as_str()]);
+    Spec { env: &*ENVS, ..Spec::new(args) }
+}
+
+/// Has a [`catcher`], whose output this is, catch processes that `start` starts, and looks whether any had something that is
+/// the init's.
+fn catch(mut catcher: UnixStream, machine: &mut Machine, mut start: impl FnMut(&mut Machine)) {
+    let mut caught = String::new();
+    catcher.set_nonblocking(true).unwrap();
+    for _ in 0..500 {
+        start(machine);
+        let mut bytes = [0; 1 << 16];
+        while let Ok(count @ 1..) = catcher.read(&mut bytes) {
+            caught += str::from_utf8(&bytes[..count]).unwrap();
+        }
+        if caught.lines().count() > 30 {
+            break;
+        }
+    }
+    let mut lines = caught.lines().skip_while(|&line| line != "ready").skip(1);
+    let mut times = 0;
+    while let (Some(caps), Some(fds), Some(secret)) = (lines.next(), lines.next(), lines.next()) {
+        assert_eq!(caps, "CapPrm:\t00000000a80425fb");
+        // The three streams, and pipes to say that the program starts.
+        assert!(fds.split(',').all(|fd| fd.starts_with("pipe:") || fd.ends_with("/null")), "{fds}");
+        assert_eq!(secret, "0".repeat(32));
+        times += 1;
+    }
+    assert!(times > 0, "never caught: {caught}");
 }
 
 fn error(step: Step, errno: Errno) -> ActError {

@@ -23,6 +23,28 @@ fn input_reaches_the_process_and_its_end_too() {
 }
 
 #[test]
+fn the_end_of_a_further_process_s_input_is_not_that_of_the_first_one_s() {
+    alone("streams::the_end_of_a_further_process_s_input_is_not_that_of_the_first_one_s", |machine| {
+        let container = id('7');
+        machine.rootfs(&container);
+        let spec = Spec { stdin: true, ..Spec::new(&["cat"]) };
+        let first = machine.create(container, &spec).unwrap();
+        let mut first_input = machine.attach(first, Stream::Stdin);
+        let args = ["sh", "-c", "cat; echo end"];
+        let further = machine.exec(container, &Spec { stdin: true, ..Spec::new(&args) }).unwrap();
+        let mut input = machine.attach(further, Stream::Stdin);
+        input.write_all(b"further\n").unwrap();
+        drop(input);
+        assert_eq!(machine.finish(further), ("further\nend\n".to_string(), ExitStatus::Code(0)));
+        assert!(machine.exits.iter().all(|&(process, _)| process != first));
+        first_input.write_all(b"first\n").unwrap();
+        drop(first_input);
+        assert_eq!(machine.finish(first), ("first\n".to_string(), ExitStatus::Code(0)));
+        machine.shutdown(container).unwrap();
+    });
+}
+
+#[test]
 fn c12_a_stream_is_attached_once_and_only_if_it_was_granted() {
     alone("streams::c12_a_stream_is_attached_once_and_only_if_it_was_granted", |machine| {
         let container = id('9');

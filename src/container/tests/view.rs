@@ -95,6 +95,42 @@ fn c06_a_process_gets_exactly_the_user_groups_and_capabilities_decided_on() {
     });
 }
 
+/// CAP_SYS_ADMIN alone is left out: it lets a container unmount its root (docs/containers.md).
+#[test]
+fn c16_neither_chroot_nor_ptrace_nor_handles_lead_out_of_a_container() {
+    alone("view::c16_neither_chroot_nor_ptrace_nor_handles_lead_out_of_a_container", |machine| {
+        fs::write(Path::new(BASE).join("marker"), "").unwrap();
+        let script = std::format!(
+            r#"$| = 1;
+            sub seen {{ print "$_[0] ", -e "{BASE}/marker" ? "outside" : "inside", "\n" }}
+            sub tried {{ print "$_[0] ", $_[1] == -1 ? $! + 0 : "done", "\n" }}
+            opendir my $root, "/"; mkdir "/x"; chroot "/x" or die;
+            chdir ".." for 1 .. 64; chroot "."; -d "/x" or die; seen "chroot";
+            chroot "/x"; chdir $root; chdir ".." for 1 .. 64; chroot "."; -d "/x" or die; seen "descriptor";
+            for my $way ("/proc/1/root/..", "/proc/self/root/..", "/proc/1/cwd/..") {{
+                chroot $way or die; seen $way;
+            }}
+            my ($init, $attach) = ({}, 16);
+            tried "ptrace", syscall 101, $attach, $init, 0, 0;
+            tried "pidfd", syscall 434, $init, 0;
+            tried "signal", syscall 62, $init, 0;
+            tried "handle", syscall 304, 0, 0, 0;
+            my $child = fork; sleep 1000 unless $child;
+            tried "own", syscall 101, $attach, $child, 0, 0;
+            kill 9, $child;"#,
+            process::id()
+        );
+        let args = ["perl", "-e", &script];
+        machine.rootfs(&id('a'));
+        let spec = Spec { caps: caps(ALL & !(1 << 21)), ..Spec::new(&args) };
+        let process = machine.create(id('a'), &spec).unwrap();
+        let expected = "chroot inside\ndescriptor inside\n/proc/1/root/.. inside\n/proc/self/root/.. inside\n\
+            /proc/1/cwd/.. inside\nptrace 3\npidfd 3\nsignal 3\nhandle 1\nown done\n";
+        assert_eq!(machine.finish(process), (expected.to_string(), ExitStatus::Code(0)));
+        machine.shutdown(id('a')).unwrap();
+    });
+}
+
 #[test]
 fn i16_a_mount_target_that_is_a_link_is_refused() {
     alone("view::i16_a_mount_target_that_is_a_link_is_refused", |machine| {

@@ -46,6 +46,7 @@ fn c04_a_container_gets_the_settings_of_its_policy_and_starts_under_no_other_pro
         settings: Settings {
             read_only_root: true,
             rlimits: [("nofile".into(), (Some(77), Some(88)))].into(),
+            ..Settings::default()
         },
         pod: PodSettings {
             hostname: Some("web-0".into()),

@@ -129,6 +129,28 @@ fn containers_of_a_pod_start_in_order_and_share_network_host_name_and_volumes_bu
 }
 
 #[test]
+fn containers_of_a_pod_that_shares_its_processes_see_and_end_each_other_but_not_what_holds_them() {
+    let spec = r#"
+  restartPolicy: Never
+  shareProcessNamespace: true
+  containers:
+  - name: worker
+    image: BUSYBOX
+    command: [sh, -c, "trap 'echo asked to end; exit 7' TERM; /usr/bin/sleep 1000 & wait"]
+  - name: boss
+    image: BUSYBOX
+    command: [sh, -c, "until p=$(pidof sleep); do usleep 50000; done; kill $(sed -n 's/^PPid:.//p' /proc/$p/status); kill -9 1; [ -d /proc/1 ] && [ $$ != 1 ] && echo still held"]
+"#;
+    let Some(stage) = Stage::new(spec) else { return };
+    let output = stage.run(&[]).output().unwrap();
+    let (text, errors) = (stdout(&output), stderr(&output));
+    for line in ["worker | asked to end", "boss | still held"] {
+        assert!(text.lines().any(|shown| shown == line), "{line} in\n{text}\n{errors}");
+    }
+    assert_eq!(output.status.code(), Some(7), "{text}\n{errors}");
+}
+
+#[test]
 fn a_pod_is_listed_read_entered_and_stopped_by_the_names_of_its_containers() {
     let spec = r#"
   terminationGracePeriodSeconds: 5

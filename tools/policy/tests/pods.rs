@@ -185,7 +185,6 @@ fn a_pod_that_a_policy_cannot_express_is_refused_by_the_name_of_the_field() {
         (pod("containers: []"), "spec.containers"),
         (one("hostNetwork: true"), "spec.hostNetwork"),
         (one("hostPID: true"), "spec.hostPID"),
-        (one("shareProcessNamespace: true"), "spec.shareProcessNamespace"),
         (one("hostAliases: []"), "hostAliases"),
         (one("securityContext: {fsGroup: 2000}"), "fsGroup"),
         (one("securityContext: {supplementalGroups: [5]}"), "supplementalGroups"),
@@ -354,5 +353,34 @@ spec:
         assert_eq!(answer["settings"], settings);
         assert_eq!(answer["pod"], shared);
         assert_eq!(answer["seccomp"].is_array(), container.seccomp.is_some(), "{answer}");
+    }
+}
+
+#[test]
+fn containers_share_their_processes_only_where_the_pod_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image(dir.path(), &[ETC], &json!({"Entrypoint": ["/bin/serve"]}));
+    for (said, settings) in [
+        ("", json!(null)),
+        ("shareProcessNamespace: false", json!(null)),
+        ("shareProcessNamespace: true", json!({"share_process_namespace": true})),
+    ] {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nspec:\n  {said}\n  initContainers: [{{name: first, image: i, command: [/first]}}]
+  containers: [{{name: a, image: i, command: [/a]}}, {{name: b, image: i, command: [/b]}}]\n"
+        );
+        let pod = read_pod(&text, &GenerateOptions::default(), &profile).unwrap();
+        let made = pod.containers.iter().map(|one| Container::new(&image, &[[1; 32]], &one.options));
+        let containers = made.collect::<anyhow::Result<Vec<_>>>().unwrap();
+        let mut guest = Guest::new(Oracle::new(&policy_of(&containers).unwrap()));
+        guest.ask("mount_device", &mount_device(0, &"01".repeat(32))).allowed();
+        for (digit, container) in ['a', 'b', 'c'].into_iter().zip(&containers) {
+            let target = format!("/run/gcs/c/{}/rootfs", id(digit));
+            let overlay = json!({"containerID": id(digit), "layerPaths": [device_path(0)], "target": target});
+            guest.ask("mount_overlay", &overlay).allowed();
+            let mut request = create(&id(digit), container, json!([]));
+            request["succeeded"] = json!([id('a')]);
+            assert_eq!(guest.ask("create_container", &request).allowed()["settings"], settings, "{said}");
+        }
     }
 }

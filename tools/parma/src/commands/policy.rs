@@ -189,7 +189,11 @@ impl Allow {
             volumes: self.volumes()?.iter().map(Volume::data).collect(),
             claims: self.claims()?.iter().map(|(name, content)| (name.clone(), content.known_by())).collect(),
             seccomp: seccomp.as_deref().map(read).transpose()?,
-            settings: Settings { read_only_root: *read_only, rlimits: ulimit.iter().cloned().collect() },
+            settings: Settings {
+                read_only_root: *read_only,
+                rlimits: ulimit.iter().cloned().collect(),
+                ..Settings::default()
+            },
             pod: PodSettings {
                 hostname: hostname.clone(),
                 sysctls: sysctl.iter().cloned().collect(),

@@ -489,7 +489,6 @@ pub fn read_pod(
         ("hostNetwork", spec.host_network),
         ("hostPID", spec.host_pid),
         ("hostIPC", spec.host_ipc),
-        ("shareProcessNamespace", spec.share_process_namespace),
         ("enableServiceLinks", spec.enable_service_links),
         ("automountServiceAccountToken", spec.automount_service_account_token),
     ] {
@@ -547,6 +546,7 @@ pub fn read_pod(
                 "{place}.restartPolicy: the Pod has one for all its containers; leave it out"
             );
             options.after_success.clone_from(&after);
+            options.settings.share_process_namespace |= spec.share_process_namespace;
             options.attestation |= attested.remove(container.name.as_str());
             if initial {
                 after = vec![container.name.clone()];

@@ -12,6 +12,8 @@ use super::Limits;
 pub struct Settings {
     /// Its root filesystem cannot be written to.
     pub read_only_root: bool,
+    /// Its processes are in the namespace of all containers that have this.
+    pub share_process_namespace: bool,
     /// Resource limits by their names, `nofile` for instance, in place of the usual ones.
     pub rlimits: BTreeMap<String, Limit>,
 }
@@ -20,8 +22,13 @@ impl Settings {
     /// As the entry has it; `None` if there is nothing.
     pub(super) fn entry(&self) -> Option<Value> {
         let mut fields = Map::new();
-        if self.read_only_root {
-            fields.insert("read_only_root".into(), true.into());
+        for (name, set) in [
+            ("read_only_root", self.read_only_root),
+            ("share_process_namespace", self.share_process_namespace),
+        ] {
+            if set {
+                fields.insert(name.into(), true.into());
+            }
         }
         if !self.rlimits.is_empty() {
             let limits = self.rlimits.iter();
