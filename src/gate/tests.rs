@@ -178,8 +178,11 @@ fn allowing(points: &[Point]) -> Vec<u8> {
     builder.finish().unwrap()
 }
 
-/// A policy whose rules at `points` have the answers that `answer` makes; the others are not there.
-fn answering(entries: &[(&str, &dyn Fn(&mut Builder) -> Const)]) -> Vec<u8> {
+/// Makes the answer of a rule.
+type Answer<'a> = &'a dyn Fn(&mut Builder) -> Const;
+
+/// A policy that has these entries, whose answers are always the same, and no others.
+fn answering(entries: &[(&str, Answer<'_>)]) -> Vec<u8> {
     let mut builder = Builder::new(1);
     for &(entry, answer) in entries {
         let answer = answer(&mut builder);

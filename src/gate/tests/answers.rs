@@ -10,8 +10,8 @@ fn texts(builder: &mut Builder, texts: &[&str]) -> Const {
 }
 
 /// A gate with a container `1…`, whose policy answers for further processes and for those outside as `more` says.
-fn gate_answering(actor: &mut Recorder, more: &dyn Fn(&mut Builder) -> Const) -> Gate {
-    let plain: &dyn Fn(&mut Builder) -> Const = &|builder| answer(builder, true, None);
+fn gate_answering(actor: &mut Recorder, more: Answer<'_>) -> Gate {
+    let plain: Answer<'_> = &|builder| answer(builder, true, None);
     let narrowed = [Point::ExecInContainer, Point::ExecExternal];
     let entries: Vec<_> = Point::ALL
         .iter()
@@ -221,13 +221,13 @@ fn c10_a_shutdown_ends_what_is_known_of_one_container_and_of_no_other() {
 }
 
 /// A peer's end of a channel.
-struct Peer {
-    number: u32,
+pub(super) struct Peer {
+    pub(super) number: u32,
     channel: Channel,
 }
 
 impl Peer {
-    fn open(gate: &mut Gate, actor: &mut Recorder) -> Self {
+    pub(super) fn open(gate: &mut Gate, actor: &mut Recorder) -> Self {
         let own = Ephemeral::new(&[9; 32]).unwrap();
         let key = own.public();
         let open = Request::OpenChannel { nonce: [5; 32], key: &key };
@@ -239,9 +239,13 @@ impl Peer {
         Self { number, channel: own.agree(End::Peer, &guest, &transcript).unwrap() }
     }
 
+    pub(super) fn seal(&mut self, order: &Order<'_>) -> Vec<u8> {
+        self.channel.seal(frame_body(order)).unwrap()
+    }
+
     /// The answer's encoding; `None` if the channel is none.
     fn ask(&mut self, gate: &mut Gate, actor: &mut Recorder, order: &Order<'_>) -> Option<Vec<u8>> {
-        let message = self.channel.seal(frame_body(order)).unwrap();
+        let message = self.seal(order);
         let sealed = Request::Sealed { channel: self.number, message: &message };
         match gate.handle(actor, &sealed) {
             Ok(Reply::Sealed { message }) => {

@@ -1,5 +1,6 @@
 //! What the audit log says of what was asked.
 
+use super::answers::Peer;
 use super::*;
 use crate::attest::audit::{Entry, follow};
 use crate::wire::Order;
@@ -83,4 +84,24 @@ fn a_log_that_is_played_again_has_the_same_head() {
     again.pass_over(&body(&mount("a")), &log[2]);
     assert_ne!(again.audit_head(), before);
     assert_eq!(entries(&again, host_data), log);
+}
+
+#[test]
+fn k01_the_log_says_of_a_sealed_message_what_came_of_what_was_in_it() {
+    let image = allowing(&[Point::GetProperties]);
+    let host_data: [u8; 32] = Sha256::digest(&image).into();
+    let mut gate = Gate::new(host_data, &REPORT);
+    let mut actor = Recorder::default();
+    serve(&mut gate, &mut actor, &Request::SetPolicy { image: &image }).unwrap();
+    let mut peer = Peer::open(&mut gate, &mut actor);
+    let (point, how) = (Point::RuntimeLogging, Denied::Undefined);
+    for (request, points, verdict) in [
+        (Request::GetProperties, 1 << Point::GetProperties as u32, Verdict::Done),
+        (Request::RuntimeLogging { enabled: true }, 1 << point as u32, Verdict::Denied { point, how }),
+    ] {
+        let message = peer.seal(&Order::Request(request));
+        serve(&mut gate, &mut actor, &Request::Sealed { channel: peer.number, message: &message }).unwrap();
+        let last = entries(&gate, host_data).pop().unwrap();
+        assert_eq!((last.points, last.verdict), (points, verdict));
+    }
 }
