@@ -66,8 +66,7 @@ pub fn print(figures: &Value) {
     }
     let median = |value: &Value| value["median"].as_f64().unwrap_or(f64::NAN);
     let first = &figures["first_output_ms"];
-    for (what, key) in [("layers converted before", "warm"), ("no layer converted", "cold"), ("runc", "runc")]
-    {
+    for (what, key) in [("warm layers", "warm"), ("cold layers", "cold"), ("runc", "runc")] {
         println!("{:<45} {:>9.0} ms", format!("ctr run to first output, {what}"), median(&first[key]));
     }
     for (what, time) in figures["steps_ms"]["warm"].as_object().into_iter().flatten() {
@@ -79,7 +78,7 @@ pub fn print(figures: &Value) {
     let a_minute = |what: &str| figures["conversions_a_minute"][what].as_f64().unwrap_or(f64::NAN);
     let size = a_minute("bytes") / f64::from(1 << 20);
     println!(
-        "layers converted                              {:>9.0} /min, {size:.0} MiB/min",
+        "layers converted                              {:>9.0} /min, {size:.0} MiB/min of blobs",
         a_minute("layers")
     );
 }

@@ -146,7 +146,7 @@ fn a_missing_tag_lists_those_that_exist() {
 fn a_directory_that_is_no_layout_says_how_to_make_one() {
     let dir = tempfile::tempdir().unwrap();
     let error = message(Image::open(&Reference { dir: dir.path().into(), tag: None }));
-    assert!(error.contains("no OCI image layout") && error.contains("skopeo copy"), "{error}");
+    assert!(error.contains("no OCI image layout") && error.contains("parma image pull"), "{error}");
     let (layout, _) = honest();
     fs::write(layout.dir.path().join("oci-layout"), r#"{"imageLayoutVersion":"9.0.0"}"#).unwrap();
     assert!(message(layout.open(None)).contains("9.0.0"));

@@ -68,7 +68,7 @@ fn an_image_that_is_not_there_is_named_with_the_remedy() {
         assert_eq!(output.status.code(), Some(1));
         let error = stderr(&output);
         assert!(error.contains("/no/such/"), "{error}");
-        assert!(error.contains("skopeo copy") || error.contains("cargo xtask image"), "{error}");
+        assert!(error.contains("parma image pull") || error.contains("cargo xtask image"), "{error}");
     }
 }
 
