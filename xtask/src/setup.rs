@@ -6,6 +6,8 @@
 use crate::process::{self, Step};
 use crate::{cache, newer_qemu};
 use anyhow::{Context, Result, bail};
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -85,6 +87,9 @@ pub const REGISTRY: Need = Need(&[package(
     "a registry for the tests, each of which starts one with a directory of its own",
 )]);
 
+/// Of these, what comes with a service that would listen on every interface, for anybody.
+const SERVICES: [&str; 1] = ["docker-registry"];
+
 pub fn main(arguments: Arguments) -> Result<()> {
     let all = [DEBIAN, KERNEL, VM, ORACLES, CLIENTS, CONTAINERD, REGISTRY];
     if arguments.check {
@@ -123,6 +128,7 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
             command.env("DEBIAN_FRONTEND", "noninteractive").args(patient).args(arguments);
             command
         };
+        names.iter().filter(|name| SERVICES.contains(name)).try_for_each(|name| mask(name))?;
         process::run(&mut apt(&["update"]))?;
         process::run(apt(&["install", "--no-install-recommends"]).args(&names))?;
         step.done();
@@ -130,6 +136,18 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     let still: Vec<_> = wanted.iter().filter(|p| !is_there(p.shown_by)).map(|p| p.name).collect();
     if !still.is_empty() {
         bail!("install with: sudo apt-get install --no-install-recommends {}", still.join(" "));
+    }
+    Ok(())
+}
+
+/// Keeps a service from being started, now and at the next boot, as `systemctl mask` does (systemd.unit(5)).
+fn mask(service: &str) -> Result<()> {
+    const UNITS: &str = "/etc/systemd/system";
+    let unit = Path::new(UNITS).join(format!("{service}.service"));
+    if unit.symlink_metadata().is_err() {
+        eprintln!("its service is not to run: masking it (`systemctl unmask {service}` undoes that)");
+        fs::create_dir_all(UNITS)?;
+        symlink("/dev/null", &unit).with_context(|| format!("cannot mask {}", unit.display()))?;
     }
     Ok(())
 }
