@@ -550,7 +550,7 @@ mod tests {
     #[test]
     fn an_unknown_image_is_refused_with_the_known_ones() {
         let error = image("toy").unwrap_err().to_string();
-        assert!(error.contains("toy") && error.contains("busybox, python, nginx"), "{error}");
+        assert!(error.contains("toy") && error.contains("busybox, runtimes, python, nginx"), "{error}");
     }
 
     /// Every blob has the digest and size that its descriptor says, and the layers unpack to their diff IDs.
