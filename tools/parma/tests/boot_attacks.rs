@@ -92,8 +92,9 @@ fn has_no_effect(arguments: impl FnOnce(&Stage) -> Vec<String>, words: &[&str]) 
     let guest = boot(&stage, &workload, &host.iter().map(String::as_str).collect::<Vec<_>>());
     let console = guest.console();
     let line = std::fs::read_to_string(&stage.image.command_line).unwrap().replace(" quiet", "");
-    let said = console.lines().find_map(|said| said.split_once("Command line: ")).expect("Linux says it").1;
-    assert_eq!(said.trim_end(), line);
+    // Linux says it twice, and QEMU's serial line loses a byte now and then when its machine has much to do.
+    let said: Vec<_> = console.lines().filter_map(|said| said.split_once("ommand line: ")).collect();
+    assert!(said.iter().any(|(_, said)| said.trim_end() == line), "{line:?}: {said:?}");
     for word in words.iter().chain(&["SMBIOS", "DMI:", "EFI", "setup_data", "setup data", "ACPI: "]) {
         assert!(!console.contains(word), "{word}: {console}");
     }
