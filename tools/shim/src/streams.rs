@@ -150,20 +150,28 @@ fn hold(path: impl AsRef<std::path::Path>) -> io::Result<File> {
 mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
+    use std::path::{Path, PathBuf};
+    use std::thread::JoinHandle;
+
+    /// A pipe in `dir`, the process whose output is carried there, and the carrier.
+    fn carried(dir: &Path) -> (PathBuf, UnixStream, JoinHandle<io::Result<()>>) {
+        let path = dir.join("stdout");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let (process, mut connection) = UnixStream::pair().unwrap();
+        let place = Place::parse(path.to_str().unwrap()).unwrap();
+        let carrier = std::thread::spawn(move || {
+            let (mut to, _held) = place.open().unwrap();
+            carry(&mut connection, &mut to)
+        });
+        (path, process, carrier)
+    }
 
     /// Neither memory nor a disk of the host takes it: it waits where its process is.
     #[test]
     fn t06_output_that_nobody_reads_is_not_taken_from_the_guest() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("stdout");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        let (mut process, mut connection) = UnixStream::pair().unwrap();
-        let place = Place::parse(path.to_str().unwrap()).unwrap();
-        let carried = std::thread::spawn(move || {
-            let (mut to, _held) = place.open().unwrap();
-            carry(&mut connection, &mut to)
-        });
-        let reader = File::open(&path).unwrap();
+        let (path, mut process, carried) = carried(dir.path());
+        let mut reader = File::open(&path).unwrap();
         // As much as sockets, pipe and buffer hold, and then nothing for a second.
         process.set_write_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
         let mut taken = 0;
@@ -176,7 +184,6 @@ mod tests {
         };
         assert_eq!(stopped.kind(), io::ErrorKind::WouldBlock);
         drop(process);
-        let mut reader = reader;
         let mut read = Vec::new();
         // All of it comes when somebody reads; then the carrier's pipe is closed.
         reader.read_to_end(&mut read).unwrap();
@@ -188,14 +195,7 @@ mod tests {
     #[test]
     fn t07_a_silent_process_holds_up_nobody_at_its_pipe() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("stdout");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-        let (mut process, mut connection) = UnixStream::pair().unwrap();
-        let place = Place::parse(path.to_str().unwrap()).unwrap();
-        let carried = std::thread::spawn(move || {
-            let (mut to, _held) = place.open().unwrap();
-            carry(&mut connection, &mut to)
-        });
+        let (path, mut process, carried) = carried(dir.path());
         let mut first = File::open(&path).unwrap();
         process.write_all(b"one").unwrap();
         let mut read = [0; 3];
