@@ -17,7 +17,7 @@ use parma_psp::{Chain, HostData, Platform, Psp, Root};
 use qapi::qmp::{Event, block_resize, device_del};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{self, PipeReader, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -160,7 +160,8 @@ impl Machine {
         let psp = Arc::new(Psp::under(&root, &config.platform, host_data, measurement)?);
 
         let (qmp, qmp_fd) = UnixStream::pair().context("socketpair")?;
-        let (console, console_fd) = UnixStream::pair().context("socketpair")?;
+        // A pipe holds 64 KiB however they come; a socket a few hundred of the serial line's single bytes, and then QEMU loses some.
+        let (console, console_fd) = io::pipe().context("pipe")?;
         let (qmp_fd, console_fd) = (OwnedFd::from(qmp_fd), OwnedFd::from(console_fd));
         ensure!(config.network.is_none() || config.tap.is_none(), "a machine has one network interface");
         let mut command = match &config.tap {
@@ -171,7 +172,9 @@ impl Machine {
         command.args(qemu::boot(&config.image)?);
         command.arg("-chardev").arg(format!("socket,id=qmp,fd={}", qmp_fd.as_raw_fd()));
         command.args(["-mon", "chardev=qmp,mode=control"]);
-        command.arg("-chardev").arg(format!("socket,id=console,fd={}", console_fd.as_raw_fd()));
+        let set = console_fd.as_raw_fd();
+        command.arg("-add-fd").arg(format!("fd={set},set={set}"));
+        command.arg("-chardev").arg(format!("file,id=console,path=/dev/fdset/{set}"));
         command.args(["-serial", "chardev:console"]);
         let mut inherit = vec![qmp_fd, console_fd];
         disk::check_count(config.disks.len(), config.vcpus, config.ports)?;
@@ -408,7 +411,7 @@ struct Console {
 }
 
 impl Console {
-    fn start(source: UnixStream, log: &Path) -> Result<Self> {
+    fn start(source: PipeReader, log: &Path) -> Result<Self> {
         let mut file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
         let thread = std::thread::spawn(move || {
             let (mut source, mut left, mut buffer) = (source, MAX_CONSOLE, vec![0; 64 << 10]);

@@ -20,6 +20,11 @@ pub const REMEDY: &str = "install it with `apt-get install qemu-system-x86`";
 /// (ERMS, FSRM). Emulated they are not, and a kernel that believes it copies and clears memory at half the speed.
 pub const EMULATED_CPU: &str = "max,-erms,-fsrm";
 
+/// QEMU's emulation, all processors in one thread. With a thread for each, QEMU before 8.1 may translate code while another
+/// processor changes it: a Linux that patches its own code then dies of an `int3` that is no longer there, once in hundreds of
+/// boots. Source: LKML, "qemu-x86_64 booting with 8.0.0 stil see int3", July 2023.
+const EMULATION: &str = "tcg,thread=single";
+
 /// The machine without its devices. HOST_DATA and the ID block are for the secure processor, where there is one.
 ///
 /// # Errors
@@ -34,7 +39,7 @@ pub fn base(accel: Accel, config: &Config) -> Result<Vec<OsString>> {
             return Ok(snp::base(*memory_mib, *vcpus, host_data, image.id_block.as_ref()));
         }
         Accel::Kvm => ("kvm", "host"),
-        Accel::Tcg => ("tcg", EMULATED_CPU),
+        Accel::Tcg => (EMULATION, EMULATED_CPU),
     };
     let machine = "q35,memory-backend=ram0,vmport=off,hpet=off,sata=off,smbus=off,usb=off,graphics=off";
     let memory = format!("memory-backend-memfd,id=ram0,size={memory_mib}M,share=on");
