@@ -14,6 +14,7 @@ use crate::target::{Disks, Layers, failed, mount_overlay, unmount_overlay};
 use crate::wire::{Step, Usage};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::read;
+use rustix::time::{ClockId, clock_gettime};
 
 /// Everything that a permit can change.
 #[derive(Debug)]
@@ -98,7 +99,9 @@ impl Actor for Guest {
         if self.logging
             && let Some(kib) = resident_kib()
         {
-            console::line(format_args!("memory: {kib} KiB"));
+            let spent = clock_gettime(ClockId::ProcessCPUTime);
+            let milliseconds = spent.tv_sec * 1000 + spent.tv_nsec / 1_000_000;
+            console::line(format_args!("memory: {kib} KiB, processor: {milliseconds} ms"));
         }
         Ok(())
     }

@@ -53,7 +53,7 @@ use fields::{
 use fragment::Fragments;
 use memory::OutOfMemory;
 use network::Network;
-use objects::{Device, MAX_CONTAINERS, MAX_DEVICES, MAX_PROCESSES, Objects, Overlay, Scratch, Volume};
+use objects::{Device, MAX_CONTAINERS, MAX_PROCESSES, Objects, Overlay, Scratch, Volume};
 use settings::{PodSettings, Settings, Unclear};
 use sha2::{Digest, Sha256};
 
@@ -404,7 +404,7 @@ impl Gate {
             return in_use(Field::Device);
         }
         let Some(slot) = self.objects.free_slot() else { return limit(Field::Device) };
-        if self.objects.devices.len() >= MAX_DEVICES || self.objects.devices.try_reserve(1).is_err() {
+        if self.objects.devices.try_reserve(1).is_err() {
             return limit(Field::Device);
         }
         let hash = root_hash.hex();

@@ -4,6 +4,7 @@ mod answers;
 mod fields;
 mod interleavings;
 mod record;
+mod refusals;
 
 use super::*;
 use crate::gate::action::{DeliverSecret, KeepKey};

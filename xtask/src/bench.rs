@@ -36,27 +36,9 @@ pub struct Arguments {
     /// Rounds of each storage figure
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only the storage figures; target/bench.json stays as it is
-    #[arg(long)]
-    storage: bool,
-    /// Only the figures of building layers, which need no machine; target/bench.json stays as it is
-    #[arg(long, conflicts_with_all = ["storage", "policy", "attest"])]
-    layers: bool,
-    /// Only the boot figures; target/bench.json stays as it is
-    #[arg(long, conflicts_with_all = ["storage", "policy", "attest"])]
-    boot: bool,
-    /// Only the policy figures; target/bench.json stays as it is
-    #[arg(long, conflicts_with = "storage")]
-    policy: bool,
-    /// Only the attestation figures; target/bench.json stays as it is
-    #[arg(long, conflicts_with_all = ["storage", "policy"])]
-    attest: bool,
-    /// Only the container figures; target/bench.json stays as it is
-    #[arg(long, conflicts_with_all = ["storage", "policy", "attest", "boot", "layers"])]
-    containers: bool,
-    /// Only the figures of the shim, which need root; target/bench.json stays as it is
-    #[arg(long, conflicts_with_all = ["storage", "policy", "attest", "boot", "layers"])]
-    shim: bool,
+    /// Only these figures; target/bench.json stays as it is
+    #[arg(long, value_name = "GROUP")]
+    only: Option<Group>,
     /// Build this layer and print the memory it took: what the storage figures run
     #[arg(long, hide = true)]
     peak_of: Option<PathBuf>,
@@ -65,91 +47,84 @@ pub struct Arguments {
     json: bool,
 }
 
+/// Figures that can be had without the others.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Group {
+    /// To the kernel's first line and to an accepted policy, through our firmware and others
+    Boot,
+    /// Verified, encrypted and authenticated disks, and layers
+    Storage,
+    /// Building layers, which needs no machine
+    Layers,
+    /// Compiling and deciding, which needs no machine
+    Policy,
+    /// Evidence, and the key service
+    Attest,
+    /// Starts, streams, crowds and servers
+    Containers,
+    /// Pods of containerd; needs root
+    Shim,
+}
+
+impl Group {
+    fn figures(self, arguments: &Arguments) -> Result<Value> {
+        let image = || -> Result<Image> {
+            setup::ensure(&NEEDS)?;
+            Image::open(&image::build(true)?.dir)
+        };
+        match self {
+            Self::Boot => boot(&Stage::prepare(&image()?)?, arguments.boots),
+            Self::Storage => storage::figures(&image()?, arguments.rounds),
+            Self::Layers => {
+                setup::ensure(&[setup::ORACLES])?;
+                storage::layer_figures(arguments.rounds)
+            }
+            Self::Policy => policy::figures(),
+            Self::Attest => attest::figures(&image()?),
+            Self::Containers => containers::figures(&image()?, arguments.rounds),
+            Self::Shim => shim::figures(),
+        }
+    }
+
+    fn print(self, figures: &Value) {
+        match self {
+            Self::Boot => print_boot(figures),
+            Self::Storage => storage::print(figures),
+            Self::Layers => storage::print_layers(figures),
+            Self::Policy => policy::print(figures),
+            Self::Attest => attest::print(figures),
+            Self::Containers => containers::print(figures),
+            Self::Shim => shim::print(figures),
+        }
+    }
+}
+
+/// What the figures of a machine need.
+const NEEDS: [setup::Need; 5] = [setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES, setup::CLIENTS];
+
 pub fn main(arguments: Arguments) -> Result<()> {
     if let Some(tar) = &arguments.peak_of {
         return storage::build_and_print_peak(tar);
     }
-    if arguments.layers {
-        setup::ensure(&[setup::ORACLES])?;
-        let layers = storage::layer_figures(arguments.rounds)?;
-        if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&layers)?);
-        } else {
-            storage::print_layers(&layers);
-        }
-        return Ok(());
-    }
-    if arguments.shim {
-        let figures = shim::figures()?;
+    if let Some(group) = arguments.only {
+        let figures = group.figures(&arguments)?;
         if arguments.json {
             println!("{}", serde_json::to_string_pretty(&figures)?);
         } else {
-            shim::print(&figures);
+            group.print(&figures);
         }
         return Ok(());
     }
-    if arguments.attest {
-        setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM])?;
-        let verifications = attest::figures(&Image::open(&image::build(true)?.dir)?)?;
-        if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&verifications)?);
-        } else {
-            attest::print(&verifications);
-        }
-        return Ok(());
-    }
-    if arguments.containers {
-        setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::CLIENTS])?;
-        let figures = containers::figures(&Image::open(&image::build(true)?.dir)?, arguments.rounds)?;
-        if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&figures)?);
-        } else {
-            containers::print(&figures);
-        }
-        return Ok(());
-    }
-    let decisions = if arguments.storage || arguments.boot { Value::Null } else { policy::figures()? };
-    if arguments.policy {
-        if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&decisions)?);
-        } else {
-            policy::print(&decisions);
-        }
-        return Ok(());
-    }
-    setup::ensure(&[setup::DEBIAN, setup::KERNEL, setup::VM, setup::ORACLES, setup::CLIENTS])?;
+    let decisions = policy::figures()?;
+    setup::ensure(&NEEDS)?;
     let built = image::build(true)?;
     let image = Image::open(&built.dir)?;
-    let disks = if arguments.boot { Value::Null } else { storage::figures(&image, arguments.rounds)? };
-    if arguments.storage {
-        if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&disks)?);
-        } else {
-            storage::print(&disks);
-        }
-        return Ok(());
-    }
+    let disks = storage::figures(&image, arguments.rounds)?;
     let stage = Stage::prepare(&image)?;
     let scratch = tempfile::tempdir()?;
     let empty = Image { initrd: empty_initrd(scratch.path())?, ..image.clone() };
     let empty = firmware::with_rom_of_its_own(empty, scratch.path())?;
-
-    let own = tempfile::tempdir()?;
-    let talkative = first_line::talkative(&image, own.path())?;
-    let lines = starts(arguments.boots, |way| first_line::measure(way, &talkative))?;
-    let accepted = starts(arguments.boots, |way| policy_boot(&stage, way))?;
-    if arguments.boot {
-        let used = rom_bytes_used(&fs::read(&image.rom)?);
-        let figures =
-            json!({"kernels_first_line": lines, "policy_accepted": accepted, "rom_bytes_used": used});
-        if arguments.json {
-            println!("{}", serde_json::to_string_pretty(&figures)?);
-        } else {
-            print_starts(&lines, &accepted);
-            print_used(used);
-        }
-        return Ok(());
-    }
+    let starts = boot(&stage, arguments.boots)?;
     let verifications = attest::figures(&image)?;
     let many = containers::figures(&image, arguments.rounds)?;
     let pods = shim::figures()?;
@@ -168,9 +143,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
         "machine": machine(&image)?,
         "init_bytes": init,
         "image_bytes": image_bytes,
-        "rom_bytes_used": rom_bytes_used(&fs::read(&image.rom)?),
-        "kernels_first_line": lines,
-        "policy_accepted": accepted,
+        "boot": starts,
         "boot_to_policy_ms": samples(&ours),
         "boot_to_power_off_with_an_empty_init_ms": samples(&bare),
         "request_refused_by_the_gate_us": samples(&round_trip),
@@ -202,8 +175,7 @@ pub fn main(arguments: Arguments) -> Result<()> {
             "ROM, kernel and initrd                        {:>9.2} MiB   goal 5",
             image_bytes as f64 / f64::from(1 << 20)
         );
-        print_used(rom_bytes_used(&fs::read(&image.rom)?));
-        print_starts(&lines, &accepted);
+        print_boot(&figures["boot"]);
         println!("request and refusal over vsock                {:>9.0} µs", median(&round_trip));
         println!("request decided by the policy                 {:>9.0} µs", median(&decision));
         println!("memory of the init with its policy            {resident:>9} KiB   goal 4096");
@@ -223,14 +195,23 @@ fn rom_bytes_used(rom: &[u8]) -> usize {
     rom.len() - rom.split(|byte| *byte != 0).map(<[u8]>::len).max().unwrap_or_default()
 }
 
-fn print_used(bytes: usize) {
-    println!("ROM bytes used                                {:>9.1} KiB   of 64", bytes as f64 / 1024.0);
+/// How long each way of starting takes, to the kernel's first line and to an accepted policy.
+fn boot(stage: &Stage, boots: usize) -> Result<Value> {
+    let own = tempfile::tempdir()?;
+    let talkative = first_line::talkative(&stage.image, own.path())?;
+    Ok(json!({
+        "kernels_first_line": starts(boots, |way| first_line::measure(way, &talkative))?,
+        "policy_accepted": starts(boots, |way| policy_boot(stage, way))?,
+        "rom_bytes_used": rom_bytes_used(&fs::read(&stage.image.rom)?),
+    }))
 }
 
-/// Prints how long each way of starting takes.
-fn print_starts(lines: &Value, accepted: &Value) {
-    for (what, starts) in [("kernel's first line", lines), ("policy accepted", accepted)] {
-        for (way, start) in starts.as_object().into_iter().flatten() {
+fn print_boot(figures: &Value) {
+    let used = figures["rom_bytes_used"].as_f64().unwrap_or(f64::NAN);
+    println!("ROM bytes used                                {:>9.1} KiB   of 64", used / 1024.0);
+    for (what, key) in [("kernel's first line", "kernels_first_line"), ("policy accepted", "policy_accepted")]
+    {
+        for (way, start) in figures[key].as_object().into_iter().flatten() {
             let of = |what: &str| start[what]["median"].as_f64().unwrap_or(f64::NAN);
             let what = format!("{what} through {way}");
             println!("{what:<45} {:>9.0} ms of CPU, {:.0} ms", of("cpu_ms"), of("wall_ms"));
@@ -330,13 +311,26 @@ fn requests(stage: &Stage, count: usize) -> Result<(Vec<f64>, Vec<f64>, u64)> {
     let decided =
         time(&Request::MountDevice { device: "no-such-device", root_hash: [7; 32], data_blocks: 1 })?;
     session.request(Request::RuntimeLogging { enabled: true })?.map_err(anyhow::Error::new)?;
-    Ok((refused, decided, resident(&String::from_utf8_lossy(&machine.console()?))?))
+    Ok((refused, decided, InitUse::said(&machine)?.resident_kib))
 }
 
-/// What the init says of its memory on the console when its log is turned on: `… memory: 1234 KiB`.
-pub fn resident(console: &str) -> Result<u64> {
-    let said = console.lines().rev().find_map(|line| line.split_once("memory: ")?.1.strip_suffix(" KiB"));
-    Ok(said.context("the init did not say its memory on the console")?.trim().parse()?)
+/// What the init says of itself on the console when its log is turned on: `… memory: 1234 KiB, processor: 56 ms`.
+pub struct InitUse {
+    pub resident_kib: u64,
+    pub processor: Duration,
+}
+
+impl InitUse {
+    /// What it said last.
+    pub fn said(machine: &Machine) -> Result<Self> {
+        let console = machine.console()?;
+        let said = String::from_utf8_lossy(&console).lines().rev().find_map(|line| {
+            let (memory, processor) = line.split_once("memory: ")?.1.split_once(" KiB, processor: ")?;
+            let processor = Duration::from_millis(processor.trim().strip_suffix(" ms")?.parse().ok()?);
+            Some(Self { resident_kib: memory.parse().ok()?, processor })
+        });
+        said.context("the init did not say on the console what it uses")
+    }
 }
 
 /// An initrd whose init is 132 bytes that call reboot(2).

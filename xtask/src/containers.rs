@@ -6,7 +6,7 @@
 //! itself. Crowds: the init's memory with many containers. Servers: under a policy of one container, and under one that allows
 //! everything.
 
-use crate::bench::{resident, samples};
+use crate::bench::{InitUse, samples};
 use crate::{fixtures, raw};
 use anyhow::{Context, Result, ensure};
 use parma::pod::{Pod, Scratch, new_container_id, unobserved};
@@ -46,6 +46,7 @@ mount_overlay := {"allowed": true}
 create_container := {"allowed": true, "allow_stdio_access": true}
 scratch_mount := {"allowed": true}
 host_network := {"allowed": true}
+runtime_logging := {"allowed": true}
 "#;
 
 /// All of them.
@@ -92,6 +93,8 @@ pub fn print(figures: &Value) {
             "{server:<45} {strict:>9.0} /s   {open:.0} under a policy that allows everything: {:+.1} %",
             100.0 * (strict / open - 1.0)
         );
+        let share = rates["init_percent_of_processor"].as_f64().unwrap_or(f64::NAN);
+        println!("  the guest's processor while they work, of it the init {share:.2} %   goal 1");
     }
 }
 
@@ -217,6 +220,13 @@ fn rate(mut stream: impl Read) -> Result<f64> {
     Ok((count - first) as f64 / 1e6 / start.elapsed().as_secs_f64())
 }
 
+/// What the init has used so far.
+fn init_use(pod: &Pod) -> Result<InitUse> {
+    pod.guest.ask(Request::RuntimeLogging { enabled: true })?;
+    pod.guest.ask(Request::RuntimeLogging { enabled: false })?;
+    InitUse::said(&pod.machine)
+}
+
 /// The init's memory with 1, 10 and 100 containers, and how long they take.
 fn crowd(image: &Image) -> Result<Value> {
     eprintln!("{CROWD} containers");
@@ -229,11 +239,6 @@ fn crowd(image: &Image) -> Result<Value> {
     };
     let sleeper = workload("runtimes", &["sleep", "100000"], options)?;
     let pod = pod(Config::new(image.clone(), [0; 32]), &sleeper.strict_policy()?, &sleeper)?;
-    let memory = || -> Result<u64> {
-        pod.guest.ask(Request::RuntimeLogging { enabled: true })?;
-        pod.guest.ask(Request::RuntimeLogging { enabled: false })?;
-        resident(&String::from_utf8_lossy(&pod.machine.console()?))
-    };
     let mut figures = Map::new();
     let (mut containers, mut starting) = (Vec::new(), 0.0);
     for count in 1..=CROWD {
@@ -243,7 +248,7 @@ fn crowd(image: &Image) -> Result<Value> {
         starting += start.elapsed().as_secs_f64() * 1e3;
         containers.push(id);
         if [1, 10, 100].contains(&count) {
-            figures.insert(format!("{count}_kib"), memory()?.into());
+            figures.insert(format!("{count}_kib"), init_use(&pod)?.resident_kib.into());
         }
     }
     figures.insert("start_ms".to_owned(), starting.into());
@@ -330,22 +335,30 @@ fn servers(image: &Image, rounds: usize) -> Result<Value> {
             eprintln!("skipped: {program} is not installed");
             continue;
         }
-        let options = GenerateOptions { network: true, ..GenerateOptions::default() };
+        let options = GenerateOptions { network: true, logging: true, ..GenerateOptions::default() };
         let workload = workload(server.fixture, server.command, options)?;
         let strict = workload.strict_policy()?;
         let guests = [serve(image, server, &workload, &strict)?, serve(image, server, &workload, &open)?];
-        let mut rates = [Vec::new(), Vec::new()];
+        let (mut rates, mut shares) = ([Vec::new(), Vec::new()], Vec::new());
         // The first time everything is read and translated that is used at all.
         for (_pod, port) in &guests {
             client(server, *port)?;
         }
         for _ in 0..rounds {
-            for ((_pod, port), rates) in guests.iter().zip(&mut rates) {
+            for ((pod, port), rates) in guests.iter().zip(&mut rates) {
+                let (before, start) = (init_use(pod)?.processor, Instant::now());
                 rates.push(client(server, *port)?);
+                let spent = (init_use(pod)?.processor - before).as_secs_f64();
+                shares.push(100.0 * spent / start.elapsed().as_secs_f64());
             }
         }
         let [strict, open] = rates.map(|rates| samples(&rates));
-        figures.insert(server.name.to_owned(), json!({ "strict": strict, "open": open }));
+        // A mean, since what is shared out is counted in milliseconds.
+        let share = shares.iter().sum::<f64>() / shares.len() as f64;
+        figures.insert(
+            server.name.to_owned(),
+            json!({ "strict": strict, "open": open, "init_percent_of_processor": share }),
+        );
     }
     Ok(Value::Object(figures))
 }

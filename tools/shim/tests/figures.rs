@@ -1,4 +1,4 @@
-//! What the shim costs, for `cargo xtask bench --shim`, which runs this; among the tests it is ignored.
+//! What the shim costs, for `cargo xtask bench --only shim`, which runs this; among the tests it is ignored.
 //!
 //! Writes raw figures as JSON to the file that `PARMA_FIGURES` names.
 
@@ -89,7 +89,7 @@ fn steps(log: &str, of: &str) -> BTreeMap<String, Vec<u64>> {
 }
 
 #[test]
-#[ignore = "cargo xtask bench --shim runs it"]
+#[ignore = "cargo xtask bench --only shim runs it"]
 fn figures() {
     let Some(node) = Node::start() else { return };
     let policy = node.policy(&ECHO, GenerateOptions::default());
