@@ -174,7 +174,8 @@ impl Machine {
         command.args(["-mon", "chardev=qmp,mode=control"]);
         let set = console_fd.as_raw_fd();
         command.arg("-add-fd").arg(format!("fd={set},set={set}"));
-        command.arg("-chardev").arg(format!("file,id=console,path=/dev/fdset/{set}"));
+        // Appended to: otherwise QEMU truncates it, which no pipe can be.
+        command.arg("-chardev").arg(format!("file,id=console,path=/dev/fdset/{set},append=on"));
         command.args(["-serial", "chardev:console"]);
         let mut inherit = vec![qmp_fd, console_fd];
         disk::check_count(config.disks.len(), config.vcpus, config.ports)?;
