@@ -1,7 +1,8 @@
 //! One direction of one stream: bytes from a pipe to a socket or a terminal, or the other way round.
 //!
-//! Nothing is buffered here, but of a sealed stream a record ([`super::sealed`]): splice(2) moves bytes from the one to the other, and where one is full, the pipe is what is
-//! bounded.
+//! Nothing is buffered here, but of a sealed stream a record ([`super::sealed`]): splice(2) moves bytes from the one to the other,
+//! and where one is full, the pipe is what is bounded. Output moves to a second pipe first, all there is of it, so that the process
+//! writes a good deal again while that is sent, rather than wait for each packet.
 //!
 //! Output that nobody attaches to in time holds its process up no longer (C12): the first of it moves to a second pipe,
 //! where it is kept, and what then does not fit is thrown away.
@@ -15,15 +16,17 @@ use super::stdio::{Key, pipe, token};
 use crate::linux::Errno;
 use alloc::boxed::Box;
 use rustix::event::epoll::{self, EventFlags};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::{ioctl_fionbio, read, write};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
-use rustix::pipe::{SpliceFlags, splice};
+use rustix::pipe::{SpliceFlags, fcntl_setpipe_size, splice};
 
 /// Most bytes of one splice.
 const CHUNK: usize = crate::linux::vsock::MAX_SEND;
 /// Bytes that a pipe takes as a whole or not at all.
 const PIPE_BUF: usize = 4096;
+/// Bytes that each of an output's two pipes holds while somebody reads it.
+const OUTPUT_PIPE: usize = 256 << 10;
 /// Most chunks of one event, so that a busy stream leaves the others their turn.
 const CHUNKS: usize = 8;
 /// Reminders until a connection is closed whatever its peer says: after a minute.
@@ -71,9 +74,42 @@ pub struct Relay {
     peer: Option<OwnedFd>,
     /// What was written before anybody came, and until it is full the way there.
     kept: Option<(OwnedFd, Option<OwnedFd>)>,
+    /// Output that is being sent.
+    stage: Option<Stage>,
     state: State,
     /// What the peer carries is encrypted.
     sealed: Option<Box<Sealed>>,
+}
+
+/// What of an output has left the process's pipe and was not yet sent.
+#[derive(Debug)]
+struct Stage {
+    reader: OwnedFd,
+    writer: OwnedFd,
+    filled: usize,
+}
+
+impl Stage {
+    fn new() -> Result<Self, Errno> {
+        let (reader, writer) = pipe()?;
+        fcntl_setpipe_size(&reader, OUTPUT_PIPE)?;
+        Ok(Self { reader, writer, filled: 0 })
+    }
+
+    /// Moves bytes one step on. As of splice(2) 0 is the end of the output; what is here has then been sent.
+    fn advance(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<usize, Errno> {
+        if self.filled == 0 {
+            self.filled = moved(from, self.writer.as_fd(), OUTPUT_PIPE)?;
+            return Ok(self.filled);
+        }
+        let sent = moved(self.reader.as_fd(), to, CHUNK)?;
+        self.filled = self.filled.saturating_sub(sent);
+        Ok(sent)
+    }
+}
+
+fn moved(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
+    splice(from, None, to, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)
 }
 
 const INTEREST: EventFlags =
@@ -84,7 +120,14 @@ impl Relay {
     pub fn unattached(pipe: OwnedFd, sealed: Option<Box<Sealed>>, left: Option<u16>) -> Self {
         // What is sealed is for its peer alone, and no part of it is thrown away.
         let left = left.filter(|_| sealed.is_none());
-        Self { pipe: Some(pipe), peer: None, kept: None, state: State::Unattached { left }, sealed }
+        Self {
+            pipe: Some(pipe),
+            peer: None,
+            kept: None,
+            stage: None,
+            state: State::Unattached { left },
+            sealed,
+        }
     }
 
     /// Whether nobody came yet.
@@ -126,6 +169,11 @@ impl Relay {
     /// Moves bytes between the pipe and this peer, from the next event on. It takes both into the epoll set.
     pub fn start(&mut self, peer: OwnedFd, state: State, epoll: &OwnedFd, key: Key) -> Result<(), Errno> {
         ioctl_fionbio(&peer, true)?;
+        if state == State::Output && self.sealed.is_none() {
+            self.stage = Some(Stage::new()?);
+            // A process that made it larger itself is content with that.
+            let _ = self.pipe.as_ref().map(|pipe| fcntl_setpipe_size(pipe, OUTPUT_PIPE));
+        }
         let peer = self.peer.insert(peer);
         if let Some((_, writer)) = &mut self.kept {
             *writer = None;
@@ -169,11 +217,12 @@ impl Relay {
                 (State::Drain, Some(pipe), _) => (pipe.as_fd(), null.as_fd()),
                 _ => return Progress::Waiting,
             };
-            let moved = match &mut self.sealed {
-                Some(sealed) if matches!(self.state, State::Input | State::Output) => {
+            let moved = match (&mut self.sealed, &mut self.stage) {
+                (Some(sealed), _) if matches!(self.state, State::Input | State::Output) => {
                     sealed.advance(from, to)
                 }
-                _ => splice(from, None, to, None, CHUNK, SpliceFlags::NONBLOCK | SpliceFlags::MOVE),
+                (None, Some(stage)) if self.kept.is_none() => stage.advance(from, to),
+                _ => moved(from, to, CHUNK),
             };
             match moved {
                 Ok(0) if self.kept.is_some() => self.kept = None,
@@ -223,7 +272,7 @@ impl Relay {
 
     /// All of the output is with the kernel.
     fn flush(&mut self) -> Progress {
-        (self.pipe, self.state) = (None, State::Flushed { reminders: 0 });
+        (self.pipe, self.stage, self.state) = (None, None, State::Flushed { reminders: 0 });
         if self.remind() { Progress::Done } else { Progress::Flushed }
     }
 
@@ -244,6 +293,6 @@ impl Relay {
     }
 
     fn drain(&mut self) {
-        (self.peer, self.kept, self.state) = (None, None, State::Drain);
+        (self.peer, self.kept, self.stage, self.state) = (None, None, None, State::Drain);
     }
 }

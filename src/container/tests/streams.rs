@@ -84,6 +84,29 @@ fn c12_output_after_the_exit_is_delivered_and_a_slow_reader_holds_up_nobody_else
 }
 
 #[test]
+fn c12_output_that_is_read_in_bits_is_whole_and_in_order() {
+    alone("streams::c12_output_that_is_read_in_bits_is_whole_and_in_order", |machine| {
+        let container = id('9');
+        machine.rootfs(&container);
+        let process = machine.create(container, &Spec::new(&["seq", "300000"])).unwrap();
+        let mut stdout = machine.attach(process, Stream::Stdout);
+        stdout.set_nonblocking(true).unwrap();
+        let (mut text, mut bit) = (Vec::new(), [0; 1000]);
+        for _ in 0..200 {
+            match stdout.read(&mut bit) {
+                Ok(count) => text.extend_from_slice(&bit[..count]),
+                Err(_) => machine.turn(),
+            }
+        }
+        assert!(machine.exits.is_empty());
+        text.extend(machine.read_all(stdout));
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.lines().map(|line| line.parse::<u32>().unwrap()).eq(1..=300_000));
+        machine.shutdown(container).unwrap();
+    });
+}
+
+#[test]
 fn c12_when_the_reader_goes_away_the_process_neither_blocks_nor_dies() {
     alone("streams::c12_when_the_reader_goes_away_the_process_neither_blocks_nor_dies", |machine| {
         let container = id('b');
