@@ -633,7 +633,6 @@ impl Gate {
         let container = ContainerId::parse(container)?;
         let scratch = match self.objects.overlay(&container) {
             None => return unknown(Field::Container),
-            Some(overlay) if overlay.created => return in_use(Field::Container),
             Some(overlay) => overlay.scratch.unwrap_or(container),
         };
         // SECURITY (C08, D12): an id serves once, whatever the policy's own state says.

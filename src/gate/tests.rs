@@ -2,6 +2,7 @@
 
 mod answers;
 mod fields;
+mod inputs;
 mod interleavings;
 mod record;
 mod refusals;
@@ -29,13 +30,19 @@ struct Recorder {
 struct Started {
     env: Vec<String>,
     capabilities: Capabilities,
+    output_waits: bool,
     sealed: bool,
 }
 
 impl Started {
     fn of(process: &StartProcess<'_>) -> Option<Self> {
         let env = process.env.as_slice().iter().map(|variable| variable.to_string()).collect();
-        Some(Self { env, capabilities: *process.capabilities.get(), sealed: process.sealed.is_some() })
+        Some(Self {
+            env,
+            capabilities: *process.capabilities.get(),
+            output_waits: process.output_waits,
+            sealed: process.sealed.is_some(),
+        })
     }
 }
 
@@ -54,7 +61,8 @@ impl Recorder {
 impl Actor for Recorder {
     fn mount_device(&mut self, permit: Permit<MountDevice>) -> Result<(), ActError> {
         let action = permit.into_action();
-        self.act(format!("mount {} at {}", action.device.as_str(), action.slot.path()))
+        let or_panic = if action.panic_on_corruption { " or panic" } else { "" };
+        self.act(format!("mount {} at {}{or_panic}", action.device.as_str(), action.slot.path()))
     }
     fn unmount_device(&mut self, permit: Permit<UnmountDevice>) -> Result<(), ActError> {
         self.act(format!("unmount {}", permit.into_action().slot.path()))
@@ -159,7 +167,7 @@ impl Actor for Recorder {
         Ok(Some(b'S'))
     }
     fn resolve_user(&self, _: &ContainerId, _: UserSpec<'_>) -> Result<User, ActError> {
-        Ok(User { uid: 0, name: "root".into(), groups: Vec::new() })
+        Ok(User { uid: 0, name: "root".into(), groups: vec![action::Group { gid: 7, name: "seven".into() }] })
     }
 }
 
@@ -359,6 +367,7 @@ fn l06_a_disk_has_one_purpose_and_scratch_space_stays_under_its_containers() {
     assert_eq!(ask(&scratch(&pod, "a")), in_use(Field::Device), "a layer's disk");
     assert_eq!(ask(&scratch(&pod, "s")), Ok(()));
     assert_eq!(ask(&scratch(&two, "s")), in_use(Field::Device));
+    assert!(matches!(ask(&scratch("../x", "t")), Err(Reason::Invalid { field: Field::Scratch, .. })));
     assert_eq!(ask(&scratch(&pod, "t")), in_use(Field::Scratch));
     assert_eq!(ask(&mount("s")), in_use(Field::Device));
     assert_eq!(ask(&scratch(&id('1'), "t")), in_use(Field::Scratch), "a container's folder");

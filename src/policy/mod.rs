@@ -16,7 +16,7 @@ mod pattern;
 pub mod reason;
 pub mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod value;
 pub mod verify;
 

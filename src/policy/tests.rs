@@ -48,7 +48,7 @@ fn dfa_many(patterns: &[&str]) -> Vec<u8> {
 }
 
 /// Writes a value as JSON; sets as `{a, b}`.
-fn show(view: &View<'_>, value: Value) -> String {
+pub(crate) fn show(view: &View<'_>, value: Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::False => "false".into(),

@@ -149,6 +149,112 @@ fn f09_a_process_gets_the_capabilities_that_the_policy_keeps_and_never_one_that_
     assert_eq!(actor.done.len(), done);
 }
 
+/// An answer that allows, with these fields as `true`.
+fn yes<'a>(names: &'a [&'a str]) -> impl Fn(&mut Builder) -> Const + 'a {
+    move |builder| {
+        let yes = builder.bool(true);
+        let names = ["allowed"].iter().chain(names);
+        let pairs = names.map(|name| (builder.string(name), yes)).collect();
+        builder.object(pairs).unwrap()
+    }
+}
+
+#[test]
+fn c12_output_waits_and_corruption_ends_the_guest_where_the_policy_says_so() {
+    let mut actor = Recorder::default();
+    let container = id('1');
+    for (panics, waits) in [(false, false), (true, false), (false, true)] {
+        let mount_answer = yes(if panics { &["panic_on_corruption"] } else { &[] });
+        let create_answer = yes(if waits { &["output_waits"] } else { &[] });
+        let entries: Vec<(&str, Answer<'_>)> = Point::ALL
+            .iter()
+            .map(|point| match point {
+                Point::MountDevice => (point.entry(), &mount_answer as Answer<'_>),
+                _ => (point.entry(), &create_answer as Answer<'_>),
+            })
+            .collect();
+        let mut gate = gate_with(&answering(&entries));
+        gate.handle(&mut actor, &mount("a")).unwrap();
+        assert_eq!(actor.done.last().unwrap().ends_with(" or panic"), panics);
+        let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
+        gate.handle(&mut actor, &overlay).unwrap();
+        gate.handle(&mut actor, &create(&container)).unwrap();
+        assert_eq!(actor.started.as_ref().unwrap().output_waits, waits);
+        // What was decided for the container holds for its further processes.
+        let exec = Request::ExecInContainer { container: &container, process: process(&["/bin/b"]) };
+        gate.handle(&mut actor, &exec).unwrap();
+        assert_eq!(actor.started.as_ref().unwrap().output_waits, waits);
+    }
+}
+
+#[test]
+fn c10_a_terminal_that_was_decided_on_changes_its_size_until_its_process_ends() {
+    let mut actor = Recorder::default();
+    let answer = yes(&["allow_stdio_access"]);
+    let entries: Vec<(&str, Answer<'_>)> =
+        Point::ALL.iter().map(|point| (point.entry(), &answer as Answer<'_>)).collect();
+    let mut gate = gate_with(&answering(&entries));
+    let container = id('1');
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
+    gate.handle(&mut actor, &overlay).unwrap();
+    gate.handle(&mut actor, &create(&container)).unwrap();
+    let size = wire::WindowSize { rows: 24, columns: 80 };
+    let stdio = Stdio { stdin: true, stdout: true, stderr: false, terminal: Some(size) };
+    let shell = Process { stdio, ..process(&["/bin/sh"]) };
+    let exec = Request::ExecInContainer { container: &container, process: shell };
+    assert_eq!(gate.handle(&mut actor, &exec), Ok(Reply::Started { process: 2 }));
+    let resize = Request::ResizeTerminal { container: &container, process: 2, size };
+    gate.handle(&mut actor, &resize).unwrap();
+    assert_eq!(actor.done.last().unwrap(), "resize 2 24");
+    assert!(gate.process_exited(ProcessId(2), ExitStatus::Signal(9)));
+    assert!(!gate.process_exited(ProcessId(3), ExitStatus::Code(0)), "nobody knows it");
+    assert_eq!(gate.exited().collect::<Vec<_>>(), [(ProcessId(2), ExitStatus::Signal(9))]);
+    assert_eq!(reason(gate.handle(&mut actor, &resize)), Reason::Unknown { field: Field::Process });
+}
+
+#[test]
+fn k05_the_attestation_directory_is_mounted_to_be_read_only() {
+    let mut actor = Recorder::default();
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let container = id('1');
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
+    gate.handle(&mut actor, &overlay).unwrap();
+    let ask = |read_only| Request::CreateContainer {
+        container: &container,
+        privileged: false,
+        mounts: List::from_vec(vec![wire::Mount {
+            source: wire::Source::Attestation,
+            destination: "/attestation",
+            read_only,
+        }])
+        .unwrap(),
+        seccomp: None,
+        process: process(&["/bin/a"]),
+    };
+    let (field, rule, value) = (Field::Mounts, Rule::Range, Excerpt::of("/attestation"));
+    let refused = reason(gate.handle(&mut actor, &ask(false)));
+    assert_eq!(refused, Reason::Invalid { field, rule, value });
+    assert_eq!(gate.handle(&mut actor, &ask(true)), Ok(Reply::Started { process: 1 }));
+}
+
+#[test]
+fn t06_there_are_so_many_overlays_and_no_more() {
+    let mut actor = Recorder::default();
+    let mut gate = gate_with(&allowing(Point::ALL));
+    gate.handle(&mut actor, &mount("a")).unwrap();
+    for number in 0..=MAX_CONTAINERS {
+        let container = format!("{number:064x}");
+        let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
+        let answer = gate.handle(&mut actor, &overlay);
+        match number {
+            MAX_CONTAINERS => assert_eq!(reason(answer), Reason::Limit { field: Field::Container }),
+            _ => assert_eq!(answer, Ok(Reply::Done)),
+        }
+    }
+}
+
 #[test]
 fn what_the_guest_does_not_offer_is_decided_by_the_policy_and_then_not_done() {
     let mut actor = Recorder::default();

@@ -73,6 +73,8 @@ fn d11_a_denial_repeats_the_hosts_own_value_that_it_is_about_and_nothing_else() 
     let why = Why::InvalidDeviceHash;
     let hash = "07".repeat(32);
     assert_eq!(said(&mut gate_with(&denying(why)), &mount("a")), (why, Excerpt::of(&hash)));
+    let nothing = (why, Excerpt::default());
+    assert_eq!(said(&mut gate_with(&denying(why)), &Request::GetProperties), nothing);
     let container = id('1');
     for (why, value) in [
         (Why::InvalidCommand, "/bin/a"),
