@@ -83,7 +83,8 @@ impl Actor for Recorder {
     }
     fn mount_volume(&mut self, permit: Permit<MountVolume>) -> Result<u64, ActError> {
         let action = permit.into_action();
-        self.act(format!("volume {:.4} on {}", action.volume.hex(), action.device.as_str())).map(|()| 7)
+        let (id, device) = (action.volume.hex(), action.device);
+        self.act(format!("volume {} {id:.4} on {}", action.number, device.as_str())).map(|()| 7)
     }
     fn keep_key(&mut self, permit: Permit<KeepKey>) -> Result<(), ActError> {
         let action = permit.into_action();

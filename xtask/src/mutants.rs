@@ -1,11 +1,12 @@
 //! Whether the tests would notice if a check were gone (attack I13, and section 10 of what a hostile host tries): cargo-mutants
 //! changes what decides, and what acts on it, in one place at a time, and runs the tests that need no VM.
 //!
-//! Which files are changed, and which changes need not be noticed and why, is in `.cargo/mutants.toml`. The work is done in a copy
-//! of the tree. All of it takes hours on two processors: `--shard` and `--only` do a part.
+//! Which files are changed, by which tests that has to be noticed, and which changes need not be noticed and why, is in
+//! `.cargo/mutants*.toml`. The work is done in a copy of the tree. All of it takes hours on two processors: `--shard` and `--only`
+//! do a part.
 
 use crate::{cache, process, setup};
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use std::process::Command;
 
 /// Removes checks one at a time and tells which of them no test misses.
@@ -22,18 +23,33 @@ pub struct Arguments {
     list: bool,
 }
 
+/// The runs, and where in `target` what they say is kept.
+const RUNS: [(&str, &str); 2] =
+    [("mutants.toml", "mutants"), ("mutants-fragments.toml", "mutants-fragments")];
+
 pub fn main(arguments: Arguments) -> Result<()> {
-    let mut command = Command::new(setup::cargo_mutants()?);
-    command.current_dir(cache::root()).args(["mutants", "--package", "parma-guest", "--output", "target"]);
-    // (Its own choice of files would be added to those of the configuration.)
-    for only in &arguments.only {
-        command.arg("--re").arg(only);
+    let program = setup::cargo_mutants()?;
+    let mut missed = Vec::new();
+    for (configuration, kept) in RUNS {
+        let output = format!("target/{kept}");
+        let mut command = Command::new(&program);
+        command.current_dir(cache::root()).args(["mutants", "--package", "parma-guest"]);
+        command.arg("--config").arg(format!(".cargo/{configuration}")).arg("--output").arg(&output);
+        // (Its own choice of files would be added to those of the configuration.)
+        for only in &arguments.only {
+            command.arg("--re").arg(only);
+        }
+        if let Some(shard) = &arguments.shard {
+            command.arg("--shard").arg(shard);
+        }
+        if arguments.list {
+            command.arg("--list");
+        }
+        // The other run is to be had all the same.
+        if process::run_visibly(&mut command).is_err() {
+            missed.push(format!("{output}/mutants.out/missed.txt"));
+        }
     }
-    if let Some(shard) = &arguments.shard {
-        command.arg("--shard").arg(shard);
-    }
-    if arguments.list {
-        command.arg("--list");
-    }
-    process::run_visibly(&mut command).context("a change was not noticed, see target/mutants.out/missed.txt")
+    ensure!(missed.is_empty(), "a change was not noticed, see {}", missed.join(" and "));
+    Ok(())
 }

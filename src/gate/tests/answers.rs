@@ -240,6 +240,39 @@ fn k05_the_attestation_directory_is_mounted_to_be_read_only() {
 }
 
 #[test]
+fn l06_each_disk_has_the_lowest_place_that_is_free() {
+    let mut actor = Recorder::default();
+    let mut gate = gate_with(&allowing(Point::ALL));
+    let ids = ['1', '2', '3'].map(id);
+    let space = |number: usize| scratch(&ids[number], ["s", "t", "u"][number]);
+    let volume =
+        |number: usize| Request::MountVolume { volume: [number as u8; 32], device: ["v", "w", "x"][number] };
+    for request in [
+        space(0),
+        space(1),
+        Request::UnmountScratch { scratch: &ids[0] },
+        space(2),
+        volume(0),
+        volume(1),
+        Request::UnmountVolume { volume: [0; 32] },
+        volume(2),
+    ] {
+        gate.handle(&mut actor, &request).unwrap();
+    }
+    let expected = [
+        "scratch 0 1111 on s Memory",
+        "scratch 1 2222 on t Memory",
+        "unscratch 1111",
+        "scratch 0 3333 on u Memory",
+        "volume 0 0000 on v",
+        "volume 1 0101 on w",
+        "unvolume 0000",
+        "volume 0 0202 on x",
+    ];
+    assert_eq!(actor.done, expected);
+}
+
+#[test]
 fn t06_there_are_so_many_overlays_and_no_more() {
     let mut actor = Recorder::default();
     let mut gate = gate_with(&allowing(Point::ALL));

@@ -146,3 +146,19 @@ fn c15_limits_are_seen_as_numbers_and_their_absence_too() {
         format!(r#"{{"containerID":"{}","cpu":null,"memory":1048576,"paused":true,"processes":7}}"#, id('1'));
     assert_eq!(seen, expected);
 }
+
+#[test]
+fn b11_a_network_is_seen_whole() {
+    let (address, gateway) = (wire::Address::v4([10, 0, 2, 15]), wire::Address::v4([10, 0, 2, 2]));
+    let everything = wire::Prefix { address: wire::Address::v4([0; 4]), length: 0 };
+    let asked = wire::Network {
+        addresses: List::from_vec(vec![wire::Prefix { address, length: 24 }]).unwrap(),
+        routes: List::from_vec(vec![wire::Route { destination: everything, gateway }]).unwrap(),
+        name_servers: List::from_vec(vec![gateway]).unwrap(),
+        search: list(&["example.com"]),
+        mtu: 1500,
+    };
+    let network = Network::parse(&asked).unwrap();
+    let expected = r#"{"addresses":["10.0.2.15/24"],"mtu":1500,"nameServers":["10.0.2.2"],"routes":["0.0.0.0/0 via 10.0.2.2"],"search":["example.com"]}"#;
+    assert_eq!(seen(|input| input::network(input, &network)), expected);
+}
