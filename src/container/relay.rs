@@ -26,7 +26,7 @@ const CHUNK: usize = crate::linux::vsock::MAX_SEND;
 /// Bytes that a pipe takes as a whole or not at all.
 const PIPE_BUF: usize = 4096;
 /// Bytes that each of an output's two pipes holds while somebody reads it.
-const OUTPUT_PIPE: usize = 256 << 10;
+const OUTPUT_PIPE: usize = 512 << 10;
 /// Most chunks of one event, so that a busy stream leaves the others their turn.
 const CHUNKS: usize = 8;
 /// Reminders until a connection is closed whatever its peer says: after a minute.

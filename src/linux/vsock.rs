@@ -16,9 +16,9 @@ const ANY: u32 = u32::MAX;
 /// Connections the kernel keeps waiting before they are accepted.
 const BACKLOG: i32 = 16;
 
-/// Most bytes to hand to a vsock in one call. Linux makes one packet of them; above some 32 KiB it spreads that over
-/// several buffers, and `vhost-device-vsock` drops such a packet.
-pub const MAX_SEND: usize = 16 << 10;
+/// Most bytes to hand to a vsock in one call. Linux makes one packet of them; where they and what belongs to a packet are more than
+/// 32 KiB it spreads that over several buffers, and `vhost-device-vsock` drops such a packet.
+pub const MAX_SEND: usize = 28 << 10;
 
 /// `struct sockaddr_vm`.
 #[repr(C)]

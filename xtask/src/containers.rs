@@ -29,7 +29,7 @@ const STARTS: usize = 15;
 const CROWD: usize = 100;
 /// Processes that are started in a row.
 const PROCESSES: usize = 1000;
-/// Bytes of a write, of the programs that are measured as of the init.
+/// Bytes of a write of the programs that are measured.
 const CHUNK: usize = 16 << 10;
 /// Bytes of a stream that is measured.
 const STREAM: usize = 2048 * CHUNK;
