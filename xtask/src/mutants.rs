@@ -30,11 +30,11 @@ const RUNS: [(&str, &str); 2] =
 pub fn main(arguments: Arguments) -> Result<()> {
     let program = setup::cargo_mutants()?;
     let mut missed = Vec::new();
-    for (configuration, kept) in RUNS {
-        let output = format!("target/{kept}");
+    for (name, further) in RUNS {
+        let output = format!("target/{name}");
         let mut command = Command::new(&program);
         command.current_dir(cache::root()).args(["mutants", "--package", "parma-guest"]);
-        command.arg("--config").arg(format!(".cargo/{configuration}")).arg("--output").arg(&output);
+        command.arg("--config").arg(format!(".cargo/{name}.toml")).arg("--output").arg(&output).args(further);
         // (Its own choice of files would be added to those of the configuration.)
         for only in &arguments.only {
             command.arg("--re").arg(only);
