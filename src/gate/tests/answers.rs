@@ -273,6 +273,43 @@ fn l06_each_disk_has_the_lowest_place_that_is_free() {
 }
 
 #[test]
+fn c08_there_are_so_many_containers_until_power_off_and_no_more() {
+    let mut actor = Recorder::default();
+    let mut gate = with_container(&mut actor);
+    let container = id('2');
+    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
+    gate.handle(&mut actor, &overlay).unwrap();
+    for number in 1..objects::MAX_IDS {
+        assert!(gate.objects.can_burn(), "{number}");
+        gate.objects.burn(ContainerId::parse(&format!("{number:064x}")).unwrap());
+    }
+    let refused = reason(gate.handle(&mut actor, &create(&container)));
+    assert_eq!(refused, Reason::Limit { field: Field::Container });
+}
+
+#[test]
+fn a_container_has_succeeded_when_its_first_process_ended_with_0() {
+    let mut actor = Recorder::default();
+    let own = ContainerId::parse(&id('1')).unwrap();
+    for (first, second, succeeded) in [
+        (None, Some(ExitStatus::Code(0)), &[][..]),
+        (Some(ExitStatus::Code(1)), Some(ExitStatus::Code(0)), &[]),
+        (Some(ExitStatus::Signal(9)), None, &[]),
+        (Some(ExitStatus::Code(0)), Some(ExitStatus::Code(1)), &[own]),
+    ] {
+        let mut gate = with_container(&mut actor);
+        let exec = Request::ExecInContainer { container: &id('1'), process: process(&["/bin/b"]) };
+        gate.handle(&mut actor, &exec).unwrap();
+        for (number, status) in [(1, first), (2, second)] {
+            if let Some(status) = status {
+                gate.process_exited(ProcessId(number), status);
+            }
+        }
+        assert_eq!(gate.objects.succeeded().unwrap(), succeeded, "{first:?}");
+    }
+}
+
+#[test]
 fn t06_there_are_so_many_overlays_and_no_more() {
     let mut actor = Recorder::default();
     let mut gate = gate_with(&allowing(Point::ALL));
