@@ -6,6 +6,7 @@ mod inputs;
 mod interleavings;
 mod record;
 mod refusals;
+mod settings;
 
 use super::*;
 use crate::gate::action::{DeliverSecret, KeepKey};
