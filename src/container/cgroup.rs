@@ -250,6 +250,96 @@ mod tests {
         assert!(Share::of_this_machine().is_ok());
     }
 
+    /// A directory with the files that the kernel has in a group with controllers, which not every machine has.
+    struct Files(std::path::PathBuf);
+
+    impl Files {
+        fn new(name: &str) -> Self {
+            let files = Self(std::env::temp_dir().join(format!("parma-{name}-{}", std::process::id())));
+            std::fs::create_dir(&files.0).unwrap();
+            files
+        }
+
+        fn open(&self) -> OwnedFd {
+            open_directory(CWD, self.0.to_str().unwrap()).unwrap()
+        }
+
+        fn has(&self, file: &str, text: &str) {
+            std::fs::write(self.0.join(file), text).unwrap();
+        }
+
+        /// What `act` writes to the files of limits, which are there before.
+        fn written(&self, act: impl FnOnce() -> Result<(), Errno>) -> [String; 4] {
+            let files = ["memory.max", "cpu.max", "pids.max", "cgroup.freeze"];
+            files.iter().for_each(|file| self.has(file, ""));
+            act().unwrap();
+            files.map(|file| std::fs::read_to_string(self.0.join(file)).unwrap())
+        }
+    }
+
+    impl Drop for Files {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn resources(memory: Option<u64>, cpu: Option<u32>, processes: Option<u32>, paused: bool) -> Resources {
+        Resources::new(wire::Resources { memory, cpu, processes, paused }).unwrap()
+    }
+
+    #[test]
+    fn c15_limits_are_written_as_they_were_decided() {
+        let files = Files::new("limits");
+        let group = Cgroup { directory: files.open() };
+        let limits = resources(Some(8 << 20), Some(250), Some(7), true);
+        assert_eq!(files.written(|| group.limit(limits)), ["8388608", "25000", "7", "1"]);
+        let none = Resources::default();
+        assert_eq!(files.written(|| group.limit(none)), ["max", "max", "8192", "0"]);
+
+        let share = Share { memory: 32 << 20, pids: 100 };
+        let less = |resources| files.written(|| share.limit(group.directory(), resources));
+        assert_eq!(less(limits), ["8388608", "25000", "7", ""]);
+        let more = resources(Some(64 << 20), None, Some(200), false);
+        for resources in [none, more] {
+            assert_eq!(less(resources), ["33554432", "max", "100", ""], "not more than the machine has");
+        }
+
+        let mut all = Cgroups { parent: files.open(), devices: files.open(), limits: true };
+        assert_eq!(files.written(|| all.limit_all(limits))[..3], ["8388608", "25000", "7"]);
+        all.limits = false;
+        assert_eq!(files.written(|| all.limit_all(limits)), ["", "", "", ""], "without controllers");
+    }
+
+    #[test]
+    fn a_group_is_a_directory_and_stays_with_the_init() {
+        let files = Files::new("group");
+        let flags = rustix::io::fcntl_getfd(files.open()).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        files.has("file", "");
+        std::os::unix::fs::symlink(".", files.0.join("link")).unwrap();
+        for name in ["file", "link"] {
+            assert_eq!(open_directory(files.open().as_fd(), name).map(drop), Err(Errno::NOTDIR), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_used_is_what_the_kernel_counted() {
+        let files = Files::new("usage");
+        files.has("memory.current", "4096\n");
+        files.has("cpu.stat", "usage_usec 123\nuser_usec 100\nsystem_usec 23\n");
+        files.has("pids.current", "3\n");
+        files.has("memory.events", "low 0\nhigh 1\nmax 2\noom 4\noom_kill 5\noom_group_kill 0\n");
+        let group = Cgroup { directory: files.open() };
+        let usage = Usage { memory: 4096, cpu: 123, processes: 3, out_of_memory: 5 };
+        assert_eq!(group.usage(), Ok(usage));
+        files.has("pids.current", "none\n");
+        assert_eq!(group.usage(), Err(Errno::INVAL));
+        // Nothing of a group is a link.
+        std::fs::remove_file(files.0.join("pids.current")).unwrap();
+        std::os::unix::fs::symlink("memory.current", files.0.join("pids.current")).unwrap();
+        assert_eq!(group.usage(), Err(Errno::LOOP));
+    }
+
     #[test]
     fn a_machine_without_anything_to_share_is_refused() {
         assert_eq!(Share::of(64 << 20, 4000), Err(Errno::NOMEM));

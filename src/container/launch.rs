@@ -461,6 +461,9 @@ mod tests {
     fn the_working_directory_is_never_searched() {
         assert_eq!(paths("sh", &["PATH=:.:bin:/bin:"]), ["/bin/sh"]);
         assert_eq!(candidates("sh", &["PATH="]), Err(Errno::NOENT));
+        let long = |length: usize| format!("PATH=/{}", "a".repeat(length - 1));
+        assert_eq!(paths("sh", &[&long(4093)])[0].len(), 4096);
+        assert_eq!(candidates("sh", &[&long(4094)]), Err(Errno::NOENT));
         assert_eq!(candidates("sh", &[]), Err(Errno::NOENT));
     }
 

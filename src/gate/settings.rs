@@ -307,6 +307,8 @@ mod tests {
         ] {
             assert_eq!(Sysctl::parse(name, "1"), Err(Unclear), "{name:?}");
         }
+        let (name, value) = (format!("net.{}", "a".repeat(252)), "1".repeat(256));
+        assert!(Sysctl::parse(&name, &value).is_ok());
         for value in ["", "1\n", "\0", "\u{e9}", &"1".repeat(257)] {
             assert_eq!(Sysctl::parse("net.core.somaxconn", value), Err(Unclear), "{value:?}");
         }
