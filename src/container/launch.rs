@@ -479,4 +479,30 @@ mod tests {
         let inside = Message::Inside(Pid::from_raw(4_194_303).unwrap());
         assert_eq!(decode(encode(inside)), inside);
     }
+
+    /// What the init makes of these messages, and of their end.
+    fn heard(messages: &[Message]) -> (Option<Pid>, Result<(), Failure>) {
+        let (reader, writer) = stdio::pipe().unwrap();
+        for &message in messages {
+            rustix::io::write(&writer, &encode(message)).unwrap();
+        }
+        drop(writer);
+        outcome(&reader, &Deadline::after_seconds(10))
+    }
+
+    #[test]
+    fn c10_a_child_says_first_of_all_which_process_goes_on_and_is_not_believed_later() {
+        let pid = |number| Pid::from_raw(number).unwrap();
+        let (inside, other) = (Message::Inside(pid(5)), Message::Inside(pid(6)));
+        let failed = |errno| Err(Failure { step: Step::Clone, errno });
+        assert_eq!(heard(&[Message::Executing]), (None, Ok(())));
+        assert_eq!(heard(&[inside, Message::Executing]), (Some(pid(5)), Ok(())));
+        assert_eq!(heard(&[inside, other]), (Some(pid(5)), failed(Errno::PROTO)));
+        assert_eq!(heard(&[Message::Executing, other]), (None, failed(Errno::PROTO)));
+        // It was killed before it came so far.
+        assert_eq!(heard(&[]), (None, failed(Errno::CHILD)));
+        assert_eq!(heard(&[inside]), (Some(pid(5)), failed(Errno::CHILD)));
+        let failure = Failure { step: Step::Privileges, errno: Errno::PERM };
+        assert_eq!(heard(&[Message::Failed(failure)]), (None, Err(failure)));
+    }
 }

@@ -227,6 +227,11 @@ impl Machine {
         result
     }
 
+    fn update(&mut self, container: ContainerId, resources: wire::Resources) -> Result<(), ActError> {
+        let resources = Resources::new(resources).unwrap();
+        self.containers.update_container(Permit::for_test(UpdateContainer { container, resources }))
+    }
+
     fn signal(&mut self, process: ProcessId, signal: u8) -> Result<(), ActError> {
         let signal = Signal::new(signal).unwrap();
         self.containers.signal_process(Permit::for_test(SignalProcess { process, signal }))

@@ -129,3 +129,25 @@ fn c04_a_profile_holds_for_every_process_on_top_of_what_no_container_may() {
         assert_eq!(lines(&text), ["made", "97", "Seccomp_filters:\t1"], "{text}");
     });
 }
+
+#[test]
+fn c15_limits_hold_or_are_refused() {
+    alone("settings::c15_limits_hold_or_are_refused", |machine| {
+        let (container, other) = (id('6'), id('7'));
+        machine.rootfs(&container);
+        machine.create(container, &Spec::new(&["sleep", "1000"])).unwrap();
+        let limits = wire::Resources { processes: Some(7), ..wire::Resources::default() };
+        // Where the machine has the old hierarchies there is nothing that could hold them.
+        let group = Path::new(&machine.cgroup).join("parma").join(container.as_str());
+        match fs::read_to_string(group.join("pids.max")) {
+            Ok(before) => {
+                assert_eq!(before, "8192\n");
+                machine.update(container, limits).unwrap();
+                assert_eq!(fs::read_to_string(group.join("pids.max")).unwrap(), "7\n");
+            }
+            Err(_) => assert_eq!(machine.update(container, limits).unwrap_err().step, Step::Cgroup),
+        }
+        assert_eq!(machine.update(other, limits).unwrap_err().step, Step::Cgroup, "it is not there");
+        machine.shutdown(container).unwrap();
+    });
+}
