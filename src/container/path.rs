@@ -139,3 +139,109 @@ pub fn c_string(pieces: &[&str]) -> Result<CString, Errno> {
     pieces.iter().for_each(|piece| bytes.extend_from_slice(piece.as_bytes()));
     CString::new(bytes).map_err(|_| Errno::INVAL)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{fcntl_getfl, open};
+    use rustix::io::{FdFlags, fcntl_getfd};
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+
+    /// A root filesystem: `/dir/file`, `/file`, and links out of it.
+    struct Root(PathBuf);
+
+    impl Root {
+        fn new(name: &str) -> Self {
+            let root = Self(std::env::temp_dir().join(std::format!("parma-{name}-{}", std::process::id())));
+            fs::create_dir_all(root.0.join("dir")).unwrap();
+            fs::write(root.0.join("dir/file"), "inside").unwrap();
+            fs::write(root.0.join("file"), "12345").unwrap();
+            symlink("dir", root.0.join("link")).unwrap();
+            symlink("/usr/lib", root.0.join("etc")).unwrap();
+            symlink("../../../../dir/file", root.0.join("up")).unwrap();
+            root
+        }
+
+        fn open(&self) -> OwnedFd {
+            open(&self.0, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
+        }
+    }
+
+    impl Drop for Root {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    /// Nothing can be read or written through it, and no program inherits it.
+    fn is_handle(opened: &OwnedFd) -> bool {
+        fcntl_getfl(opened).unwrap().contains(OFlags::PATH)
+            && fcntl_getfd(opened).unwrap().contains(FdFlags::CLOEXEC)
+    }
+
+    #[test]
+    fn i16_no_link_of_an_image_leads_a_mount_anywhere() {
+        let root = Root::new("targets");
+        let at = root.open();
+        let at = at.as_fd();
+        assert!(is_handle(&handle(at, c"dir/file").unwrap()));
+        assert_eq!(handle(at, c"link/file").map(drop), Err(Errno::LOOP));
+        // The link itself, not what it leads to.
+        let link = handle(at, c"etc").unwrap();
+        assert_eq!(FileType::from_raw_mode(fstat(&link).unwrap().st_mode), FileType::Symlink);
+
+        assert!(is_handle(&mount_target(at, c"dir").unwrap()));
+        assert!(is_handle(&mount_target(at, c"new").unwrap()));
+        assert!(root.0.join("new").is_dir());
+        assert_eq!(mount_target(at, c"file").map(drop), Err(Errno::NOTDIR));
+        for link in [c"etc", c"link"] {
+            assert!(mount_target(at, link).is_err(), "{link:?}");
+        }
+        assert!(is_handle(&mount_point(at, "/one/two/three").unwrap()));
+        assert!(root.0.join("one/two/three").is_dir());
+        for path in ["/etc/x", "/link/x", "/file/x", "/one/two/../../../x"] {
+            assert!(mount_point(at, path).is_err(), "{path}");
+        }
+        assert!(!root.0.join("dir/x").exists());
+    }
+
+    #[test]
+    fn a_directory_to_work_in_is_where_the_container_finds_it() {
+        let root = Root::new("directories");
+        let at = root.open();
+        let at = at.as_fd();
+        let same = |opened: &OwnedFd, path: &str| {
+            let (opened, path) = (fstat(opened).unwrap(), fs::metadata(root.0.join(path)).unwrap());
+            opened.st_ino == std::os::unix::fs::MetadataExt::ino(&path)
+        };
+        for (path, place) in [(c"/", "."), (c"/dir", "dir"), (c"/link", "dir"), (c"/../../dir", "dir")] {
+            let opened = directory(at, path).unwrap();
+            assert!(is_handle(&opened) && same(&opened, place), "{path:?}");
+        }
+        assert_eq!(directory(at, c"/file").map(drop), Err(Errno::NOTDIR));
+        // `/usr/lib` is the container's own, which is not there.
+        assert_eq!(directory(at, c"/etc").map(drop), Err(Errno::NOENT));
+        for path in ["/", "/dir", "/link/a/b", "/x/y"] {
+            assert!(is_handle(&make_directories(at, path).unwrap()), "{path}");
+        }
+        assert!(root.0.join("dir/a/b").is_dir() && root.0.join("x/y").is_dir());
+        assert_eq!(make_directories(at, "/file/x").map(drop), Err(Errno::NOTDIR));
+        assert_eq!(make_directories(at, "/etc/x").map(drop), Err(Errno::EXIST), "a dangling link");
+    }
+
+    #[test]
+    fn i16_a_file_is_read_whole_from_inside_and_only_if_it_is_one() {
+        let root = Root::new("files");
+        let at = root.open();
+        let at = at.as_fd();
+        assert_eq!(read_file(at, c"file", 5).as_deref(), Ok(&b"12345"[..]));
+        assert_eq!(read_file(at, c"file", 4), Err(Errno::FBIG));
+        assert_eq!(read_file(at, c"up", 10).as_deref(), Ok(&b"inside"[..]));
+        assert_eq!(read_file(at, c"etc/os-release", 1 << 20), Err(Errno::NOENT));
+        assert_eq!(read_file(at, c"dir", 10), Err(Errno::INVAL));
+        fs::write(root.0.join("long"), [7; 10_000]).unwrap();
+        assert_eq!(read_file(at, c"long", 10_000), Ok(alloc::vec![7; 10_000]));
+    }
+}

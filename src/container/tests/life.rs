@@ -141,3 +141,21 @@ fn a_process_that_joins_a_container_brings_nothing_that_the_container_could_take
         },
     );
 }
+
+#[test]
+fn what_a_process_is_doing_is_known_while_it_runs() {
+    alone("life::what_a_process_is_doing_is_known_while_it_runs", |machine| {
+        let container = id('e');
+        machine.rootfs(&container);
+        machine.create(container, &Spec::new(&["sleep", "1000"])).unwrap();
+        let ended = machine.exec(container, &Spec::new(&["true"])).unwrap();
+        machine.exit_of(ended);
+        assert_eq!(machine.dump_stack(ended).unwrap(), None);
+        let other = machine.exec(container, &Spec::new(&["sleep", "1000"])).unwrap();
+        assert!(matches!(machine.dump_stack(other), Ok(Some(b'R' | b'S' | b'D'))));
+        // It stops at once, or when its processor comes to it.
+        machine.signal(other, 19).unwrap();
+        while machine.dump_stack(other).unwrap() != Some(b'T') {}
+        machine.shutdown(container).unwrap();
+    });
+}

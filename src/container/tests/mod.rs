@@ -227,6 +227,10 @@ impl Machine {
         result
     }
 
+    fn dump_stack(&self, process: ProcessId) -> Result<Option<u8>, ActError> {
+        self.containers.dump_stack(Permit::for_test(DumpStack { process }))
+    }
+
     fn update(&mut self, container: ContainerId, resources: wire::Resources) -> Result<(), ActError> {
         let resources = Resources::new(resources).unwrap();
         self.containers.update_container(Permit::for_test(UpdateContainer { container, resources }))
