@@ -109,7 +109,7 @@ impl Stage {
 }
 
 fn moved(from: BorrowedFd<'_>, to: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
-    splice(from, None, to, None, most, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)
+    splice(from, None, to, None, most, SpliceFlags::NONBLOCK)
 }
 
 const INTEREST: EventFlags =

@@ -23,9 +23,10 @@ pub struct Arguments {
     list: bool,
 }
 
-/// The runs, and where in `target` what they say is kept.
-const RUNS: [(&str, &str); 2] =
-    [("mutants.toml", "mutants"), ("mutants-fragments.toml", "mutants-fragments")];
+/// The runs: their configuration, and further arguments. Unchanged code is tried first only where the tests are those of its own
+/// package, the only ones that cargo-mutants tries then.
+const RUNS: [(&str, &[&str]); 2] =
+    [("mutants", &[]), ("mutants-fragments", &["--baseline=skip", "--timeout=300"])];
 
 pub fn main(arguments: Arguments) -> Result<()> {
     let program = setup::cargo_mutants()?;
