@@ -143,7 +143,7 @@ pub fn c_string(pieces: &[&str]) -> Result<CString, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fs::{fcntl_getfl, open};
+    use rustix::fs::{fcntl_getfl, mknodat, open};
     use rustix::io::{FdFlags, fcntl_getfd};
     use std::fs;
     use std::os::unix::fs::symlink;
@@ -241,6 +241,11 @@ mod tests {
         assert_eq!(read_file(at, c"up", 10).as_deref(), Ok(&b"inside"[..]));
         assert_eq!(read_file(at, c"etc/os-release", 1 << 20), Err(Errno::NOENT));
         assert_eq!(read_file(at, c"dir", 10), Err(Errno::INVAL));
+        let fifo = root.0.join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert_eq!(read_file(at, c"fifo", 10), Err(Errno::INVAL));
+        let fifo = c_string(&[fifo.to_str().unwrap()]).unwrap();
+        assert_eq!(executable(&fifo), Err(Errno::ACCESS), "nor is it waited for");
         fs::write(root.0.join("long"), [7; 10_000]).unwrap();
         assert_eq!(read_file(at, c"long", 10_000), Ok(alloc::vec![7; 10_000]));
     }

@@ -360,7 +360,7 @@ fn t06_a_hundred_containers_and_a_thousand_processes_in_a_row_leave_nothing_behi
         guest.done(Request::RuntimeLogging { enabled: false });
         let console = guest.console();
         let line = console.lines().rev().find_map(|line| line.split_once("memory: ")).unwrap().1;
-        line.trim_end().trim_end_matches(" KiB").parse().unwrap()
+        line.split_once(" KiB").unwrap().0.parse().unwrap()
     };
     let ids: Vec<String> = (1..=100).map(|number| format!("{number:064x}")).collect();
     for container in &ids {
