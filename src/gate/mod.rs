@@ -1062,13 +1062,14 @@ impl Gate {
     /// Takes a commit back whose action failed.
     #[inline(never)]
     fn take_back(&mut self, undo: Undo, error: ActError) -> Refusal {
+        let ActError { step, errno, undone } = error;
         // SECURITY (I08): after a failed undo the policy's idea of the guest may be wrong.
         let rolled_back = self.engine.as_mut().is_some_and(|engine| engine.rollback(undo).is_ok());
-        let undone = rolled_back && error.undone;
+        let undone = rolled_back && undone;
         if !undone {
             self.phase = Phase::Poisoned;
         }
-        ActError { undone, ..error }.into()
+        ActError { step, errno, undone }.into()
     }
 }
 
