@@ -185,10 +185,12 @@ impl Relay {
         epoll::add(epoll, peer, token(key, true), INTEREST)
     }
 
-    /// Has the pipe reported again if there is still something to move.
+    /// Has the side reported again on which there is still something to move.
     pub fn rearm(&self, epoll: &OwnedFd, key: Key) -> Result<(), Errno> {
+        // The pipe of output that is being sent may be empty, and its process silent from here on.
+        let sending = self.stage.as_ref().is_some_and(|stage| stage.filled > 0);
         match (&self.pipe, &self.peer) {
-            (Some(pipe), _) if self.state != State::Input => {
+            (Some(pipe), _) if self.state != State::Input && !sending => {
                 epoll::modify(epoll, pipe, token(key, false), INTEREST)
             }
             (_, Some(peer)) => epoll::modify(epoll, peer, token(key, true), INTEREST),
@@ -294,5 +296,40 @@ impl Relay {
 
     fn drain(&mut self) {
         (self.peer, self.kept, self.stage, self.state) = (None, None, None, State::Drain);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::Timespec;
+    use rustix::event::epoll::{Event, EventData};
+
+    #[test]
+    fn c12_output_is_sent_to_its_end_also_where_its_process_falls_silent() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let null = pipe().unwrap().1;
+        let (reader, process) = pipe().unwrap();
+        // In place of a connection: it takes all that is sent.
+        let (_host, peer) = pipe().unwrap();
+        fcntl_setpipe_size(&peer, 1 << 20).unwrap();
+        let mut relay = Relay::unattached(reader, None, None);
+        relay.start(peer, State::Output, &epoll, (7, 1)).unwrap();
+        assert_eq!(write(&process, &[0; 400_000]), Ok(400_000));
+        let reported = || {
+            let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 4];
+            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+            epoll::wait(&epoll, &mut events, Some(&at_once)).unwrap()
+        };
+        reported();
+        let mut turns = 1;
+        while relay.advance(false, &null) == Progress::More {
+            assert_eq!(reported(), 0, "nothing happens by itself");
+            relay.rearm(&epoll, (7, 1)).unwrap();
+            assert!(reported() > 0, "{turns}");
+            turns += 1;
+        }
+        assert!(turns > 1, "more than its turn");
+        assert!(relay.stage.is_some_and(|stage| stage.filled == 0));
     }
 }

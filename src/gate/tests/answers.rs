@@ -17,12 +17,17 @@ fn gate_answering(actor: &mut Recorder, more: Answer<'_>) -> Gate {
         .iter()
         .map(|point| (point.entry(), if narrowed.contains(point) { more } else { plain }))
         .collect();
-    let mut gate = gate_with(&answering(&entries));
-    let container = id('1');
+    let mut gate = assembled(actor, &answering(&entries));
+    gate.handle(actor, &create(&id('1'))).unwrap();
+    gate
+}
+
+/// A gate under this policy with a device `a` and an overlay `1…` on it.
+fn assembled(actor: &mut Recorder, image: &[u8]) -> Gate {
+    let mut gate = gate_with(image);
     gate.handle(actor, &mount("a")).unwrap();
-    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
+    let overlay = Request::MountOverlay { container: &id('1'), layers: list(&["a"]), scratch: None };
     gate.handle(actor, &overlay).unwrap();
-    gate.handle(actor, &create(&container)).unwrap();
     gate
 }
 
@@ -173,11 +178,9 @@ fn c12_output_waits_and_corruption_ends_the_guest_where_the_policy_says_so() {
                 _ => (point.entry(), &create_answer as Answer<'_>),
             })
             .collect();
-        let mut gate = gate_with(&answering(&entries));
-        gate.handle(&mut actor, &mount("a")).unwrap();
-        assert_eq!(actor.done.last().unwrap().ends_with(" or panic"), panics);
-        let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
-        gate.handle(&mut actor, &overlay).unwrap();
+        let before = actor.done.len();
+        let mut gate = assembled(&mut actor, &answering(&entries));
+        assert_eq!(actor.done[before].ends_with(" or panic"), panics);
         gate.handle(&mut actor, &create(&container)).unwrap();
         assert_eq!(actor.started.as_ref().unwrap().output_waits, waits);
         // What was decided for the container holds for its further processes.
@@ -193,11 +196,8 @@ fn c10_a_terminal_that_was_decided_on_changes_its_size_until_its_process_ends() 
     let answer = yes(&["allow_stdio_access"]);
     let entries: Vec<(&str, Answer<'_>)> =
         Point::ALL.iter().map(|point| (point.entry(), &answer as Answer<'_>)).collect();
-    let mut gate = gate_with(&answering(&entries));
+    let mut gate = assembled(&mut actor, &answering(&entries));
     let container = id('1');
-    gate.handle(&mut actor, &mount("a")).unwrap();
-    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
-    gate.handle(&mut actor, &overlay).unwrap();
     gate.handle(&mut actor, &create(&container)).unwrap();
     let size = wire::WindowSize { rows: 24, columns: 80 };
     let stdio = Stdio { stdin: true, stdout: true, stderr: false, terminal: Some(size) };
@@ -216,11 +216,8 @@ fn c10_a_terminal_that_was_decided_on_changes_its_size_until_its_process_ends() 
 #[test]
 fn k05_the_attestation_directory_is_mounted_to_be_read_only() {
     let mut actor = Recorder::default();
-    let mut gate = gate_with(&allowing(Point::ALL));
+    let mut gate = assembled(&mut actor, &allowing(Point::ALL));
     let container = id('1');
-    gate.handle(&mut actor, &mount("a")).unwrap();
-    let overlay = Request::MountOverlay { container: &container, layers: list(&["a"]), scratch: None };
-    gate.handle(&mut actor, &overlay).unwrap();
     let ask = |read_only| Request::CreateContainer {
         container: &container,
         privileged: false,
