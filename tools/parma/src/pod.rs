@@ -251,8 +251,17 @@ impl Pod {
     /// # Errors
     /// It refuses, or does not end in time. The machine is gone in any case.
     pub fn power_off(mut self) -> Result<Exit> {
-        self.guest.ask(Request::PowerOff)?;
-        self.machine.wait(POWER_OFF_TIMEOUT)?.context("the guest did not power off")
+        match self.guest.ask(Request::PowerOff) {
+            // A machine that ends takes an answer with it that is on its way; that the guest ended it says the same.
+            Err(error) if !error.is::<parma_vmm::Refused>() => match self.machine.wait(POWER_OFF_TIMEOUT)? {
+                Some(exit) if exit.by_guest() => Ok(exit),
+                _ => Err(error),
+            },
+            asked => {
+                asked?;
+                self.machine.wait(POWER_OFF_TIMEOUT)?.context("the guest did not power off")
+            }
+        }
     }
 }
 
