@@ -16,16 +16,16 @@ const DIRECTORY_MODE: Mode = Mode::from_bits_retain(0o755);
 
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 const NO_LINKS: ResolveFlags = IN_ROOT.union(ResolveFlags::NO_SYMLINKS);
+const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A handle on something inside `root`, for use by descriptor only. No component may be a symbolic link.
 pub fn handle(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
-    openat2(root, path, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), NO_LINKS)
+    openat2(root, path, HANDLE, Mode::empty(), NO_LINKS)
 }
 
 /// A handle on a directory inside `root`, which is made if it is missing. No component may be a symbolic link.
 pub fn mount_target(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let open = || openat2(root, path, flags, Mode::empty(), NO_LINKS);
+    let open = || openat2(root, path, HANDLE.union(OFlags::DIRECTORY), Mode::empty(), NO_LINKS);
     match open() {
         Err(Errno::NOENT) => {
             // The callers' paths have one component, or lead through filesystems mounted here a moment ago.
@@ -72,13 +72,8 @@ pub fn make_directories(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Err
             continue;
         }
         at = match directory(root, &c_string(&[prefix])?) {
-            Err(Errno::NOENT) => {
-                let name = c_string(&[name])?;
-                // A dangling link is there already, so this fails on it.
-                mkdirat(&at, &*name, DIRECTORY_MODE)?;
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                openat2(&at, &*name, flags, Mode::empty(), NO_LINKS)?
-            }
+            // A dangling link is there, and is not followed.
+            Err(Errno::NOENT) => mount_target(at.as_fd(), &c_string(&[name])?)?,
             other => other?,
         };
     }
@@ -228,7 +223,7 @@ mod tests {
         }
         assert!(root.0.join("dir/a/b").is_dir() && root.0.join("x/y").is_dir());
         assert_eq!(make_directories(at, "/file/x").map(drop), Err(Errno::NOTDIR));
-        assert_eq!(make_directories(at, "/etc/x").map(drop), Err(Errno::EXIST), "a dangling link");
+        assert_eq!(make_directories(at, "/etc/x").map(drop), Err(Errno::NOTDIR), "a dangling link");
     }
 
     #[test]

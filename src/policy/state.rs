@@ -804,8 +804,21 @@ mod tests {
                     Err(_) => prop_assert!(!fits),
                 }
                 prop_assert_eq!(&model(&engine), &expected);
+                accounted(&engine.state);
             }
         }
+    }
+
+    /// Every slot is used once or free once, the bytes are counted, and giving slots up will not allocate.
+    fn accounted(state: &State) {
+        let used = state.maps.iter().flat_map(|map| map.entries.iter().chain([&map.name]));
+        let mut slots: Vec<u16> = used.chain(&state.free).copied().collect();
+        slots.sort_unstable();
+        assert!(slots.iter().map(|&slot| usize::from(slot)).eq(0..state.slots.len()));
+        assert!(state.free.iter().all(|&slot| state.slots[usize::from(slot)].is_none()));
+        let bytes = state.slots.iter().flatten().map(|stored| stored.bytes.len());
+        assert_eq!(state.bytes, bytes.sum::<usize>());
+        assert!(state.free.capacity() >= state.slots.len());
     }
 
     #[test]
@@ -891,6 +904,199 @@ mod tests {
         assert_eq!(model(&engine)["m"].len(), 14);
     }
 
+    /// A delta of these operations on one map, whose values are the strings; without one it is empty.
+    fn operations(engine: &Engine<'_>, action: Action, entries: &[(Option<&str>, &str)]) -> Delta {
+        let mut memory = alloc::vec![0; 2 * MAX_ENTRY_BYTES];
+        let mut arena = Arena::new(&mut memory);
+        let mut delta = Delta::default();
+        for &(key, value) in entries {
+            arena.reset();
+            let key = key.map(|key| arena.string(key).unwrap());
+            let value = arena.string(value).unwrap();
+            delta.push(&engine.view(&arena), action, "m", key, value).unwrap();
+        }
+        delta
+    }
+
+    #[test]
+    fn a_key_and_its_value_have_64_kib_and_all_of_them_1_mib() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let mut memory = alloc::vec![0; MAX_ENTRY_BYTES + 64];
+        let mut arena = Arena::new(&mut memory);
+        let key = arena.string("k").unwrap();
+        for (size, fits) in [(MAX_ENTRY_BYTES - 1, true), (MAX_ENTRY_BYTES, false)] {
+            let mark = arena.used();
+            let value = arena.string(&"x".repeat(size)).unwrap();
+            let pushed = Delta::default().push(&engine.view(&arena), Action::Add, "m", Some(key), value);
+            assert_eq!(pushed, if fits { Ok(()) } else { Err(StateError::Limit) });
+            arena.release(mark);
+        }
+        // A map's name counts once.
+        let (mut left, mut key) = (MAX_BYTES - 1, b'a');
+        while left > 0 {
+            let size = left.min(MAX_ENTRY_BYTES);
+            let name = char::from(key).to_string();
+            let mut entry = |size: usize| {
+                let delta = operations(&engine, Action::Add, &[(Some(&name), &"x".repeat(size - 1))]);
+                engine.commit(delta).map(drop)
+            };
+            if left < MAX_ENTRY_BYTES {
+                assert_eq!(entry(left + 1), Err(StateError::Limit));
+            }
+            assert_eq!(entry(size), Ok(()));
+            (left, key) = (left - size, key + 1);
+        }
+        accounted(&engine.state);
+        let more = operations(&engine, Action::Update, &[(Some("a"), &"x".repeat(MAX_ENTRY_BYTES - 1))]);
+        assert_eq!(
+            engine.commit(more).map(drop),
+            Err(StateError::Limit),
+            "the old is counted until it is gone"
+        );
+        let removed = operations(&engine, Action::Remove, &[(Some("a"), "")]);
+        engine.commit(removed).unwrap();
+        let again = operations(&engine, Action::Update, &[(Some("b"), &"y".repeat(MAX_ENTRY_BYTES - 1))]);
+        engine.commit(again).unwrap();
+        accounted(&engine.state);
+    }
+
+    #[test]
+    fn there_are_8192_entries_with_the_names_of_their_maps() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let mut add = |numbers: core::ops::Range<usize>| {
+            let members: Vec<String> = numbers.map(|number| number.to_string()).collect();
+            let members: Vec<(Option<&str>, &str)> = members.iter().map(|member| (None, &**member)).collect();
+            let delta = operations(&engine, Action::Add, &members);
+            engine.commit(delta).map(drop)
+        };
+        for start in (0..MAX_ENTRIES - MAX_OPERATIONS).step_by(MAX_OPERATIONS) {
+            assert_eq!(add(start..start + MAX_OPERATIONS), Ok(()));
+        }
+        let full = MAX_ENTRIES - 1;
+        assert_eq!(add(MAX_ENTRIES - MAX_OPERATIONS..full + 1), Err(StateError::Limit));
+        assert_eq!(add(MAX_ENTRIES - MAX_OPERATIONS..full), Ok(()));
+        assert_eq!(add(0..1), Ok(()), "it is there already");
+        assert_eq!(add(full..full + 1), Err(StateError::Limit));
+    }
+
+    #[test]
+    fn a_decision_has_64_operations_also_where_two_are_made_one() {
+        let image = image();
+        let engine = Engine::with_empty_state(&image).unwrap();
+        let entries = [(None, "member"); MAX_OPERATIONS + 1];
+        let [all, one, most] = [64, 1, 63].map(|count| operations(&engine, Action::Add, &entries[..count]));
+        assert!(Delta::default().is_empty() && !one.is_empty());
+        let mut both = most;
+        assert_eq!(both.append(one.clone()), Ok(()));
+        assert_eq!(both.operations().count(), MAX_OPERATIONS);
+        assert_eq!(both.append(one), Err(StateError::Limit));
+        let mut memory = [0; 64];
+        let mut arena = Arena::new(&mut memory);
+        let member = arena.string("member").unwrap();
+        let mut all = all;
+        assert_eq!(all.push(&engine.view(&arena), Action::Add, "m", None, member), Err(StateError::Limit));
+    }
+
+    #[test]
+    fn what_is_remembered_has_the_documented_digest_and_taking_back_takes_that_back() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        assert_eq!(engine.state_digest(), [0; 32]);
+        let mut memory = [0; 4096];
+        let mut arena = Arena::new(&mut memory);
+        let [a, b, text] = ["a", "b", "\u{e9}"].map(|text| arena.string(text).unwrap());
+        let array = arena.array(&[Value::Null, Value::False, Value::True, Value::Int(-2), text]).unwrap();
+        let object = arena.object(&[("b", Value::Int(258)), ("a", array)]).unwrap();
+        let mut delta = Delta::default();
+        delta.push(&engine.view(&arena), Action::Update, "map", Some(b), object).unwrap();
+        delta.push(&engine.view(&arena), Action::Add, "set", None, a).unwrap();
+        let undo = engine.commit(delta).unwrap();
+
+        let mut hashed = alloc::vec![0; 32];
+        hashed.extend(b"\x01\x01\x03\0\0\0maps\x01\0\0\0b");
+        hashed.extend(b"o\x02\0\0\0s\x01\0\0\0aa\x05\0\0\00fti\xfe\xff\xff\xff\xff\xff\xff\xff");
+        hashed.extend(b"s\x02\0\0\0\xc3\xa9s\x01\0\0\0bi\x02\x01\0\0\0\0\0\0");
+        hashed.extend(b"\0\0\x03\0\0\0set0s\x01\0\0\0a");
+        let first: [u8; 32] = Sha256::digest(&hashed).into();
+        assert_eq!(engine.state_digest(), first);
+
+        let nothing = engine.commit(Delta::default()).unwrap();
+        assert_eq!(engine.state_digest(), first, "nothing has changed");
+        assert_eq!(engine.rollback(undo), Err(StateError::Stale));
+        engine.rollback(nothing).unwrap();
+        let mut delta = Delta::default();
+        delta.push(&engine.view(&arena), Action::Remove, "map", Some(b), Value::Null).unwrap();
+        let undo = engine.commit(delta).unwrap();
+        let removal: [u8; 32] =
+            Sha256::digest([&first[..], b"\x02\x01\x03\0\0\0maps\x01\0\0\0b0"].concat()).into();
+        assert_eq!(engine.state_digest(), removal);
+        engine.rollback(undo).unwrap();
+        assert_eq!(engine.state_digest(), first);
+    }
+
+    #[test]
+    fn what_is_pinned_is_copied_once_and_entries_refer_to_it() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let mut memory = alloc::vec![0; MAX_FRAGMENT_DATA + 4096];
+        let mut arena = Arena::new(&mut memory);
+        let [name, text] = ["name", "some text"].map(|text| arena.string(text).unwrap());
+        let list = arena.array(&[text, Value::Int(7)]).unwrap();
+        let mut pinning = Pinning::default();
+        pinning.field(&engine.view(&arena), name, list).unwrap();
+        let pinned = engine.pin(pinning).unwrap();
+        // Its name, its text, two cells of the array, and the pair.
+        assert_eq!(engine.state.bytes, 4 + 9 + 4 * CELL);
+
+        arena.reset();
+        let object = engine.pinned(&pinned);
+        let kept = engine.view(&arena).field(object, "name").unwrap();
+        let Value::Array(items) = kept else { panic!("no array") };
+        let view = engine.view(&arena);
+        assert!(matches!(view.item(items, 0), Value::String(text) if view.text(text) == "some text"));
+        assert!(matches!(view.item(items, 1), Value::Int(7)));
+
+        let key = arena.string("key").unwrap();
+        let mut delta = Delta::default();
+        delta.push(&engine.view(&arena), Action::Add, "m", Some(key), kept).unwrap();
+        let undo = engine.commit(delta).unwrap();
+        assert_eq!(engine.state.bytes, 4 + 9 + 4 * CELL + "m".len() + "key".len(), "the value is not copied");
+        engine.rollback(undo).unwrap();
+
+        // Given up, it leaves nothing; and there is no more room for it than for anything else.
+        engine.unpin(pinned);
+        assert_eq!(engine.state.bytes, 0);
+        let mut pin = |size: usize, fits: Result<(), StateError>| {
+            arena.reset();
+            let text = arena.string(&"x".repeat(size)).unwrap();
+            let mut pinning = Pinning::default();
+            assert_eq!(pinning.field(&engine.view(&arena), Value::Null, text), fits);
+            fits.and_then(|()| engine.pin(pinning).map(drop))
+        };
+        assert_eq!(pin(MAX_FRAGMENT_DATA + 1, Err(StateError::Limit)), Err(StateError::Limit));
+        assert_eq!(pin(MAX_FRAGMENT_DATA, Ok(())), Ok(()));
+        let left = MAX_BYTES - MAX_FRAGMENT_DATA - 4 * CELL;
+        assert_eq!(pin(left + 1, Ok(())), Err(StateError::Limit));
+        assert_eq!(pin(left, Ok(())), Ok(()));
+    }
+
+    #[test]
+    fn what_is_copied_nests_so_deep_and_no_deeper() {
+        let image = image();
+        let engine = Engine::with_empty_state(&image).unwrap();
+        let mut memory = [0; 4096];
+        let mut arena = Arena::new(&mut memory);
+        let key = arena.string("k").unwrap();
+        let mut value = arena.string("v").unwrap();
+        for depth in 0..=MAX_DEPTH + 1 {
+            let pushed = Delta::default().push(&engine.view(&arena), Action::Add, "m", Some(key), value);
+            assert_eq!(pushed.is_ok(), depth <= MAX_DEPTH, "{depth}");
+            value = arena.array(&[value]).unwrap();
+        }
+    }
+
     #[test]
     fn operations_of_another_form_are_refused() {
         let image = image();
@@ -898,6 +1104,8 @@ mod tests {
         let mut memory = [0; 4096];
         let mut arena = Arena::new(&mut memory);
         let [add, map, key] = ["add", "m", "k"].map(|text| arena.string(text).unwrap());
+        let [update, remove, kind_map, kind_set] =
+            ["update", "remove", "map", "set"].map(|text| arena.string(text).unwrap());
         let mut refused = |operation: &[(&str, Value)]| {
             let operation = arena.object(operation).unwrap();
             let list = arena.array(&[operation]).unwrap();
@@ -905,6 +1113,19 @@ mod tests {
         };
         assert!(!refused(&[("name", map), ("action", add), ("key", key), ("value", key)]));
         assert!(!refused(&[("name", map), ("action", add), ("value", key)]));
+        assert!(!refused(&[("name", map), ("action", update), ("key", key), ("value", key)]));
+        assert!(!refused(&[("name", map), ("action", remove), ("key", key)]));
+        assert!(refused(&[("name", map), ("action", remove)]));
+        for (kind, keyed, fits) in [
+            (kind_map, true, true),
+            (kind_set, true, false),
+            (kind_set, false, true),
+            (kind_map, false, false),
+        ] {
+            let mut operation = vec![("name", map), ("action", add), ("type", kind), ("value", key)];
+            operation.extend(keyed.then_some(("key", key)));
+            assert_eq!(!refused(&operation), fits, "{operation:?}");
+        }
         assert!(refused(&[("name", map), ("action", add), ("key", key)]));
         assert!(refused(&[("name", map), ("action", map), ("key", key), ("value", key)]));
         assert!(refused(&[("name", map), ("key", key), ("value", key)]));
