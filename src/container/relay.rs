@@ -304,6 +304,10 @@ mod tests {
     use super::*;
     use rustix::event::Timespec;
     use rustix::event::epoll::{Event, EventData};
+    use rustix::fs::{CWD, Mode, OFlags, openat};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::string::String;
 
     #[test]
     fn c12_output_is_sent_to_its_end_also_where_its_process_falls_silent() {
@@ -331,5 +335,102 @@ mod tests {
         }
         assert!(turns > 1, "more than its turn");
         assert!(relay.stage.is_some_and(|stage| stage.filled == 0));
+    }
+
+    /// An epoll set, the null device, and a process's output with the end that the process has.
+    fn output(left: Option<u16>) -> (OwnedFd, OwnedFd, Relay, OwnedFd) {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let null = openat(CWD, "/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        let (reader, process) = pipe().unwrap();
+        ioctl_fionbio(&process, true).unwrap();
+        (epoll, null, Relay::unattached(reader, None, left), process)
+    }
+
+    fn until_it_waits(relay: &mut Relay, null: &OwnedFd) -> Progress {
+        loop {
+            match relay.advance(false, null) {
+                Progress::More => {}
+                progress => return progress,
+            }
+        }
+    }
+
+    #[test]
+    fn c12_output_whose_reader_has_gone_is_thrown_away_to_its_end() {
+        // That the peer has gone is said, or seen when it takes nothing.
+        for said in [true, false] {
+            let (epoll, null, mut relay, process) = output(None);
+            let (host, peer) = UnixStream::pair().unwrap();
+            relay.start(peer.into(), State::Output, &epoll, (7, 1)).unwrap();
+            drop(host);
+            for _ in 0..4 {
+                assert_eq!(write(&process, &[0; 300_000]), Ok(300_000));
+                if relay.advance(said, &null) == Progress::More {
+                    relay.rearm(&epoll, (7, 1)).unwrap();
+                    let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 4];
+                    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+                    assert!(epoll::wait(&epoll, &mut events, Some(&at_once)).unwrap() > 0);
+                }
+                assert_eq!(until_it_waits(&mut relay, &null), Progress::Waiting);
+                assert_eq!(relay.state, State::Drain);
+            }
+            drop(process);
+            assert_eq!(until_it_waits(&mut relay, &null), Progress::Done);
+        }
+    }
+
+    #[test]
+    fn c12_what_was_kept_comes_before_what_follows_and_then_the_end() {
+        let (epoll, null, mut relay, process) = output(Some(0));
+        assert!(!relay.tick(&epoll, (7, 1)));
+        write(&process, b"first ").unwrap();
+        assert_eq!(until_it_waits(&mut relay, &null), Progress::Waiting);
+        let (mut host, peer) = UnixStream::pair().unwrap();
+        relay.start(peer.into(), State::Output, &epoll, (7, 1)).unwrap();
+        write(&process, b"second").unwrap();
+        assert_eq!(until_it_waits(&mut relay, &null), Progress::Waiting);
+        drop(process);
+        assert_ne!(until_it_waits(&mut relay, &null), Progress::Waiting);
+        assert!(matches!(relay.state, State::Flushed { .. }), "the host is told that it is the end");
+        let mut said = String::new();
+        host.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "first second");
+    }
+
+    #[test]
+    fn input_goes_straight_to_the_process_and_ends_where_the_host_ends_it() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let (process, writer) = pipe().unwrap();
+        let mut relay = Relay::unattached(writer, None, None);
+        let (mut host, peer) = UnixStream::pair().unwrap();
+        relay.start(peer.into(), State::Input, &epoll, (7, 0)).unwrap();
+        assert!(relay.stage.is_none());
+        host.write_all(b"input").unwrap();
+        drop(host);
+        // That the host has gone does not make what it sent any less.
+        assert_eq!(relay.advance(true, &process), Progress::Done);
+        let mut bytes = [0; 16];
+        assert_eq!(read(&process, &mut bytes), Ok(5));
+        assert_eq!(&bytes[..5], b"input");
+    }
+
+    #[test]
+    fn the_end_of_what_is_typed_waits_until_the_terminal_has_room() {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let (typed, host) = pipe().unwrap();
+        // In place of a terminal.
+        let (process, terminal) = pipe().unwrap();
+        ioctl_fionbio(&terminal, true).unwrap();
+        let size = fcntl_setpipe_size(&terminal, PIPE_BUF).unwrap();
+        assert_eq!(write(&terminal, &std::vec![b'x'; size]), Ok(size));
+        let mut relay = Relay::unattached(typed, None, None);
+        relay.start(terminal, State::Typing, &epoll, (7, 0)).unwrap();
+        drop(host);
+        assert_eq!(relay.advance(false, &process), Progress::Waiting);
+        let mut bytes = std::vec![0; size];
+        assert_eq!(read(&process, &mut bytes), Ok(size));
+        assert_eq!(relay.advance(false, &process), Progress::Done);
+        assert_eq!(read(&process, &mut bytes), Ok(END_OF_INPUT.len()));
+        assert_eq!(bytes[..END_OF_INPUT.len()], END_OF_INPUT);
     }
 }

@@ -311,6 +311,10 @@ pub fn private_null() -> Result<OwnedFd, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::StatVfsMountFlags;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
 
     #[test]
     fn mounts_are_in_an_order_in_which_each_has_its_parent() {
@@ -353,5 +357,44 @@ mod tests {
         for path in [c"proc/bus", c"proc/fs", c"proc/irq", c"proc/sys", c"proc/sysrq-trigger"] {
             assert!(READ_ONLY.contains(&path));
         }
+    }
+
+    #[test]
+    fn i16_files_of_etc_are_made_anew_and_no_link_is_written_through() {
+        let root = std::env::temp_dir().join(std::format!("parma-etc-{}", std::process::id()));
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::write(root.join("outside"), "outside").unwrap();
+        symlink("../outside", root.join("etc/hosts")).unwrap();
+        fs::write(root.join("etc/hostname"), "a longer name than the new one").unwrap();
+        let open = |path: &Path| openat(CWD, path, DIRECTORY, Mode::empty()).unwrap();
+        let at = open(&root);
+        for name in ["hosts", "hostname", "resolv.conf"] {
+            write_etc(at.as_fd(), name, "content").unwrap();
+            let path = root.join("etc").join(name);
+            assert_eq!(fs::read_to_string(&path).unwrap(), "content");
+            let file = fs::symlink_metadata(&path).unwrap();
+            assert!(file.is_file() && file.permissions().mode() & 0o777 & !0o644 == 0);
+        }
+        assert_eq!(fs::read_to_string(root.join("outside")).unwrap(), "outside");
+        // Here `/etc` itself leads elsewhere.
+        fs::create_dir(root.join("other")).unwrap();
+        symlink("../etc", root.join("other/etc")).unwrap();
+        assert_eq!(write_etc(open(&root.join("other")).as_fd(), "hosts", "x"), Err(Errno::NOTDIR));
+        assert_eq!(fs::read_to_string(root.join("etc/hosts")).unwrap(), "content");
+        fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn c09_a_process_has_a_null_device_of_its_own_on_a_mount_that_holds_nothing_else_of_use() {
+        if !rustix::process::geteuid().is_root() {
+            std::println!("skipped, needs root");
+            return;
+        }
+        let [one, other] = [(); 2].map(|()| private_null().unwrap());
+        assert_ne!(fstat(&one).unwrap().st_dev, fstat(&other).unwrap().st_dev);
+        assert_eq!(fstat(&one).unwrap().st_rdev, makedev(1, 3));
+        assert_eq!((write(&one, b"x"), rustix::io::read(&one, &mut [0; 1])), (Ok(1), Ok(0)));
+        let flags = rustix::fs::fstatvfs(&one).unwrap().f_flag;
+        assert!(flags.contains(StatVfsMountFlags::NOSUID | StatVfsMountFlags::NOEXEC));
     }
 }

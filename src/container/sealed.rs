@@ -150,3 +150,45 @@ pub fn streams(exporter: Option<&Exporter>, process: u32) -> Result<[Option<Box<
     };
     Ok([sealed(Stream::Stdin)?, sealed(Stream::Stdout)?, sealed(Stream::Stderr)?])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::stdio::pipe;
+    use rustix::fd::AsFd;
+    use rustix::io::ioctl_fionbio;
+    use rustix::pipe::fcntl_setpipe_size;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn k02_text_that_finds_its_pipe_full_follows_in_pieces() {
+        let exporter = Exporter::new([7; 32]);
+        let text: Vec<u8> = (0..MAX_TEXT).map(|n| (n % 251) as u8).collect();
+        let mut sealer = exporter.sealer(1, Stream::Stdin).unwrap();
+        let (mut host, guest) = UnixStream::pair().unwrap();
+        guest.set_nonblocking(true).unwrap();
+        host.write_all(&sealer.seal(&text, false).unwrap()).unwrap();
+        host.write_all(&sealer.seal(b"", true).unwrap()).unwrap();
+        let (process, pipe) = pipe().unwrap();
+        ioctl_fionbio(&pipe, true).unwrap();
+        fcntl_setpipe_size(&pipe, 4096).unwrap();
+        let mut sealed = Sealed::new(&exporter, 1, Stream::Stdin).unwrap();
+        let (mut received, mut buffer) = (Vec::new(), [0; 8192]);
+        loop {
+            match sealed.advance(guest.as_fd(), pipe.as_fd()) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(errno) => {
+                    assert_eq!(errno, Errno::AGAIN);
+                    let count = read(&process, &mut buffer).unwrap();
+                    received.extend_from_slice(&buffer[..count]);
+                }
+            }
+        }
+        drop(pipe);
+        let count = read(&process, &mut buffer).unwrap();
+        received.extend_from_slice(&buffer[..count]);
+        assert!(received == text);
+    }
+}

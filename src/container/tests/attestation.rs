@@ -34,6 +34,7 @@ fn a_container_has_its_directory_and_secrets_and_cannot_change_them() {
             .unwrap();
         let script = "cd /run/parma; cat security-policy-base64 host-amd-cert-base64; ls; \
             (echo x > y) 2>/dev/null || echo no; rm attest.sock 2>/dev/null || echo no; \
+            grep -o ' /run/parma ro,nosuid,nodev' /proc/self/mountinfo; \
             until cat secrets/token 2>/dev/null; do sleep 0.1; done";
         let args = ["sh", "-c", script];
         let spec = Spec { uid: 1000, gids: &[1000], ..Spec::new(&args) };
@@ -49,7 +50,10 @@ fn a_container_has_its_directory_and_secrets_and_cannot_change_them() {
         let (text, status) = machine.finish(process);
         // "policy" and "chain"; there is no endorsement.
         let files = "attest.sock\nhost-amd-cert-base64\nsecrets\nsecurity-policy-base64\n";
-        assert_eq!(text, std::format!("cG9saWN5Y2hhaW4={files}no\nno\nthe token"));
+        assert_eq!(
+            text,
+            std::format!("cG9saWN5Y2hhaW4={files}no\nno\n /run/parma ro,nosuid,nodev\nthe token")
+        );
         assert_eq!(status, ExitStatus::Code(0));
         machine.shutdown(container).unwrap();
         assert_eq!(fs::read_dir(PLACE).unwrap().count(), 0, "it is gone with its container");

@@ -159,3 +159,21 @@ fn what_a_process_is_doing_is_known_while_it_runs() {
         machine.shutdown(container).unwrap();
     });
 }
+
+#[test]
+fn what_is_forgotten_is_a_process_that_has_ended_and_its_streams() {
+    alone("life::what_is_forgotten_is_a_process_that_has_ended_and_its_streams", |machine| {
+        let container = id('a');
+        machine.rootfs(&container);
+        let sleeper = machine.create(container, &Spec::new(&["sleep", "1000"])).unwrap();
+        let ended = machine.exec(container, &Spec::new(&["true"])).unwrap();
+        machine.exit_of(ended);
+        for (process, is_known) in [(sleeper, true), (ended, false)] {
+            machine.containers.forget(process);
+            assert_eq!(machine.containers.processes.contains_key(&process), is_known);
+            let theirs = UnixStream::pair().unwrap().1;
+            assert_eq!(machine.containers.attach(process, Stream::Stdout, theirs.into()).is_ok(), is_known);
+        }
+        machine.shutdown(container).unwrap();
+    });
+}

@@ -51,7 +51,7 @@ fn what_is_masked_is_empty_and_what_is_read_only_cannot_be_written() {
             /sys/fs/cgroup/cgroup.procs; do (echo 1 > $f) 2>/dev/null && echo wrote $f; done; \
             mknod /tmp/mem c 1 1 && echo made mem; mknod /tmp/sda b 8 0 && echo made sda; \
             mknod /tmp/null c 1 3 || echo null not made; (: < /tmp/null) || echo null not opened; \
-            echo x > /dev/null && echo y > /dev/shm/y && cat /dev/shm/y";
+            echo x > /dev/null && echo y > /dev/shm/y && cat /dev/shm/y; grep '/sys/firmware ' /proc/self/mountinfo";
         let spec = Spec { caps: caps(ALL), ..Spec::new(&[]) };
         let (text, _) = machine.script(id('b'), script, spec);
         println!("{text}");
@@ -59,6 +59,8 @@ fn what_is_masked_is_empty_and_what_is_read_only_cannot_be_written() {
         // A listed device can be made, but the root filesystem is mounted without device nodes.
         assert!(!text.contains("null not made") && text.contains("null not opened"));
         assert!(text.contains("\ny\n") || text.starts_with("y\n") || text.contains("y\nmknod"));
+        let covered = text.lines().any(|line| line.contains(" /sys/firmware ro,nosuid,nodev,noexec"));
+        assert_eq!(covered, Path::new("/sys/firmware").is_dir());
     });
 }
 
