@@ -659,7 +659,7 @@ impl Copying<'_> {
 mod tests {
     use super::*;
     use crate::policy::builder::{Builder, FunctionBuilder};
-    use crate::policy::instruction::Instruction;
+    use crate::policy::instruction::{Args, Instruction};
     use crate::policy::value::Arena;
     use crate::policy::{Engine, Outcome};
     use alloc::collections::{BTreeMap, BTreeSet};
@@ -1047,6 +1047,7 @@ mod tests {
         let mut pinning = Pinning::default();
         pinning.field(&engine.view(&arena), name, list).unwrap();
         let pinned = engine.pin(pinning).unwrap();
+        assert!(engine.state.free.capacity() >= engine.state.slots.len(), "giving it up allocates");
         // Its name, its text, two cells of the array, and the pair.
         assert_eq!(engine.state.bytes, 4 + 9 + 4 * CELL);
 
@@ -1133,5 +1134,134 @@ mod tests {
         assert!(refused(&[("name", Value::Null), ("action", add), ("key", key), ("value", key)]));
         assert!(refused(&[("name", map), ("action", add), ("key", Value::Null), ("value", key)]));
         assert!(refused(&[("name", map), ("action", add), ("key", key), ("value", key), ("more", key)]));
+    }
+
+    /// Commits an operation for each of these, members of a set or keys without a value.
+    fn change(
+        engine: &mut Engine<'_>,
+        action: Action,
+        keyed: bool,
+        entries: impl Iterator<Item = (String, String)>,
+    ) -> Result<Undo, StateError> {
+        let mut memory = [0; 64];
+        let mut arena = Arena::new(&mut memory);
+        let mut delta = Delta::default();
+        for (map, entry) in entries {
+            arena.reset();
+            let entry = arena.string(&entry).unwrap();
+            let (key, value) = if keyed { (Some(entry), Value::Null) } else { (None, entry) };
+            delta.push(&engine.view(&arena), action, &map, key, value)?;
+        }
+        engine.commit(delta)
+    }
+
+    #[test]
+    fn a_new_map_counts_as_an_entry_and_what_is_gone_counts_no_more() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let mut set = |action, map: &str, members: core::ops::Range<usize>| {
+            let members = members.map(|member| (map.to_string(), member.to_string()));
+            change(&mut engine, action, false, members).map(drop)
+        };
+        // Beside the name there is room for three more: a member, and a map with one.
+        let most = MAX_ENTRIES - 4;
+        for start in (0..most).step_by(MAX_OPERATIONS) {
+            assert_eq!(set(Action::Add, "m", start..most.min(start + MAX_OPERATIONS)), Ok(()));
+        }
+        assert_eq!(set(Action::Add, "m", most..most + 2), Ok(()));
+        assert_eq!(set(Action::Add, "other", 0..1), Err(StateError::Limit));
+        assert_eq!(set(Action::Remove, "m", most..most + 1), Ok(()));
+        assert_eq!(set(Action::Add, "other", 0..1), Ok(()));
+        assert_eq!(set(Action::Add, "other", 1..2), Err(StateError::Limit));
+        assert_eq!(set(Action::Remove, "m", 0..MAX_OPERATIONS), Ok(()));
+        assert_eq!(set(Action::Add, "other", 1..MAX_OPERATIONS + 1), Ok(()));
+        assert_eq!(set(Action::Add, "other", MAX_OPERATIONS + 1..MAX_OPERATIONS + 2), Err(StateError::Limit));
+        accounted(&engine.state);
+    }
+
+    #[test]
+    fn a_commit_of_many_new_maps_leaves_room_to_take_it_back() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let maps = (0..MAX_OPERATIONS).map(|map| (map.to_string(), "key".to_string()));
+        let undo = change(&mut engine, Action::Update, true, maps).unwrap();
+        accounted(&engine.state);
+        assert_eq!(model(&engine).len(), MAX_OPERATIONS);
+        engine.rollback(undo).unwrap();
+        accounted(&engine.state);
+        assert!(model(&engine).is_empty());
+    }
+
+    #[test]
+    fn an_undo_is_good_as_long_as_nothing_came_after_even_if_that_is_taken_back() {
+        let image = image();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let mut add = |engine: &mut Engine<'_>, key: &str| {
+            change(engine, Action::Add, true, [("m".to_string(), key.to_string())].into_iter()).unwrap()
+        };
+        let first = add(&mut engine, "first");
+        let second = add(&mut engine, "second");
+        engine.rollback(second).unwrap();
+        assert_eq!(engine.rollback(first), Err(StateError::Stale));
+        assert_eq!(model(&engine)["m"].keys().collect::<Vec<_>>(), ["first"]);
+    }
+
+    /// What a function without arguments makes of its input, pushed as a member of a set.
+    fn pushed(code: impl FnOnce(&mut Builder, &mut FunctionBuilder), text: usize) -> Result<(), StateError> {
+        let mut builder = Builder::new(1);
+        let mut function = FunctionBuilder::new("value", 0);
+        code(&mut builder, &mut function);
+        let function = builder.function(function);
+        builder.entry("value", function).unwrap();
+        let image = builder.finish().unwrap();
+        let mut engine = Engine::with_empty_state(&image).unwrap();
+        let mut memory = alloc::vec![0; 2 * MAX_ENTRY_BYTES];
+        let mut arena = Arena::new(&mut memory);
+        let input = "x".repeat(text);
+        let outcome = engine.evaluate(&mut arena, "value", |arena| arena.string(&input).map(Some)).unwrap();
+        let Outcome::Value(value) = outcome else { panic!("no value") };
+        Delta::default().push(&engine.view(&arena), Action::Add, "m", None, value)
+    }
+
+    #[test]
+    fn the_64_kib_of_an_entry_count_what_collections_need() {
+        // A list of the text and a collection of one integer, or of one pair.
+        for (collection, cells) in [("array", 1), ("set", 1), ("object", 2)] {
+            let push = |text: usize| {
+                let code = |builder: &mut Builder, function: &mut FunctionBuilder| {
+                    let one = builder.int(1);
+                    function.emit(Instruction::Input { dst: 0 });
+                    function.emit(Instruction::Const { dst: 1, value: one });
+                    function.emit(match collection {
+                        "array" => Instruction::Array { dst: 2, items: Args(&[1]) },
+                        "set" => Instruction::Set { dst: 2, items: Args(&[1]) },
+                        _ => Instruction::Object { dst: 2, pairs: Args(&[1, 1]) },
+                    });
+                    function.emit(Instruction::Array { dst: 3, items: Args(&[0, 2]) });
+                    function.emit(Instruction::ReturnLast { value: 3 });
+                };
+                pushed(code, text)
+            };
+            let most = MAX_ENTRY_BYTES - (2 + cells) * CELL;
+            assert_eq!((push(most), push(most + 1)), (Ok(()), Err(StateError::Limit)), "{collection}");
+        }
+    }
+
+    #[test]
+    fn keys_and_values_of_objects_nest_so_deep_and_no_deeper() {
+        for pairs in [|inner: u8| [0, inner], |inner: u8| [inner, 0]] {
+            let nested = |levels: usize| {
+                let code = |builder: &mut Builder, function: &mut FunctionBuilder| {
+                    let one = builder.int(1);
+                    function.emit(Instruction::Const { dst: 0, value: one });
+                    for level in 0..levels as u8 {
+                        function.emit(Instruction::Object { dst: level + 1, pairs: Args(&pairs(level)) });
+                    }
+                    function.emit(Instruction::ReturnLast { value: levels as u8 });
+                };
+                pushed(code, 0)
+            };
+            assert_eq!((nested(MAX_DEPTH), nested(MAX_DEPTH + 1)), (Ok(()), Err(StateError::Limit)));
+        }
     }
 }

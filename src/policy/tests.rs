@@ -15,6 +15,10 @@ use super::instruction::{Instruction as I, *};
 use super::value::*;
 use crate::point::Point;
 
+mod engine;
+mod format;
+mod verifier;
+
 /// A DFA that matches whole strings of this expression.
 pub(super) fn dfa(pattern: &str) -> Vec<u8> {
     dfa_many(&[pattern])
