@@ -1193,10 +1193,10 @@ mod tests {
     }
 
     #[test]
-    fn an_undo_is_good_as_long_as_nothing_came_after_even_if_that_is_taken_back() {
+    fn an_undo_is_stale_once_something_came_after_even_where_that_was_taken_back() {
         let image = image();
         let mut engine = Engine::with_empty_state(&image).unwrap();
-        let mut add = |engine: &mut Engine<'_>, key: &str| {
+        let add = |engine: &mut Engine<'_>, key: &str| {
             change(engine, Action::Add, true, [("m".to_string(), key.to_string())].into_iter()).unwrap()
         };
         let first = add(&mut engine, "first");
