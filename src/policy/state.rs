@@ -595,8 +595,8 @@ fn exact(bytes: &[u8]) -> Result<Box<[u8]>, StateError> {
 fn pack(view: &View<'_>, key: Value, value: Value) -> Result<Stored, StateError> {
     let mut bytes = Vec::new();
     let copy = Copying { view, limit: MAX_ENTRY_BYTES, all: false };
-    let key = copy.value(key, &mut bytes, 0)?;
-    let value = copy.value(value, &mut bytes, 0)?;
+    bounded(view, value, 0, &mut Fuel(MAX_ENTRY_STEPS))?;
+    let (key, value) = (copy.value(key, &mut bytes, 0)?, copy.value(value, &mut bytes, 0)?);
     Ok(Stored { bytes: exact(&bytes)?, key, value, pinned: false })
 }
 
@@ -655,10 +655,32 @@ impl Copying<'_> {
     }
 }
 
+/// Steps that going through one value may take: one for each element and 16 bytes, as often as they are referred to.
+const MAX_ENTRY_STEPS: u64 = 1 << 17;
+
+/// Whether a value can be gone through, for the digest. What stays where it is costs an entry no bytes, but a constant of
+/// a few hundred can refer to others so often that there is no end to it; and it nests, too.
+fn bounded(view: &View<'_>, value: Value, depth: usize, fuel: &mut Fuel) -> Result<(), StateError> {
+    let size = if let Value::String(text) = value { text.len() } else { 0 };
+    if depth > MAX_DEPTH || fuel.take(1).and_then(|()| fuel.bytes(size)).is_err() {
+        return Err(StateError::Limit);
+    }
+    let mut index = 0;
+    while let Some((key, member)) = view.element(value, index) {
+        if matches!(value, Value::Object(_)) {
+            bounded(view, key, depth + 1, fuel)?;
+        }
+        bounded(view, member, depth + 1, fuel)?;
+        index += 1;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::policy::builder::{Builder, FunctionBuilder};
+    use crate::policy::format::Const;
     use crate::policy::instruction::{Args, Instruction};
     use crate::policy::value::Arena;
     use crate::policy::{Engine, Outcome};
@@ -1206,8 +1228,8 @@ mod tests {
         assert_eq!(model(&engine)["m"].keys().collect::<Vec<_>>(), ["first"]);
     }
 
-    /// What a function without arguments makes of its input, pushed as a member of a set.
-    fn pushed(code: impl FnOnce(&mut Builder, &mut FunctionBuilder), text: usize) -> Result<(), StateError> {
+    /// What a function makes of a text of this length: whether it can be a member of a set, and a fragment's data.
+    fn kept(code: impl FnOnce(&mut Builder, &mut FunctionBuilder), text: usize) -> [bool; 2] {
         let mut builder = Builder::new(1);
         let mut function = FunctionBuilder::new("value", 0);
         code(&mut builder, &mut function);
@@ -1220,7 +1242,17 @@ mod tests {
         let input = "x".repeat(text);
         let outcome = engine.evaluate(&mut arena, "value", |arena| arena.string(&input).map(Some)).unwrap();
         let Outcome::Value(value) = outcome else { panic!("no value") };
-        Delta::default().push(&engine.view(&arena), Action::Add, "m", None, value)
+        let view = engine.view(&arena);
+        let mut delta = Delta::default();
+        let pushed = delta.push(&view, Action::Add, "m", None, value);
+        let pinned = Pinning::default().field(&view, Value::Null, value);
+        let kept = [pushed, pinned].map(|result| match result {
+            Ok(()) => true,
+            Err(StateError::Limit) => false,
+            Err(other) => panic!("{other:?}"),
+        });
+        engine.commit(delta).unwrap();
+        kept
     }
 
     #[test]
@@ -1240,10 +1272,11 @@ mod tests {
                     function.emit(Instruction::Array { dst: 3, items: Args(&[0, 2]) });
                     function.emit(Instruction::ReturnLast { value: 3 });
                 };
-                pushed(code, text)
+                kept(code, text)
             };
             let most = MAX_ENTRY_BYTES - (2 + cells) * CELL;
-            assert_eq!((push(most), push(most + 1)), (Ok(()), Err(StateError::Limit)), "{collection}");
+            // A fragment's data has more.
+            assert_eq!((push(most), push(most + 1)), ([true; 2], [false, true]), "{collection}");
         }
     }
 
@@ -1259,9 +1292,46 @@ mod tests {
                     }
                     function.emit(Instruction::ReturnLast { value: levels as u8 });
                 };
-                pushed(code, 0)
+                kept(code, 0)
             };
-            assert_eq!((nested(MAX_DEPTH), nested(MAX_DEPTH + 1)), (Ok(()), Err(StateError::Limit)));
+            assert_eq!((nested(MAX_DEPTH), nested(MAX_DEPTH + 1)), ([true; 2], [false; 2]));
         }
+    }
+
+    /// Whether a value can be kept: arrays made by code, around constants that each have the one inside.
+    fn constants_kept(
+        around: u8,
+        levels: usize,
+        text: usize,
+        level: impl Fn(&mut Builder, Const) -> Const,
+    ) -> bool {
+        let code = |builder: &mut Builder, function: &mut FunctionBuilder| {
+            let text = builder.string(&"x".repeat(text));
+            let value = (0..levels).fold(text, |value, _| level(builder, value));
+            function.emit(Instruction::Const { dst: 0, value });
+            for level in 0..around {
+                function.emit(Instruction::Array { dst: level + 1, items: Args(&[level]) });
+            }
+            function.emit(Instruction::ReturnLast { value: around });
+        };
+        kept(code, 0)[0]
+    }
+
+    #[test]
+    fn what_an_entry_refers_to_is_bounded_as_if_it_were_there() {
+        let array = |width: usize| move |builder: &mut Builder, value| builder.array(vec![value; width]);
+        let key = |builder: &mut Builder, value| builder.object(vec![(value, Const::NULL)]).unwrap();
+        // Constants cost no bytes, however large; but they nest.
+        assert!(constants_kept(0, 1, 0, array(10_000)));
+        let deepest = MAX_DEPTH - 1;
+        assert!(constants_kept(1, deepest, 0, array(1)) && !constants_kept(2, deepest, 0, array(1)));
+        assert!(constants_kept(22, 10, 0, key) && !constants_kept(23, 10, 0, key));
+        // An image of some hundred bytes whose value has 2^31 elements: a digest of it would take minutes.
+        assert!(!constants_kept(0, deepest, 0, array(2)));
+        // A step for each of the arrays, 1 + 2 + 4 + …, and of the texts, and what the texts cost by their length.
+        let (arrays, texts) = (255, 256);
+        let most = (MAX_ENTRY_STEPS as usize - arrays) / texts - 1;
+        assert!(constants_kept(0, 8, most * 16 + 15, array(2)));
+        assert!(!constants_kept(0, 8, (most + 1) * 16, array(2)));
     }
 }
