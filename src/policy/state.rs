@@ -658,8 +658,8 @@ impl Copying<'_> {
 /// Steps that going through one value may take: one for each element and 16 bytes, as often as they are referred to.
 const MAX_ENTRY_STEPS: u64 = 1 << 17;
 
-/// Whether a value can be gone through, for the digest. What stays where it is costs an entry no bytes, but a constant of
-/// a few hundred can refer to others so often that there is no end to it; and it nests, too.
+/// Whether a value can be gone through, for the digest. What stays where it is costs an entry no bytes, but a constant
+/// of a few hundred can refer to others so often that there is no end to it; and it nests, too.
 fn bounded(view: &View<'_>, value: Value, depth: usize, fuel: &mut Fuel) -> Result<(), StateError> {
     let size = if let Value::String(text) = value { text.len() } else { 0 };
     if depth > MAX_DEPTH || fuel.take(1).and_then(|()| fuel.bytes(size)).is_err() {
@@ -1038,7 +1038,7 @@ mod tests {
 
         let mut hashed = alloc::vec![0; 32];
         hashed.extend(b"\x01\x01\x03\0\0\0maps\x01\0\0\0b");
-        hashed.extend(b"o\x02\0\0\0s\x01\0\0\0aa\x05\0\0\00fti\xfe\xff\xff\xff\xff\xff\xff\xff");
+        hashed.extend(b"o\x02\0\0\0s\x01\0\0\0aa\x05\0\0\x000fti\xfe\xff\xff\xff\xff\xff\xff\xff");
         hashed.extend(b"s\x02\0\0\0\xc3\xa9s\x01\0\0\0bi\x02\x01\0\0\0\0\0\0");
         hashed.extend(b"\0\0\x03\0\0\0set0s\x01\0\0\0a");
         let first: [u8; 32] = Sha256::digest(&hashed).into();
@@ -1281,20 +1281,25 @@ mod tests {
     }
 
     #[test]
-    fn keys_and_values_of_objects_nest_so_deep_and_no_deeper() {
-        for pairs in [|inner: u8| [0, inner], |inner: u8| [inner, 0]] {
+    fn keys_values_and_elements_nest_so_deep_and_no_deeper() {
+        for outer in ["key", "value", "element"] {
             let nested = |levels: usize| {
                 let code = |builder: &mut Builder, function: &mut FunctionBuilder| {
                     let one = builder.int(1);
                     function.emit(Instruction::Const { dst: 0, value: one });
                     for level in 0..levels as u8 {
-                        function.emit(Instruction::Object { dst: level + 1, pairs: Args(&pairs(level)) });
+                        let (dst, args) = (level + 1, [level, 0, level]);
+                        function.emit(match outer {
+                            "key" => Instruction::Object { dst, pairs: Args(&args[..2]) },
+                            "value" => Instruction::Object { dst, pairs: Args(&args[1..]) },
+                            _ => Instruction::Array { dst, items: Args(&args[..1]) },
+                        });
                     }
                     function.emit(Instruction::ReturnLast { value: levels as u8 });
                 };
                 kept(code, 0)
             };
-            assert_eq!((nested(MAX_DEPTH), nested(MAX_DEPTH + 1)), ([true; 2], [false; 2]));
+            assert_eq!((nested(MAX_DEPTH), nested(MAX_DEPTH + 1)), ([true; 2], [false; 2]), "{outer}");
         }
     }
 

@@ -33,7 +33,7 @@ impl Parts {
         ints.iter().fold(self, |parts, int| parts.with(Section::Ints, &int.to_le_bytes()))
     }
 
-    fn nodes(mut self, levels: &[u32], nodes: &[(Kind, &[u32])]) -> Self {
+    fn nodes(mut self, levels: &[u32], nodes: Nodes<'_>) -> Self {
         let mut end = 0;
         for &(kind, words) in nodes {
             end += words.len() as u32;
@@ -80,6 +80,9 @@ impl Parts {
         Image::read(&self.image()).and_then(|image| verify(&image)).err()
     }
 }
+
+/// Kinds and words of nodes.
+type Nodes<'a> = &'a [(Kind, &'a [u32])];
 
 /// Two strings and two integers.
 pub(super) fn base() -> Parts {
@@ -154,8 +157,8 @@ fn strings_and_integers_ascend_strictly() {
 fn constants_have_one_encoding() {
     use Kind::{Array, Object, Set};
     const NONE: &[u32] = &[];
-    let check = |levels: &[u32], nodes: &[(Kind, &[u32])]| base().nodes(levels, nodes).error();
-    let valid: [(&[u32], &[(Kind, &[u32])]); 6] = [
+    let check = |levels: &[u32], nodes: Nodes<'_>| base().nodes(levels, nodes).error();
+    let valid: [(&[u32], Nodes<'_>); 6] = [
         (&[1], &[(Array, NONE)]),
         (&[2], &[(Array, NONE), (Set, NONE)]),
         (&[0, 2], &[(Array, &[int(1), int(0), int(1)]), (Array, &[string(1)])]),
@@ -177,7 +180,7 @@ fn constants_have_one_encoding() {
     for (levels, nodes) in valid {
         assert_eq!(check(levels, nodes), None, "{levels:?} {nodes:?}");
     }
-    let refused: [(&str, &[u32], &[(Kind, &[u32])]); 36] = [
+    let refused: [(&str, &[u32], Nodes<'_>); 36] = [
         ("no integer", &[0, 1], &[(Array, &[int(2)])]),
         ("no string", &[0, 1], &[(Array, &[string(2)])]),
         ("no null", &[0, 1], &[(Array, &[1])]),
