@@ -18,6 +18,8 @@ use crate::point::Point;
 mod engine;
 mod format;
 mod verifier;
+mod builtins;
+mod values;
 
 /// A DFA that matches whole strings of this expression.
 pub(super) fn dfa(pattern: &str) -> Vec<u8> {
