@@ -639,4 +639,97 @@ mod tests {
         assert!(builder.object(vec![(k, one), (k, one)]).is_ok());
         assert_eq!(builder.object(vec![(k, one), (k, two)]), Err(BuildError::KeyConflict));
     }
+
+    #[test]
+    fn a_source_is_in_the_image_and_named_once() {
+        let mut builder = Builder::new(1);
+        builder.source("b", [2; 32]).unwrap();
+        builder.source("a", [1; 32]).unwrap();
+        assert_eq!(builder.source("b", [3; 32]), Err(BuildError::Duplicate("b".into())));
+        let f = builder.function(FunctionBuilder::new("f", 0));
+        builder.entry("e", f).unwrap();
+        assert_eq!(builder.entry("e", f), Err(BuildError::Duplicate("e".into())));
+        let mut builder = Builder::new(1);
+        builder.source("b", [2; 32]).unwrap();
+        builder.source("a", [1; 32]).unwrap();
+        let image = builder.finish().unwrap();
+        let image = Image::read(&image).unwrap();
+        let sources = image.sources().map(|(name, hash)| (image.string(name).unwrap(), hash[0]));
+        assert!(sources.eq([(&b"a"[..], 1), (b"b", 2)]));
+    }
+
+    #[test]
+    fn slots_come_in_pairs() {
+        for (slot, slots) in [(0, 2), (1, 2), (2, 4), (3, 4), (62, 64), (63, 64)] {
+            let mut builder = Builder::new(1);
+            builder.program(&[Step::Save { slot, next: 1 }, Step::Match]);
+            let image = builder.finish().unwrap();
+            assert_eq!(Image::read(&image).unwrap().program(0).unwrap().slots, slots, "{slot}");
+        }
+    }
+
+    #[test]
+    fn bodies_are_counted_where_a_call_is() {
+        use crate::policy::instruction::Args;
+        let block = Instruction::Block { body: 0 };
+        // Of each word: how many bodies are closed, then opened, then whether there is a call.
+        for way in
+            ["1c", "2c", "1 1", "1 -1c", "2 -2c", "2 -1c", "1c -1 3", "1c -1c 3c", "3 -3 1c", "c 1c 1c"]
+        {
+            let mut builder = Builder::new(1);
+            let mut callee = FunctionBuilder::new("callee", 0);
+            let bodies = [callee.open(block), callee.open(block)];
+            assert_eq!(callee.nesting(), 2);
+            callee.emit(Instruction::Fail);
+            bodies.into_iter().rev().for_each(|open| callee.close(open));
+            let function = builder.function(callee).0;
+            let mut code = FunctionBuilder::new("main", 0);
+            let mut open = Vec::new();
+            for step in way.split(' ') {
+                let count = step.trim_end_matches('c');
+                for _ in 0..count.parse().unwrap_or(0).max(0) {
+                    open.push(code.open(block));
+                }
+                for _ in 0..count.strip_prefix('-').map_or(0, |count| count.parse().unwrap()) {
+                    code.close(open.pop().unwrap());
+                }
+                assert_eq!(code.nesting(), open.len());
+                if step.ends_with('c') {
+                    code.emit(Instruction::Call { dst: None, function, args: Args(&[]) });
+                }
+            }
+            open.into_iter().rev().for_each(|open| code.close(open));
+            builder.function(code);
+            // The verifier has a count of its own.
+            assert_eq!(builder.finish().err(), None, "{way}");
+        }
+    }
+
+    #[test]
+    fn an_image_may_be_as_large_as_the_format_says() {
+        let build = |length: usize| {
+            let mut builder = Builder::new(1);
+            let value = builder.string(&"x".repeat(length));
+            let mut code = FunctionBuilder::new("f", 0);
+            code.emit(Instruction::ReturnConst { value });
+            builder.function(code);
+            builder.finish()
+        };
+        let room = MAX_IMAGE - build(1).unwrap().len();
+        assert_eq!(build(1 + room).map(|image| image.len()), Ok(MAX_IMAGE));
+        for over in [1, 2] {
+            assert!(matches!(build(1 + room + over), Err(BuildError::Limit(_))));
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_set_ascend_whatever_their_order_was() {
+        let mut builder = Builder::new(1);
+        let numbers = [3, -1, 2].map(|number| builder.int(number)).to_vec();
+        let value = builder.set(numbers);
+        let mut code = FunctionBuilder::new("f", 0);
+        code.emit(Instruction::ReturnConst { value });
+        builder.function(code);
+        assert!(builder.finish().is_ok());
+    }
 }

@@ -19,6 +19,7 @@ mod engine;
 mod format;
 mod verifier;
 mod builtins;
+mod machine;
 mod values;
 
 /// A DFA that matches whole strings of this expression.

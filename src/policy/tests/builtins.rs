@@ -548,6 +548,12 @@ fn what_a_builtin_visits_costs_steps() {
         (B::SemverCompare, Vec::from([text(&long), text(&long[..16])]), 11),
         // To where it is found, a look there.
         (B::Contains, Vec::from([text(&alloc::format!("{long}y")), text("y")]), 1 + 10),
+        // The same twice, one look to the end for nothing, and each part.
+        (
+            B::Split,
+            Vec::from([text(&alloc::format!("{long}y{long}y")), text("y")]),
+            2 * (1 + 10) + 322 / 16 + 3,
+        ),
         // A table of 64 places, for each element a round, a look and its bytes.
         (B::CountBefore, Vec::from([strings(1), text("=")]), 2 * 4 / 16 + 2 + 10),
         (B::CountBefore, Vec::from([strings(1), text(&long[..16])]), 2 * 4 / 16 + 2 + 11),
