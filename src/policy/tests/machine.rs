@@ -230,8 +230,11 @@ fn a_list_grows_where_it_is_or_moves_and_pays_for_it() {
     assert_eq!(read(other), models("'something else!!'").remove(0));
 }
 
+/// Where groups start and end.
+type Places = Vec<Option<(usize, usize)>>;
+
 /// Where the groups of a match are: of the first from a byte on, in memory that something else was in.
-fn groups(steps: &[Step], text: &str, from: usize) -> Result<Option<Vec<Option<(usize, usize)>>>, Fault> {
+fn groups(steps: &[Step], text: &str, from: usize) -> Result<Option<Places>, Fault> {
     let slots = steps.iter().map(|step| if let Step::Save { slot, .. } = step { (slot | 1) + 1 } else { 0 });
     let (slots, bytes) = (slots.max().unwrap(), steps.iter().map(|step| step.to_bytes()).collect::<Vec<_>>());
     let (mut memory, mut fuel, holes) = ([0xff; 1024], Fuel(1000), Holes::default());
@@ -332,7 +335,7 @@ fn strings_of_an_input_are_looked_for_as_deep_as_values_nest() {
     let world = World::new(models("'known'"));
     let strings = Strings::new(world.engine.image()).unwrap();
     let mut memory = alloc::vec![0; 4096];
-    for (levels, found) in [(1, true), (MAX_DEPTH + 1, true), (MAX_DEPTH + 2, false)] {
+    for (levels, found) in [(0, true), (1, true), (MAX_DEPTH + 1, true), (MAX_DEPTH + 2, false)] {
         let arena = &mut Arena::new(&mut memory);
         let known = arena.string("known").unwrap();
         let mut value = (0..levels).fold(known, |inner, _| arena.array(&[inner]).unwrap());
