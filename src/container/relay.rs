@@ -342,6 +342,7 @@ mod tests {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let null = openat(CWD, "/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
         let (reader, process) = pipe().unwrap();
+        ioctl_fionbio(&reader, true).unwrap();
         ioctl_fionbio(&process, true).unwrap();
         (epoll, null, Relay::unattached(reader, None, left), process)
     }

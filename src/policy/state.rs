@@ -19,6 +19,8 @@ pub const MAX_ENTRIES: usize = 8192;
 pub const MAX_BYTES: usize = 1 << 20;
 /// Bytes of one key and value.
 pub const MAX_ENTRY_BYTES: usize = 64 << 10;
+/// Steps that going through one value may take: one for each element and 16 bytes, as often as they are referred to.
+pub const MAX_ENTRY_STEPS: u64 = 1 << 20;
 /// Operations of one decision.
 pub const MAX_OPERATIONS: usize = 64;
 /// Bytes of the data of one fragment.
@@ -654,9 +656,6 @@ impl Copying<'_> {
         Ok(value.placed(Space::HERE, start as u32))
     }
 }
-
-/// Steps that going through one value may take: one for each element and 16 bytes, as often as they are referred to.
-const MAX_ENTRY_STEPS: u64 = 1 << 17;
 
 /// Whether a value can be gone through, for the digest. What stays where it is costs an entry no bytes, but a constant
 /// of a few hundred can refer to others so often that there is no end to it; and it nests, too.

@@ -15,12 +15,12 @@ use super::instruction::{Instruction as I, *};
 use super::value::*;
 use crate::point::Point;
 
+mod builtins;
 mod engine;
 mod format;
-mod verifier;
-mod builtins;
 mod machine;
 mod values;
+mod verifier;
 
 /// A DFA that matches whole strings of this expression.
 pub(super) fn dfa(pattern: &str) -> Vec<u8> {
