@@ -223,7 +223,7 @@ impl Relay {
                 (Some(sealed), _) if matches!(self.state, State::Input | State::Output) => {
                     sealed.advance(from, to)
                 }
-                (None, Some(stage)) if self.kept.is_none() => stage.advance(from, to),
+                (None, Some(stage)) => stage.advance(from, to),
                 _ => moved(from, to, CHUNK),
             };
             match moved {
@@ -302,6 +302,8 @@ impl Relay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attest::stream::Exporter;
+    use crate::wire::Stream;
     use rustix::event::Timespec;
     use rustix::event::epoll::{Event, EventData};
     use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -320,17 +322,12 @@ mod tests {
         let mut relay = Relay::unattached(reader, None, None);
         relay.start(peer, State::Output, &epoll, (7, 1)).unwrap();
         assert_eq!(write(&process, &[0; 400_000]), Ok(400_000));
-        let reported = || {
-            let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 4];
-            let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-            epoll::wait(&epoll, &mut events, Some(&at_once)).unwrap()
-        };
-        reported();
+        reported(&epoll);
         let mut turns = 1;
         while relay.advance(false, &null) == Progress::More {
-            assert_eq!(reported(), 0, "nothing happens by itself");
+            assert_eq!(reported(&epoll), 0, "nothing happens by itself");
             relay.rearm(&epoll, (7, 1)).unwrap();
-            assert!(reported() > 0, "{turns}");
+            assert!(reported(&epoll) > 0, "{turns}");
             turns += 1;
         }
         assert!(turns > 1, "more than its turn");
@@ -356,28 +353,49 @@ mod tests {
         }
     }
 
+    fn reported(epoll: &OwnedFd) -> usize {
+        let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 4];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        epoll::wait(epoll, &mut events, Some(&at_once)).unwrap()
+    }
+
     #[test]
     fn c12_output_whose_reader_has_gone_is_thrown_away_to_its_end() {
-        // That the peer has gone is said, or seen when it takes nothing.
-        for said in [true, false] {
+        // That the peer has gone is said while it still takes something, or seen when it takes nothing any more.
+        for (said, is_sealed) in [(true, false), (false, false), (true, true)] {
             let (epoll, null, mut relay, process) = output(None);
+            relay.sealed =
+                is_sealed.then(|| Sealed::new(&Exporter::new([7; 32]), 1, Stream::Stdout).unwrap().into());
+            fcntl_setpipe_size(&process, OUTPUT_PIPE).unwrap();
             let (host, peer) = UnixStream::pair().unwrap();
             relay.start(peer.into(), State::Output, &epoll, (7, 1)).unwrap();
-            drop(host);
+            let _host = Some(host).filter(|_| said);
             for _ in 0..4 {
                 assert_eq!(write(&process, &[0; 300_000]), Ok(300_000));
-                if relay.advance(said, &null) == Progress::More {
+                reported(&epoll);
+                let progress = relay.advance(said, &null);
+                assert_eq!(relay.state, State::Drain);
+                if progress == Progress::More {
                     relay.rearm(&epoll, (7, 1)).unwrap();
-                    let mut events = [Event { flags: EventFlags::empty(), data: EventData::new_u64(0) }; 4];
-                    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-                    assert!(epoll::wait(&epoll, &mut events, Some(&at_once)).unwrap() > 0);
+                    assert!(reported(&epoll) > 0);
                 }
                 assert_eq!(until_it_waits(&mut relay, &null), Progress::Waiting);
-                assert_eq!(relay.state, State::Drain);
             }
             drop(process);
             assert_eq!(until_it_waits(&mut relay, &null), Progress::Done);
         }
+    }
+
+    #[test]
+    fn c12_what_was_kept_of_a_process_that_has_ended_is_done_with_when_its_reader_goes() {
+        let (epoll, null, mut relay, process) = output(Some(0));
+        assert!(!relay.tick(&epoll, (7, 1)));
+        write(&process, b"all").unwrap();
+        drop(process);
+        assert_eq!(until_it_waits(&mut relay, &null), Progress::Waiting);
+        let (_host, peer) = UnixStream::pair().unwrap();
+        relay.start(peer.into(), State::Output, &epoll, (7, 1)).unwrap();
+        assert_eq!(relay.advance(true, &null), Progress::Done);
     }
 
     #[test]
@@ -407,9 +425,11 @@ mod tests {
         relay.start(peer.into(), State::Input, &epoll, (7, 0)).unwrap();
         assert!(relay.stage.is_none());
         host.write_all(b"input").unwrap();
-        drop(host);
+        host.shutdown(std::net::Shutdown::Write).unwrap();
         // That the host has gone does not make what it sent any less.
         assert_eq!(relay.advance(true, &process), Progress::Done);
+        drop(relay);
+        assert_eq!(host.read(&mut [0; 1]).unwrap(), 0, "the host gets nothing of it back");
         let mut bytes = [0; 16];
         assert_eq!(read(&process, &mut bytes), Ok(5));
         assert_eq!(&bytes[..5], b"input");

@@ -1,6 +1,7 @@
 //! What a process in a container sees and may do.
 
 use super::*;
+use crate::gate::fields::{DirectoryName, MountPoint};
 use crate::linux::process::{Scheduling, schedule};
 
 #[test]
@@ -217,5 +218,32 @@ fn containers_of_a_guest_share_network_queues_and_host_name_and_nothing_else() {
         for container in ['a', 'b'] {
             machine.shutdown(id(container)).unwrap();
         }
+    });
+}
+
+#[test]
+fn c05_a_directory_that_is_shared_holds_no_devices_and_no_setuid_programs_and_is_read_only_where_that_is_said()
+ {
+    const TEST: &str = "view::c05_a_directory_that_is_shared_holds_no_devices_and_no_setuid_programs_\
+        and_is_read_only_where_that_is_said";
+    alone(TEST, |machine| {
+        let container = id('a');
+        machine.rootfs(&container);
+        mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), None).unwrap();
+        let directories = crate::gate::input::DIRECTORIES;
+        fs::create_dir_all(format!("/run/gcs/c/{}/{directories}", container.as_str())).unwrap();
+        let bound = |read_only| Mount {
+            source: Source::Directory(DirectoryName::parse("shared").unwrap()),
+            destination: MountPoint::parse(if read_only { "/mnt/read" } else { "/mnt/write" }).unwrap(),
+            read_only,
+        };
+        let script = "echo text > /mnt/write/file; cat /mnt/read/file; (echo x > /mnt/read/file) 2>/dev/null || echo no; \
+            stat -c %a /mnt/read; grep -oE '/mnt/(read|write) r[ow],nosuid,nodev' /proc/self/mountinfo";
+        let args = ["sh", "-c", script];
+        let process =
+            machine.create_with(container, std::vec![bound(false), bound(true)], &Spec::new(&args)).unwrap();
+        let (text, _) = machine.finish(process);
+        assert_eq!(text, "text\nno\n777\n/mnt/write rw,nosuid,nodev\n/mnt/read ro,nosuid,nodev\n");
+        machine.shutdown(container).unwrap();
     });
 }
