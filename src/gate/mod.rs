@@ -18,7 +18,7 @@
 pub mod action;
 mod channel;
 pub mod fields;
-mod fragment;
+pub mod fragment;
 pub(crate) mod input;
 pub mod memory;
 pub mod network;

@@ -10,6 +10,7 @@ use parma_guest::fragment::{CONTENT_TYPE, Problem, verify};
 use parma_guest::gate::Gate;
 use parma_guest::gate::action::*;
 use parma_guest::gate::fields::{ContainerId, UserSpec};
+use parma_guest::gate::fragment::{MAX_FRAGMENTS, MAX_PARAMETERS};
 use parma_guest::policy::Reason as Check;
 use parma_guest::wire::{
     Capabilities, Denied, Field, List, Process, Reason, Refusal, Reply, Request, Stdio, Usage,
@@ -326,6 +327,8 @@ fn f03_svns_are_numbers_with_a_minimum_and_go_only_forward() {
     // Welcome by itself, but older than what is in force.
     assert_eq!(guest.load(&with_svn(int(9))), problem(Problem::Rollback));
     guest.load(&with_svn(int(11))).unwrap();
+    // Another of the same SVN is no step back.
+    guest.load(&honest(FEED, 11, &fragment(&container("other", 8, "[4-6]", "")))).unwrap();
     // An SVN in the content is the header's or none.
     let content = format!("{}\nsvn := \"12\"\n", source());
     let envelope = |svn| Message::new(&chain(), &issuer(), FEED, int(svn), &image(&content)).signed();
@@ -596,6 +599,72 @@ fn a_fragment_is_worked_out_for_each_set_of_parameters_or_not_at_all() {
     let mut guest = Guest::new(&policy(&entry(String::new())));
     guest.load(&honest(FEED, 1, &source)).unwrap();
     guest.mount(9).unwrap();
+}
+
+#[test]
+fn f03_each_feed_goes_forward_by_itself() {
+    let other = "example.com/other";
+    let kinds = r#"["containers"]"#;
+    let mut guest =
+        Guest::new(&policy(&format!("{}, {}", named(FEED, "1", kinds), named(other, "1", kinds))));
+    guest.load(&honest(FEED, 9, &source())).unwrap();
+    guest.load(&honest(other, 2, &source())).unwrap();
+    assert_eq!(guest.load(&honest(FEED, 8, &source())), problem(Problem::Rollback));
+    assert_eq!(guest.load(&honest(other, 1, &source())), problem(Problem::Rollback));
+}
+
+#[test]
+fn f06_a_guest_takes_32_fragments_and_each_with_16_sets_of_parameters() {
+    let mut guest = Guest::new(&policy(&named(FEED, "0", r#"["containers"]"#)));
+    for svn in 0..MAX_FRAGMENTS as u32 {
+        guest.load(&honest(FEED, svn, &source())).unwrap();
+    }
+    let limit = Err(Reason::Limit { field: Field::Fragment });
+    assert_eq!(guest.load(&honest(FEED, 99, &source())), limit);
+
+    let entry =
+        |set: usize| named(FEED, "0", &format!(r#"["containers"], "parameters": {{"layer": "{set}"}}"#));
+    for (sets, loaded) in [(MAX_PARAMETERS, Ok(())), (MAX_PARAMETERS + 1, limit)] {
+        let entries: Vec<String> = (0..sets).map(entry).collect();
+        assert_eq!(Guest::new(&policy(&entries.join(", "))).load(&honest(FEED, 1, &source())), loaded);
+    }
+}
+
+#[test]
+fn f06_parameters_nest_16_deep() {
+    let kinds: [fn(String) -> String; 2] =
+        [|inner| format!("[{inner}]"), |inner| format!(r#"{{"in": {inner}}}"#)];
+    for kind in kinds {
+        let load = |levels: usize| {
+            let value = (0..levels).fold("7".to_string(), |inner, _| kind(inner));
+            let entry = named(FEED, "0", &format!(r#"["containers"], "parameters": {{"deep": {value}}}"#));
+            Guest::new(&policy(&entry)).load(&honest(FEED, 1, &source()))
+        };
+        // The parameters themselves are one level.
+        assert_eq!((load(15), load(16)), (Ok(()), problem(Problem::Payload)));
+    }
+}
+
+#[test]
+fn f06_a_fragment_that_is_refused_leaves_nothing_also_where_a_part_of_it_was_accepted() {
+    // Each has a third of what there is room for; the second set of parameters names a version that nobody knows.
+    let source = format!(
+        "package fragment\n\nparameters_api := {{\"version\": {{}}, \"layer\": {{}}}}\n\
+         framework_version := parameter(\"version\").value\ncontainers := [{}]\n",
+        container("tool", 7, "[4-6]", &format!(r#", "note": "{}""#, "x".repeat(300 << 10)))
+            .replace(&format!("\"{}\"", "07".repeat(32)), "parameter(\"layer\").value"),
+    );
+    let entry = |layer: u8, version: &str| {
+        let layer = format!("{layer:02x}").repeat(32);
+        let set = format!(r#"["containers"], "parameters": {{"layer": "{layer}", "version": "{version}"}}"#);
+        named(FEED, "0", &set)
+    };
+    let mut guest = Guest::new(&policy(&format!("{}, {}", entry(20, "0.5.0"), entry(21, "9.0.0"))));
+    for _ in 0..4 {
+        assert_eq!(denied(guest.load(&honest(FEED, 1, &source))), [Check::InvalidFragmentVersion]);
+        assert_eq!(denied(guest.mount(20)), [Check::InvalidDeviceHash]);
+    }
+    guest.run(1, 'a', &["/bin/own"], &["LEVEL=2"]).unwrap();
 }
 
 #[test]
