@@ -18,7 +18,7 @@ const BACKLOG: i32 = 16;
 
 /// Most bytes to hand to a vsock in one call. Linux makes one packet of them; where they and what belongs to a packet are more than
 /// 32 KiB it spreads that over several buffers, and `vhost-device-vsock` drops such a packet.
-pub const MAX_SEND: usize = 28 << 10;
+pub const MAX_SEND: usize = 31 << 10;
 
 /// `struct sockaddr_vm`.
 #[repr(C)]
