@@ -1322,7 +1322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_entry_refers_to_is_bounded_as_if_it_were_there() {
+    fn t06_what_an_entry_refers_to_is_bounded_as_if_it_were_there() {
         let array = |width: usize| move |builder: &mut Builder, value| builder.array(vec![value; width]);
         let key = |builder: &mut Builder, value| builder.object(vec![(value, Const::NULL)]).unwrap();
         // Constants cost no bytes, however large; but they nest.

@@ -1,4 +1,4 @@
-//! The host changes what runs and reaches into it: attacks C01, C05–C08, C10–C12 on the real VM.
+//! The host changes what runs and reaches into it: attacks C01, C05–C08, C10–C12, F07, F09 on the real VM.
 
 mod support;
 
@@ -414,4 +414,66 @@ fn c12_a_reader_that_goes_away_does_not_stop_the_process() {
     drop(output);
     input.write_all(b"go\n").unwrap();
     assert_eq!(guest.wait(process), ExitStatus::Code(7));
+}
+
+/// A workload under a policy that also has the container of another one, of the same layers; `edit` changes its text.
+fn beside(
+    stage: &support::Stage,
+    [first, second]: [(&[&str], &str); 2],
+    edit: impl FnOnce(String) -> String,
+) -> [Workload; 2] {
+    let options =
+        |variable: &str| GenerateOptions { env: strings(&[variable]), ..GenerateOptions::default() };
+    let mut text = String::new();
+    let other = stage.workload_with("busybox", second.0, options(second.1), |policy| {
+        text = policy.clone();
+        policy
+    });
+    let both = |policy: String| edit(joined(&policy, &text));
+    [stage.workload_with("busybox", first.0, options(first.1), both), other]
+}
+
+/// Each check has an entry that passes it, so none is named.
+fn denied(reason: &Reason) -> bool {
+    matches!(reason, Reason::Denied { point: Point::CreateContainer, how: Denied::No, failed, .. } if failed.is_empty())
+}
+
+/// Two entries of a policy, each of which the host takes a half of. Twin: each container as its entry has it.
+#[test]
+fn f07_what_two_containers_of_the_same_layers_may_cannot_be_mixed() {
+    let Some(stage) = stage() else { return };
+    let halves: [(&[&str], &str); 2] =
+        [(&["sh", "-c", "echo $MODE"], "MODE=quiet"), (&["sh", "-c", "echo $MODE; id -u"], "MODE=debug")];
+    let [quiet, debug] = beside(&stage, halves, |policy| policy);
+    let guest = ready(&stage, &quiet);
+    for (command, variables) in [(&quiet, &debug), (&debug, &quiet)] {
+        let process = Process { env: variables.process(OUTPUT).env, ..command.process(OUTPUT) };
+        let refused = guest.refused(create(&id('1'), process));
+        assert!(denied(&refused), "{refused:?}");
+    }
+    let container = id('1');
+    let process = guest.started(create(&container, debug.process(OUTPUT)));
+    assert_eq!(guest.finish(process).0, "debug\n0\n");
+    guest.mount_overlay(&quiet, &id('2'));
+    let process = guest.create(&quiet, &id('2'), OUTPUT);
+    assert_eq!(guest.finish(process).0, "quiet\n");
+}
+
+/// A policy that has variables dropped which an entry does not name, and two entries that would keep different ones. Twin: the
+/// variables of one of them, and one more.
+#[test]
+fn f09_where_it_is_not_clear_which_variables_are_kept_nothing_starts() {
+    let Some(stage) = stage() else { return };
+    let command: &[&str] = &["env"];
+    let [first, _] = beside(&stage, [(command, "ONE=1"), (command, "OTHER=1")], |policy| {
+        let flag = "allow_environment_variable_dropping := ";
+        policy.replace(&format!("{flag}false"), &format!("{flag}true"))
+    });
+    let guest = ready(&stage, &first);
+    let refused = guest.refused(create(&id('1'), env_with(&first, &["OTHER=1"])));
+    assert!(denied(&refused), "{refused:?}");
+    let container = id('1');
+    let process = guest.started(create(&container, env_with(&first, &["MORE=1"])));
+    let said = guest.finish(process).0;
+    assert!(said.lines().any(|line| line == "ONE=1") && !said.contains("MORE"), "{said}");
 }

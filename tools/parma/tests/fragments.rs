@@ -614,7 +614,7 @@ fn f03_each_feed_goes_forward_by_itself() {
 }
 
 #[test]
-fn f06_a_guest_takes_32_fragments_and_each_with_16_sets_of_parameters() {
+fn t06_a_guest_takes_32_fragments_and_each_with_16_sets_of_parameters() {
     let mut guest = Guest::new(&policy(&named(FEED, "0", r#"["containers"]"#)));
     for svn in 0..MAX_FRAGMENTS as u32 {
         guest.load(&honest(FEED, svn, &source())).unwrap();
@@ -631,7 +631,7 @@ fn f06_a_guest_takes_32_fragments_and_each_with_16_sets_of_parameters() {
 }
 
 #[test]
-fn f06_parameters_nest_16_deep() {
+fn t06_parameters_nest_16_deep() {
     let kinds: [fn(String) -> String; 2] =
         [|inner| format!("[{inner}]"), |inner| format!(r#"{{"in": {inner}}}"#)];
     for kind in kinds {
@@ -646,7 +646,7 @@ fn f06_parameters_nest_16_deep() {
 }
 
 #[test]
-fn f06_a_fragment_that_is_refused_leaves_nothing_also_where_a_part_of_it_was_accepted() {
+fn t06_a_fragment_that_is_refused_leaves_nothing_also_where_a_part_of_it_was_accepted() {
     // Each has a third of what there is room for; the second set of parameters names a version that nobody knows.
     let source = format!(
         "package fragment\n\nparameters_api := {{\"version\": {{}}, \"layer\": {{}}}}\n\
