@@ -1,5 +1,5 @@
 //! The host chooses, changes or withholds the policy, or adds to it: attacks P01–P06, P08–P10 and, over the wire,
-//! F01–F04, I18 on the real VM; and it sets the clock: B07. `fragments.rs` has the fragments' attacks without a machine.
+//! F01–F06, F08, I18 on the real VM; and it sets the clock: B07. `fragments.rs` has the fragments' attacks without a machine.
 
 #[path = "support/signer.rs"]
 #[allow(dead_code, reason = "each test file uses its own part")]
@@ -7,6 +7,7 @@ mod signer;
 mod support;
 
 use parma_guest::point::Point;
+use parma_guest::policy::Reason as Check;
 use parma_guest::wire::frame::encode;
 use parma_guest::wire::{Denied, Field, List, Phase, Problem, Reason, Request, Stdio, Step, ToGuest};
 use parma_policy::generate::GenerateOptions;
@@ -295,6 +296,57 @@ fn f01_to_f04_a_fragment_adds_what_the_policy_includes_if_its_issuer_signed_it()
         guest.refused(Request::LoadFragment { envelope: &message(2).signed() }),
         Reason::Fragment { problem: Problem::Rollback }
     );
+    let process = guest.run(&workload, &id('1'), support::OUTPUT);
+    assert_eq!(guest.finish(process).0, "hello\n");
+}
+
+/// F05: what counts is under the signature. F06: a fragment names no others where the policy does not say that it may. F08: a
+/// receipt that is asked for is not there. Twin: the same feed's fragment without any of this.
+#[test]
+fn f05_f06_f08_a_fragment_that_says_it_elsewhere_or_for_others_or_without_its_receipt_adds_nothing() {
+    let Some(stage) = stage() else { return };
+    let issuer = parma::fragment::issuer_of(&signer::chain()).unwrap();
+    let entry = |feed: &str, more: &str| {
+        format!(
+            r#"{{"issuer": "{issuer}", "feed": "{feed}", "minimum_svn": "1", "includes": ["containers"]{more}}}"#
+        )
+    };
+    let (other, receipts) = ("example.com/other", "example.com/receipts");
+    let mut source = String::new();
+    let workload = stage.workload_with("busybox", &["echo", "hello"], GenerateOptions::default(), |text| {
+        let (policy, fragment) = in_a_fragment(&text, &issuer);
+        source = fragment + &format!("\nfragments := [{}]\n", entry(other, ""));
+        let further = entry(receipts, r#", "required_receipts": ["*"]"#);
+        policy.replace("fragments := [", &format!("fragments := [{further}, "))
+    });
+    let image = parma_policy::fragment::compile_fragment("fragment.rego", &source).unwrap().image;
+    let of =
+        |feed: &str, svn| signer::Message::new(&signer::chain(), &issuer, feed, signer::int(svn), &image);
+    let guest = stage.start(&workload);
+    let refused = |envelope: &[u8]| guest.refused(Request::LoadFragment { envelope });
+    let mut by_no_algorithm = of(FEED, 2);
+    by_no_algorithm.protected[0] = signer::pair(signer::int(1), signer::int(0));
+    let algorithm = [vec![0xa1], signer::int(1), signer::int(-7)].concat();
+    let mut unsigned = signer::Message { unprotected: algorithm, ..of(FEED, 2) };
+    unsigned.protected.remove(0);
+    let detached = signer::Message { payload: vec![0xf6], ..of(FEED, 2) };
+    for (message, problem) in
+        [(by_no_algorithm, Problem::Algorithm), (unsigned, Problem::Header), (detached, Problem::Envelope)]
+    {
+        assert_eq!(refused(&message.signed()), Reason::Fragment { problem });
+    }
+    let denied = |feed, checks: &[Check]| match refused(&of(feed, 2).signed()) {
+        Reason::Denied { point: Point::LoadFragment, failed, .. } => assert_eq!(failed.into_vec(), checks),
+        other => panic!("{other:?}"),
+    };
+    // The other entry asks for no receipt, so that check is not the one that failed.
+    denied(receipts, &[]);
+    let (root_hash, data_blocks) = (workload.layers[0].root_hash, workload.layers[0].data_blocks);
+    let reason = guest.refused(Request::MountDevice { device: "busybox0", root_hash, data_blocks });
+    assert!(matches!(&reason, Reason::Denied { point: Point::MountDevice, .. }), "{reason:?}");
+
+    guest.done(Request::LoadFragment { envelope: &of(FEED, 2).signed() });
+    denied(other, &[Check::InvalidFragmentFeed]);
     let process = guest.run(&workload, &id('1'), support::OUTPUT);
     assert_eq!(guest.finish(process).0, "hello\n");
 }
