@@ -375,8 +375,7 @@ impl Containers {
     pub fn resolve_user(&self, container: &ContainerId, spec: UserSpec<'_>) -> Result<User, ActError> {
         self.rootfs(container)
             .and_then(|rootfs| {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                user::resolve(openat(CWD, &*rootfs, flags, Mode::empty())?.as_fd(), spec)
+                user::resolve(openat(CWD, &*rootfs, path::DIRECTORY, Mode::empty())?.as_fd(), spec)
             })
             .at(Step::ResolveUser)
             .map_err(|failure| failure.into_error(true))

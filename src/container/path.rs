@@ -17,6 +17,8 @@ const DIRECTORY_MODE: Mode = Mode::from_bits_retain(0o755);
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 const NO_LINKS: ResolveFlags = IN_ROOT.union(ResolveFlags::NO_SYMLINKS);
 const HANDLE: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// For a handle on a directory; a symbolic link in its place is none.
+pub const DIRECTORY: OFlags = HANDLE.union(OFlags::DIRECTORY);
 
 /// A handle on something inside `root`, for use by descriptor only. No component may be a symbolic link.
 pub fn handle(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
@@ -25,7 +27,7 @@ pub fn handle(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
 
 /// A handle on a directory inside `root`, which is made if it is missing. No component may be a symbolic link.
 pub fn mount_target(root: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
-    let open = || openat2(root, path, HANDLE.union(OFlags::DIRECTORY), Mode::empty(), NO_LINKS);
+    let open = || openat2(root, path, DIRECTORY, Mode::empty(), NO_LINKS);
     match open() {
         Err(Errno::NOENT) => {
             // The callers' paths have one component, or lead through filesystems mounted here a moment ago.

@@ -2,7 +2,7 @@
 //! mount namespace of its own, before anything of the image has run.
 
 use super::device::DEVICES;
-use super::path;
+use super::path::{self, DIRECTORY};
 use crate::linux::{Errno, mount::add_attributes};
 use alloc::ffi::CString;
 use alloc::string::String;
@@ -24,9 +24,6 @@ const NODEV: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV;
 const NOEXEC: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NOEXEC;
 const RDONLY: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_RDONLY;
 const INERT: MountAttrFlags = NOSUID.union(NODEV).union(NOEXEC);
-
-const DIRECTORY: OFlags =
-    OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// A filesystem that every container has.
 struct Filesystem {
